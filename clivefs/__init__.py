@@ -1,0 +1,3 @@
+"""clivefs: a workspace filesystem."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,303 @@
+"""The answers to kernel requests, free of any binding.
+
+`Operations` holds the handle tables and the caching policy, and translates between numbers and the
+view's nodes. Every method is synchronous and raises `OSError`, or `Blocked` when it must wait; a transport
+(`fuse/pyfuse3_transport.py`) carries requests here, runs the jobs of `Blocked` in threads and calls
+again, so a method changes nothing before it raises.
+
+How long the kernel may remember what it is told is decided here and nowhere else: for as long as it
+likes where every change goes through us or is watched (we tell it when that ends), for a second
+where changes go unnoticed, and not at all for a size that is not known yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, SetAttr, refuse
+from clivefs.mounts.view import View
+
+CACHE_S = 86_400.0
+DEGRADED_CACHE_S = 1.0
+_RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
+
+
+class Entry(NamedTuple):
+    """One inode as a reply tells of it. Timeouts in seconds; `nodeid` 0 says that the name does not exist."""
+
+    nodeid: int
+    attr: Attr | None
+    entry_timeout_s: float
+    attr_timeout_s: float
+
+
+class Opened(NamedTuple):
+    """An open file as a reply tells of it."""
+
+    handle: int
+    keep_cache: bool
+    direct_io: bool
+
+
+class OpenHandle:
+    """One open file description of the kernel."""
+
+    __slots__ = ("file", "node", "written")
+
+    def __init__(self, node: Node, file: OpenFile) -> None:
+        self.node = node
+        self.file = file
+        self.written = False
+
+
+class DirHandle:
+    """One open directory: the listing as of its last rewind, so that offsets stay true while it changes."""
+
+    __slots__ = ("listing", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.listing: list[DirEntry] | None = None
+
+
+class Statfs(NamedTuple):
+    """statvfs(3) of the filesystem that new content goes to."""
+
+    block_bytes: int
+    fragment_bytes: int
+    blocks: int
+    blocks_free: int
+    blocks_available: int
+    files: int
+    files_free: int
+
+
+class Operations:
+    """Requests about one mountpoint's view. *space_fd* is a directory of the filesystem that `df` shows."""
+
+    def __init__(self, view: View, space_fd: int, *, on_written: Callable[[Node], None] | None = None) -> None:
+        self.view = view
+        self._table = view.table
+        self._space_fd = space_fd
+        self._on_written = on_written
+        self._files: dict[int, OpenHandle] = {}
+        self._directories: dict[int, DirHandle] = {}
+        self._next_handle = 1
+
+    # Replies
+
+    def _entry(self, node: Node, attr: Attr) -> Entry:
+        """A reply that gives the kernel one more reference to *node*."""
+        node.lookups += 1
+        return self._shown(node, attr)
+
+    def _shown(self, node: Node, attr: Attr) -> Entry:
+        if node.tree.degraded:
+            return Entry(node.nodeid, attr, DEGRADED_CACHE_S, 0.0 if attr.unsized else DEGRADED_CACHE_S)
+        if attr.unsized:
+            return Entry(node.nodeid, attr, 0.0, 0.0)
+        return Entry(node.nodeid, attr, CACHE_S, CACHE_S)
+
+    def _absent(self, directory: Node) -> Entry:
+        return Entry(0, None, DEGRADED_CACHE_S if directory.tree.degraded else CACHE_S, 0.0)
+
+    # Names
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        directory = self._table.get(parent)
+        try:
+            node, attr = self.view.lookup(directory, name)
+        except FileNotFoundError:
+            return self._absent(directory)
+        return self._entry(node, attr)
+
+    def forget(self, nodeid: int, count: int) -> None:
+        self._table.forget(nodeid, count)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Entry:
+        return self._entry(*self.view.mkdir(self._table.get(parent), name, mode, owner))
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Entry:
+        return self._entry(*self.view.mknod(self._table.get(parent), name, mode, rdev, owner))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Entry:
+        return self._entry(*self.view.symlink(self._table.get(parent), name, target, owner))
+
+    def link(self, nodeid: int, parent: int, name: bytes) -> Entry:
+        return self._entry(*self.view.link(self._table.get(nodeid), self._table.get(parent), name))
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self.view.unlink(self._table.get(parent), name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self.view.rmdir(self._table.get(parent), name)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        self.view.rename(self._table.get(parent), name, self._table.get(new_parent), new_name, flags)
+
+    def readlink(self, nodeid: int) -> bytes:
+        return self.view.readlink(self._table.get(nodeid))
+
+    # Attributes
+
+    def getattr(self, nodeid: int) -> Entry:
+        node = self._table.get(nodeid)
+        return self._shown(node, self.view.getattr(node))
+
+    def setattr(self, nodeid: int, change: SetAttr, handle: int | None) -> Entry:
+        node = self._table.get(nodeid)
+        opened = self._files.get(handle) if handle is not None else None
+        attr = self.view.setattr(node, change, opened.file if opened is not None else None)
+        if change.size is not None and opened is None:
+            self._written(node)
+        return self._shown(node, attr)
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        return self.view.getxattr(self._table.get(nodeid), name)
+
+    def listxattr(self, nodeid: int) -> list[bytes]:
+        return self.view.listxattr(self._table.get(nodeid))
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes) -> None:
+        self.view.setxattr(self._table.get(nodeid), name, value)
+
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        self.view.removexattr(self._table.get(nodeid), name)
+
+    # Files
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Opened, Entry]:
+        node, attr, file = self.view.create(self._table.get(parent), name, mode, flags, owner)
+        return self._opened(node, file), self._entry(node, attr)
+
+    def open(self, nodeid: int, flags: int) -> Opened:
+        node = self._table.get(nodeid)
+        opened = self._opened(node, self.view.open(node, flags))
+        if flags & os.O_TRUNC:
+            self._files[opened.handle].written = True
+        return opened
+
+    def _opened(self, node: Node, file: OpenFile) -> Opened:
+        handle = self._next_handle
+        self._next_handle += 1
+        node.opens += 1
+        self._files[handle] = OpenHandle(node, file)
+        # What is made when it is read has no size that the kernel could go by.
+        return Opened(handle, file.keep_cache, node.tree is self.view.synthetic)
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        return self._file(handle).file.read(offset, size)
+
+    def read_at_once(self, handle: int, offset: int, size: int) -> bytes | None:
+        """What a read can answer without waiting for the disk; None where it would have to."""
+        file = self._file(handle).file
+        fd = file.fileno()
+        if fd is None:
+            return file.read(offset, size)
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fd, [buffer], offset, _RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            return file.read(offset, size)
+        if count == size:
+            return bytes(buffer)
+        # Short: the end of the file, or the rest is not in memory.
+        return None if count and offset + count < os.fstat(fd).st_size else bytes(buffer[:count])
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        opened = self._file(handle)
+        opened.written = True
+        return opened.file.write(offset, data)
+
+    def flush(self, handle: int) -> None:
+        opened = self._file(handle)
+        opened.file.flush()
+        if opened.written:
+            self._written(opened.node)
+
+    def fsync(self, handle: int, data_only: bool) -> None:
+        opened = self._file(handle)
+        opened.file.fsync(data_only)
+
+    def release(self, handle: int) -> None:
+        opened = self._files.pop(handle)
+        opened.node.opens -= 1
+        try:
+            opened.file.close()
+        finally:
+            self._table.release(opened.node)
+
+    def _file(self, handle: int) -> OpenHandle:
+        try:
+            return self._files[handle]
+        except KeyError:
+            raise refuse(errno.EBADF) from None
+
+    def _written(self, node: Node) -> None:
+        if self._on_written is not None:
+            self._on_written(node)
+
+    # Directories
+
+    def opendir(self, nodeid: int) -> int:
+        node = self._table.get(nodeid)
+        handle = self._next_handle
+        self._next_handle += 1
+        node.opens += 1
+        self._directories[handle] = DirHandle(node)
+        return handle
+
+    def readdir(self, handle: int, offset: int, add: Callable[[bytes, Entry, int], bool]) -> None:
+        """Give *add* the names from position *offset* on, with their attributes and the position after each,
+        until it refuses one. Every accepted name but the dots is one more reference of the kernel."""
+        opened = self._directories[handle]
+        directory = opened.node
+        if opened.listing is None or offset == 0:
+            dots = [DirEntry(b".", stat.S_IFDIR), DirEntry(b"..", stat.S_IFDIR)]
+            opened.listing = dots + self.view.entries(directory)
+        listing = opened.listing
+        for position in range(offset, len(listing)):
+            name = listing[position].name
+            if position < 2:
+                dot = directory if position == 0 or directory.parent is None else directory.parent
+                entry = Entry(dot.nodeid, Attr(stat.S_IFDIR, 0, 0, uid=0, gid=0), 0.0, 0.0)
+                if not add(name, entry, position + 1):
+                    return
+                continue
+            try:
+                node, attr = self.view.listed(directory, name)
+            except OSError:
+                continue  # gone since the listing was made
+            if not add(name, self._shown(node, attr), position + 1):
+                self._table.release(node)
+                return
+            node.lookups += 1
+
+    def releasedir(self, handle: int) -> None:
+        opened = self._directories.pop(handle)
+        opened.node.opens -= 1
+        self._table.release(opened.node)
+
+    def fsyncdir(self, handle: int) -> None:
+        self.view.fsync_dir(self._directories[handle].node)
+
+    # The filesystem
+
+    def statfs(self) -> Statfs:
+        st = os.fstatvfs(self._space_fd)
+        return Statfs(st.f_bsize, st.f_frsize, st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree)
+
+    def close(self) -> None:
+        """Close what the kernel still had open when the mount ended."""
+        for opened in self._files.values():
+            opened.file.close()
+        self._files.clear()
+        self._directories.clear()

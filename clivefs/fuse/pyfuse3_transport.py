@@ -1,0 +1,347 @@
+"""The portable transport: requests over pyfuse3, and so over libfuse.
+
+pyfuse3 keeps one session per process in module globals, so a process serves one mountpoint. Its loop
+waits for the device before every request through the module-level name `trio`, which pyfuse3 itself
+replaces for asyncio; `_Waiting` takes that place and looks first whether a request is there already, which
+halves the cost of a request under load.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from clivefs.fuse.operations import Entry, Opened, Operations
+from clivefs.mounts.tree import Blocked, Owner, SetAttr
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WORKERS = 128
+"""Requests under way at once; those that wait for the network or the disk each hold one."""
+_RETRIES_MAX = 16
+_BURST = 64
+"""Requests answered in a row before other tasks of the daemon get their turn."""
+
+
+class _Gate:
+    """A lock that costs nothing while free, for the one worker that reads the device.
+
+    A released gate wakes at most one waiter per turn of the scheduler: the worker that released it is
+    usually back before the waiter runs.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waking = False
+        self._lot = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._held:
+            try:
+                await self._lot.park()
+            finally:
+                self._waking = False
+        self._held = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._held = False
+        if self._lot and not self._waking:
+            self._waking = True
+            self._lot.unpark()
+
+
+class _LowLevel:
+    """What pyfuse3 takes from `trio.lowlevel`."""
+
+    current_task = staticmethod(trio.lowlevel.current_task)
+    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
+    notify_closing = staticmethod(trio.lowlevel.notify_closing)
+
+    def __init__(self) -> None:
+        self._poll: select.poll | None = None
+        self._in_a_row = 0
+
+    async def wait_readable(self, fd: int) -> None:
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+        if self._poll.poll(0):
+            self._in_a_row += 1
+            if self._in_a_row >= _BURST:
+                self._in_a_row = 0
+                await trio.lowlevel.checkpoint()
+            return
+        self._in_a_row = 0
+        await trio.lowlevel.wait_readable(fd)
+
+
+class _Waiting:
+    """Stands for the module `trio` inside pyfuse3."""
+
+    Lock = _Gate
+    ClosedResourceError = trio.ClosedResourceError
+    open_nursery = staticmethod(trio.open_nursery)
+    lowlevel = _LowLevel
+
+
+async def _finish(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call until it no longer has to wait; every failure becomes the FUSEError that the caller gets."""
+    for _ in range(_RETRIES_MAX):
+        try:
+            return call(*args, **kwargs)
+        except Blocked as blocked:
+            await _run(blocked)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("request %s failed", getattr(call, "__name__", call))
+            raise pyfuse3.FUSEError(errno.EIO) from None
+    log.error("request %s still has to wait after %d turns", getattr(call, "__name__", call), _RETRIES_MAX)
+    raise pyfuse3.FUSEError(errno.EIO)
+
+
+async def _run(blocked: Blocked) -> None:
+    """Run the job of *blocked* in a thread, for at most as long as it says."""
+    try:
+        with trio.fail_after(blocked.timeout_s if blocked.timeout_s is not None else float("inf")):
+            await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True)
+    except trio.TooSlowError:
+        log.warning("gave up waiting: %s", blocked.what)
+        raise pyfuse3.FUSEError(errno.EIO) from None
+    except OSError as error:
+        raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+    except Exception:
+        log.exception("%s failed", blocked.what)
+        raise pyfuse3.FUSEError(errno.EIO) from None
+
+
+def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:
+    reply = pyfuse3.EntryAttributes()
+    reply.entry_timeout = entry.entry_timeout_s
+    attr = entry.attr
+    if attr is None:
+        return reply  # number 0: the name does not exist, and that may be remembered
+    reply.st_ino = pyfuse3.InodeT(entry.nodeid)
+    reply.attr_timeout = entry.attr_timeout_s
+    reply.st_mode = pyfuse3.ModeT(attr.mode)
+    reply.st_nlink = attr.nlink
+    reply.st_uid = attr.uid
+    reply.st_gid = attr.gid
+    reply.st_rdev = attr.rdev
+    reply.st_size = attr.size
+    reply.st_blocks = attr.blocks
+    reply.st_atime_ns = attr.atime_ns
+    reply.st_mtime_ns = attr.mtime_ns
+    reply.st_ctime_ns = attr.ctime_ns
+    return reply
+
+
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(
+        fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.keep_cache, direct_io=opened.direct_io
+    )
+
+
+def _owner(ctx: pyfuse3.RequestContext) -> Owner:
+    return Owner(ctx.uid, ctx.gid)
+
+
+class _Handlers(pyfuse3.Operations):
+    """pyfuse3's names for the requests. Nothing is decided here."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self._ops = operations
+
+    async def _entry(self, call: Callable[P, Entry], *args: P.args, **kwargs: P.kwargs) -> pyfuse3.EntryAttributes:
+        try:
+            return _attributes(call(*args, **kwargs))
+        except (Blocked, OSError):
+            return _attributes(await _finish(call, *args, **kwargs))
+        except Exception:
+            log.exception("request %s failed", call.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    async def lookup(self, parent_inode: Any, name: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.lookup, parent_inode, name)
+
+    async def forget(self, inode_list: Sequence[tuple[Any, int]]) -> None:
+        for nodeid, count in inode_list:
+            try:
+                self._ops.forget(nodeid, count)
+            except Exception:
+                log.exception("forgetting inode %d failed", nodeid)
+
+    async def getattr(self, inode: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.getattr, inode)
+
+    async def setattr(self, inode: Any, attr: Any, fields: Any, fh: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        change = SetAttr(
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return await self._entry(self._ops.setattr, inode, change, fh)
+
+    async def readlink(self, inode: Any, ctx: Any) -> Any:
+        return await _finish(self._ops.readlink, inode)
+
+    async def mknod(self, parent_inode: Any, name: Any, mode: Any, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.mknod, parent_inode, name, mode, rdev, _owner(ctx))
+
+    async def mkdir(self, parent_inode: Any, name: Any, mode: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.mkdir, parent_inode, name, mode, _owner(ctx))
+
+    async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:
+        await _finish(self._ops.unlink, parent_inode, name)
+
+    async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
+        await _finish(self._ops.rmdir, parent_inode, name)
+
+    async def symlink(self, parent_inode: Any, name: Any, target: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.symlink, parent_inode, name, target, _owner(ctx))
+
+    async def rename(
+        self, parent_inode_old: Any, name_old: Any, parent_inode_new: Any, name_new: Any, flags: Any, ctx: Any
+    ) -> None:
+        await _finish(self._ops.rename, parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    async def link(self, inode: Any, new_parent_inode: Any, new_name: Any, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._entry(self._ops.link, inode, new_parent_inode, new_name)
+
+    async def open(self, inode: Any, flags: Any, ctx: Any) -> pyfuse3.FileInfo:
+        return _file_info(await _finish(self._ops.open, inode, flags))
+
+    async def create(
+        self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        opened, entry = await _finish(self._ops.create, parent_inode, name, mode, flags, _owner(ctx))
+        return _file_info(opened), _attributes(entry)
+
+    async def read(self, fh: Any, off: int, size: int) -> bytes:
+        data = await _finish(self._ops.read_at_once, fh, off, size)
+        if data is not None:
+            return data
+        return await _in_thread(self._ops.read, fh, off, size)
+
+    async def write(self, fh: Any, off: int, buf: bytes) -> int:
+        return await _finish(self._ops.write, fh, off, buf)
+
+    async def flush(self, fh: Any) -> None:
+        await _finish(self._ops.flush, fh)
+
+    async def fsync(self, fh: Any, datasync: bool) -> None:
+        await _in_thread(self._ops.fsync, fh, datasync)
+
+    async def release(self, fh: Any) -> None:
+        await _finish(self._ops.release, fh)
+
+    async def opendir(self, inode: Any, ctx: Any) -> Any:
+        return await _finish(self._ops.opendir, inode)
+
+    async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
+        def add(name: bytes, entry: Entry, next_id: int) -> bool:
+            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), _attributes(entry), next_id)
+
+        await _finish(self._ops.readdir, fh, start_id, add)
+
+    async def releasedir(self, fh: Any) -> None:
+        await _finish(self._ops.releasedir, fh)
+
+    async def fsyncdir(self, fh: Any, datasync: bool) -> None:
+        await _in_thread(self._ops.fsyncdir, fh)
+
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        space = await _finish(self._ops.statfs)
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = space.block_bytes
+        reply.f_frsize = space.fragment_bytes
+        reply.f_blocks = space.blocks
+        reply.f_bfree = space.blocks_free
+        reply.f_bavail = space.blocks_available
+        reply.f_files = space.files
+        reply.f_ffree = reply.f_favail = space.files_free
+        reply.f_namemax = 255
+        return reply
+
+    async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
+        return await _finish(self._ops.getxattr, inode, name)
+
+    async def listxattr(self, inode: Any, ctx: Any) -> Any:
+        return await _finish(self._ops.listxattr, inode)
+
+    async def setxattr(self, inode: Any, name: Any, value: bytes, ctx: Any) -> None:
+        await _finish(self._ops.setxattr, inode, name, value)
+
+    async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
+        await _finish(self._ops.removexattr, inode, name)
+
+
+async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run one request in a thread, and to its end: what it acknowledges must have happened."""
+    try:
+        return await trio.to_thread.run_sync(lambda: call(*args, **kwargs))
+    except OSError as error:
+        raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+    except Exception:
+        log.exception("request %s failed", getattr(call, "__name__", call))
+        raise pyfuse3.FUSEError(errno.EIO) from None
+
+
+class Pyfuse3Transport:
+    """One mount. `mount`, then `serve` in a trio task, `invalidate_*` from any thread but the loop's."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+        self._mounted = False
+
+    def mount(self, mountpoint: str, *, allow_other: bool) -> None:
+        """Mount at *mountpoint*. Raises RuntimeError when libfuse refuses; it has then said why on stderr."""
+        options = {"fsname=clivefs", "subtype=clivefs", "default_permissions", "nosuid", "nodev", "noatime"}
+        if allow_other:
+            options.add("allow_other")
+        waiting = _Waiting()
+        waiting.lowlevel = _LowLevel()  # type: ignore[assignment]
+        pyfuse3.trio = waiting  # type: ignore[attr-defined]
+        pyfuse3.init(_Handlers(self._operations), mountpoint, options)
+        self._mounted = True
+
+    async def serve(self) -> None:
+        """Answer requests until the mount ends, from outside or by `stop`."""
+        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+
+    def stop(self) -> None:
+        """Let `serve` return; from the loop's thread."""
+        pyfuse3.terminate()
+
+    def unmount(self) -> None:
+        """Take the mount away, if it is still there."""
+        if self._mounted:
+            self._mounted = False
+            pyfuse3.close(unmount=True)
+
+    @staticmethod
+    def invalidate_inode(nodeid: int, attributes_only: bool) -> None:
+        """Let the kernel forget attributes and pages of an inode. May block; never from the loop."""
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(nodeid), attributes_only)
+
+    @staticmethod
+    def invalidate_entry(parent: int, name: bytes) -> None:
+        """Let the kernel forget a name. May block; never from the loop."""
+        pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))

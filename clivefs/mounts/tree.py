@@ -1,0 +1,405 @@
+"""The vocabulary of a mounted tree: attributes, nodes, open files, and the interface of a tree.
+
+Everything that serves files below some path of a view is a `Tree`: a host directory written through, an
+overlay, a control directory. A view is an assembly of trees; `fuse/` translates kernel requests to
+calls on it. All of this is synchronous: an operation runs without interruption, so it is atomic.
+
+Two rules for every method of `Tree` and `OpenFile`:
+
+1. A refusal is an `OSError` with the errno that the matching system call gives on ext4.
+2. An operation that would have to wait (network, a large copy, a large hash) raises `Blocked` *before it
+   has changed anything*. The caller runs the job in a thread and calls the operation again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+NAME_BYTES_MAX = 255
+
+
+class Attr:
+    """What stat(2) tells of one file, but for its inode number. Times in nanoseconds, sizes in bytes."""
+
+    __slots__ = ("atime_ns", "blocks", "ctime_ns", "gid", "mode", "mtime_ns", "nlink", "rdev", "size", "uid", "unsized")
+
+    def __init__(
+        self,
+        mode: int,
+        size: int,
+        mtime_ns: int,
+        *,
+        uid: int,
+        gid: int,
+        nlink: int = 1,
+        atime_ns: int | None = None,
+        ctime_ns: int | None = None,
+        rdev: int = 0,
+        blocks: int | None = None,
+        unsized: bool = False,
+    ) -> None:
+        self.mode = mode
+        self.size = size
+        self.mtime_ns = mtime_ns
+        self.uid = uid
+        self.gid = gid
+        self.nlink = nlink
+        self.atime_ns = mtime_ns if atime_ns is None else atime_ns
+        self.ctime_ns = mtime_ns if ctime_ns is None else ctime_ns
+        self.rdev = rdev
+        self.blocks = (size + 511) // 512 if blocks is None else blocks
+        """In units of 512 bytes."""
+        self.unsized = unsized
+        """The size is not known yet (a blob that was not fetched): must not be cached."""
+
+    @classmethod
+    def of(cls, st: os.stat_result) -> Attr:
+        """The same facts from a stat of the host."""
+        self = cls.__new__(cls)
+        self.mode = st.st_mode
+        self.size = st.st_size
+        self.mtime_ns = st.st_mtime_ns
+        self.uid = st.st_uid
+        self.gid = st.st_gid
+        self.nlink = st.st_nlink
+        self.atime_ns = st.st_atime_ns
+        self.ctime_ns = st.st_ctime_ns
+        self.rdev = st.st_rdev
+        self.blocks = st.st_blocks
+        self.unsized = False
+        return self
+
+
+class SetAttr(NamedTuple):
+    """What a chmod, chown, truncate or utimensat asks for; None leaves a field alone."""
+
+    mode: int | None = None
+    """Permission bits (07777)."""
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Owner(NamedTuple):
+    """Who a new file belongs to: the caller of the request."""
+
+    uid: int
+    gid: int
+
+
+class Blocked(Exception):
+    """An operation must wait for *job*; nothing has changed. Run the job in a thread, then call again.
+
+    The job raises an OSError when what it waits for cannot be had. It must be safe to run twice.
+    """
+
+    def __init__(self, job: Callable[[], None], what: str, *, timeout_s: float | None = None) -> None:
+        super().__init__(what)
+        self.job = job
+        self.what = what
+        """For people, as in `fetching 31 blobs of lib/requests`."""
+        self.timeout_s = timeout_s
+        """After this long the caller is answered EIO; None waits for as long as the job takes."""
+
+
+class OpenFile(ABC):
+    """An open file. Reads and writes are positional; offsets and sizes are in bytes."""
+
+    __slots__ = ()
+    keep_cache = False
+    """Whether the kernel may keep the pages it has of this inode from before this open."""
+
+    @abstractmethod
+    def read(self, offset: int, size: int) -> bytes:
+        """At most *size* bytes from *offset*; fewer only at the end of the file."""
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write all of *data* at *offset*; the number of bytes written."""
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def fileno(self) -> int | None:
+        """The host file behind it, if there is one."""
+        return None
+
+    def flush(self) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """One close(2) of a descriptor of this open file; there may be several."""
+
+    def fsync(self, data_only: bool) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """Make what was written survive a power loss."""
+
+    def close(self) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """The last descriptor is gone."""
+
+
+class Node:
+    """One file of a view: an inode. A tree's own nodes are subclasses with what the tree needs.
+
+    `nodeid` is both the number that the kernel knows the inode by and `st_ino`. A file with several hard
+    links is one node; `parent` and `name` are then one of its places.
+    """
+
+    __slots__ = ("children", "lookups", "mounts", "name", "nodeid", "opens", "parent", "removed", "tree")
+
+    def __init__(self, tree: Tree, parent: Node | None, name: bytes) -> None:
+        self.tree = tree
+        self.parent = parent
+        self.name = name
+        self.nodeid = 0
+        self.lookups = 0
+        """References that the kernel holds (see `fuse_lowlevel.h`, forget)."""
+        self.opens = 0
+        self.removed = False
+        """No name leads here any more; it lives while somebody holds it."""
+        self.children: dict[bytes, Node] | None = None
+        """The nodes known below this directory; None where none is. Never a full listing."""
+        self.mounts: dict[bytes, Node] | None = None
+        """Names in this directory that a mount entry (or the way to one) takes; kept by the view."""
+
+    def path(self) -> bytes:
+        """The path below the root of its tree, without a leading slash; for messages and journals."""
+        parts: list[bytes] = []
+        node: Node | None = self
+        while node is not None and node.parent is not None and node.tree is self.tree:
+            parts.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(parts))
+
+
+class DirEntry(NamedTuple):
+    """One name of a directory. `kind` is the file type bits of st_mode (S_IFREG ...)."""
+
+    name: bytes
+    kind: int
+
+
+class Tree(ABC):
+    """Files below one path of a view. Every node it is given is one that it made.
+
+    Name arguments are single components: not empty, no `/`, not `.` or `..`, at most 255 bytes (the
+    view has checked). The tree keeps `Node.children`, `parent`, `name` and `removed` true for its
+    nodes, and registers every node that it makes with the view's `NodeTable`.
+    """
+
+    root: Node
+    writable: bool
+    degraded = False
+    """Changes made underneath are not noticed at once: the kernel must ask again every second."""
+
+    # Looking
+
+    @abstractmethod
+    def lookup(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        """The node behind a name, and its attributes. ENOENT, ENOTDIR, ESTALE; may be `Blocked`."""
+
+    @abstractmethod
+    def entries(self, directory: Node) -> list[DirEntry]:
+        """All names of a directory but `.` and `..`, in the order in which they are listed. Never `Blocked`
+        by content: listing a directory fetches no blob."""
+
+    def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        """As `lookup`, for a name that a listing shows: fetches nothing, so the size may be unknown
+        (`Attr.unsized`)."""
+        return self.lookup(directory, name)
+
+    @abstractmethod
+    def getattr(self, node: Node) -> Attr:
+        """The attributes of a node, also of a removed one that somebody holds. ESTALE when it is gone."""
+
+    @abstractmethod
+    def readlink(self, node: Node) -> bytes: ...
+
+    @abstractmethod
+    def open(self, node: Node, flags: int) -> OpenFile:
+        """Open a regular file. *flags* as open(2), without O_CREAT and O_EXCL."""
+
+    # Changing: every one answers EROFS unless the tree says otherwise
+
+    def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
+        """Make and open a regular file. EEXIST when the name is taken."""
+        raise _read_only()
+
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
+        raise _read_only()
+
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> tuple[Node, Attr]:
+        raise _read_only()
+
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> tuple[Node, Attr]:
+        raise _read_only()
+
+    def link(self, node: Node, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        raise _read_only()
+
+    def unlink(self, directory: Node, name: bytes) -> None:
+        raise _read_only()
+
+    def rmdir(self, directory: Node, name: bytes) -> None:
+        raise _read_only()
+
+    def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
+        """rename(2) within this tree; *flags* are RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        raise _read_only()
+
+    def setattr(self, node: Node, change: SetAttr, file: OpenFile | None) -> Attr:
+        """Apply *change* (through *file*, if the caller has it open) and return the new attributes."""
+        raise _read_only()
+
+    # Extended attributes: names with their namespace, as in `user.comment`
+
+    def getxattr(self, node: Node, name: bytes) -> bytes:
+        """ENODATA when the node has no such attribute."""
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+    def listxattr(self, node: Node) -> list[bytes]:
+        return []
+
+    def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
+        raise _read_only()
+
+    def removexattr(self, node: Node, name: bytes) -> None:
+        raise _read_only()
+
+    def describe(self, node: Node) -> dict[str, bytes]:
+        """The `user.clive.*` attributes of a node without that prefix: `layer`, `oid`, ..."""
+        return {}
+
+    # Durability and life
+
+    def fsync_dir(self, directory: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """Make the names in a directory, and how they came to be, survive a power loss."""
+
+    def dropped(self, node: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """The table has forgotten *node*: release what is held for it."""
+
+    def close(self) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """Release what the tree holds. Open files go on working."""
+
+
+def refuse(code: int, name: bytes | None = None) -> OSError:
+    """The `OSError` for *code*, to be raised."""
+    return OSError(code, os.strerror(code), name)
+
+
+def _read_only() -> OSError:
+    return refuse(errno.EROFS)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse a name component that no file can have."""
+    if len(name) > NAME_BYTES_MAX:
+        raise refuse(errno.ENAMETOOLONG, name)
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise refuse(errno.EINVAL, name)
+
+
+def inode_number(*identity: bytes) -> int:
+    """A stable 63-bit inode number for a file that *identity* tells from every other, never 0 or 1.
+
+    Derived, not stored: the same identity has the same number in every mount and after every restart.
+    Two identities share one with a chance of n*n/2^64 for n files; `NodeTable` then gives the later
+    one the next free number.
+    """
+    hasher = blake2b(digest_size=8)
+    for part in identity:
+        hasher.update(len(part).to_bytes(4, "little"))
+        hasher.update(part)
+    number = int.from_bytes(hasher.digest(), "little") >> 1
+    return number if number > 1 else number + 2
+
+
+class NodeTable:
+    """All nodes of one mountpoint by number. Everything that decides when a node is forgotten is here.
+
+    A node lives while the kernel holds it (`lookups`), a file of it is open (`opens`), a known child
+    hangs below it, or the view pins it.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, Node] = {}
+        self._pinned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def add(self, node: Node, number: int, *, pin: bool = False) -> None:
+        """Register *node* under *number*, or under the next free one if a living node has that."""
+        while number in self._nodes:
+            number = number + 1 if number < (1 << 63) - 1 else 2
+        node.nodeid = number
+        self._nodes[number] = node
+        if pin:
+            self._pinned.add(number)
+
+    def pin(self, node: Node) -> None:
+        """Keep *node*, whoever else lets go of it."""
+        self._pinned.add(node.nodeid)
+
+    def unpin(self, node: Node) -> None:
+        self._pinned.discard(node.nodeid)
+        self.release(node)
+
+    def get(self, nodeid: int) -> Node:
+        """The node that the kernel calls *nodeid*. ESTALE if there is none."""
+        try:
+            return self._nodes[nodeid]
+        except KeyError:
+            raise refuse(errno.ESTALE) from None
+
+    def find(self, nodeid: int) -> Node | None:
+        return self._nodes.get(nodeid)
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel gives back *count* references."""
+        node = self._nodes.get(nodeid)
+        if node is not None:
+            node.lookups = max(0, node.lookups - count)
+            self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Drop *node*, and then its ancestors, as far as nothing holds them."""
+        current: Node | None = node
+        while current is not None:
+            if current.lookups or current.opens or current.children or current.nodeid in self._pinned:
+                return
+            if self._nodes.get(current.nodeid) is not current:
+                return
+            del self._nodes[current.nodeid]
+            parent = current.parent
+            if parent is not None and parent.children is not None:
+                if parent.children.get(current.name) is current:
+                    del parent.children[current.name]
+                if not parent.children:
+                    parent.children = None
+            current.tree.dropped(current)
+            current = parent
+
+    def nodes(self) -> Iterable[Node]:
+        return list(self._nodes.values())
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Let *new* answer to the number of *old* from now on: the kernel's references move with it.
+
+        For directories only: who has one open, or works in it, goes on in the new one.
+        """
+        if self._nodes.get(new.nodeid) is new:
+            del self._nodes[new.nodeid]
+            self._pinned.discard(new.nodeid)
+        new.nodeid = old.nodeid
+        new.lookups += old.lookups
+        new.opens += old.opens
+        old.lookups = old.opens = 0
+        old.removed = True
+        self._nodes[new.nodeid] = new
+
+
+def kind_of(mode: int) -> int:
+    """The file type bits of a mode."""
+    return stat.S_IFMT(mode)

@@ -1,0 +1,345 @@
+"""The directory tree of one mountpoint: workspaces, each a root tree with the mount entries in it.
+
+Everything that decides which tree answers for a name lives here: a mount entry hides whatever the
+layers below have at its path; the directories on the way to it are bridges; names cannot be removed or
+renamed from under a mount; nothing is renamed or linked from one tree into another (EXDEV).
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
+from clivefs.mounts.tree import (
+    Attr,
+    DirEntry,
+    Node,
+    NodeTable,
+    OpenFile,
+    Owner,
+    SetAttr,
+    Tree,
+    check_name,
+    refuse,
+)
+
+CONTROL = b".clive"
+PRIVATE_XATTR = b"user.clive."
+
+
+class View:
+    """The live view. Methods take and give nodes; errors are OSError, `Blocked` passes through."""
+
+    def __init__(self, table: NodeTable, owner: Owner, time_ns: int) -> None:
+        self.table = table
+        self.owner = owner
+        self.synthetic = SyntheticTree(table, owner, time_ns)
+        self._controls: dict[int, SyntheticDirectory] = {}
+        self._bridge_of: dict[int, Bridge] = {}
+
+    @property
+    def root(self) -> Node:
+        return self.synthetic.root
+
+    # Assembling: called by the assembly when workspaces and mount entries come and go
+
+    def add_workspace(self, name: bytes, tree: Tree) -> SyntheticDirectory:
+        """Show *tree* as the workspace *name*; its `.clive` directory."""
+        check_name(name)
+        top = self.synthetic.root
+        assert top.mounts is not None
+        if name in top.mounts:
+            raise refuse(errno.EEXIST, name)
+        self._hang(top, name, tree.root)
+        control = self.synthetic.directory(tree.root, CONTROL, hidden=True)
+        self._controls[tree.root.nodeid] = control
+        return control
+
+    def remove_workspace(self, name: bytes) -> None:
+        top = self.synthetic.root
+        assert top.mounts is not None
+        node = top.mounts[name]
+        control = self._controls.pop(node.nodeid)
+        for child in list((control.mounts or {}).values()):
+            self.synthetic.remove(child)
+        self.synthetic.remove(control)
+        self._unhang(top, name)
+
+    def set_entry(self, workspace: Node, path: bytes, tree: Tree) -> tuple[Node, bytes]:
+        """Show *tree* at *path* of the workspace whose root is given, instead of what was there.
+
+        The parent that the kernel knows and the name, for invalidation.
+        """
+        *parents, name = path.split(b"/")
+        directory = workspace
+        for part in parents:
+            below = (directory.mounts or {}).get(part)
+            if below is None:
+                below = self.synthetic.bridge(directory, part)
+            directory = below
+        old = (directory.mounts or {}).get(name)
+        if old is not None:
+            self._transplant(old, tree)
+        self._hang(directory, name, tree.root)
+        return directory, name
+
+    def remove_entry(self, workspace: Node, path: bytes) -> tuple[Node, bytes]:
+        """Take the entry at *path* away, and the bridges that only led to it; what to invalidate."""
+        parts = path.split(b"/")
+        chain = [workspace]
+        for part in parts:
+            chain.append((chain[-1].mounts or {})[part])
+        at = len(parts) - 1
+        self._unhang(chain[at], parts[at])
+        while at > 0 and isinstance(chain[at], Bridge) and not chain[at].mounts:
+            bridge = chain[at]
+            assert isinstance(bridge, Bridge)
+            self._set_real(bridge, None)
+            self.synthetic.remove(bridge)
+            at -= 1
+        return chain[at], parts[at]
+
+    def _hang(self, directory: Node, name: bytes, root: Node) -> None:
+        # A tree's root keeps no parent: walking up from a node must end at its own tree.
+        if directory.mounts is None:
+            directory.mounts = {}
+        directory.mounts[name] = root
+        self.table.pin(root)
+
+    def _unhang(self, directory: Node, name: bytes) -> None:
+        assert directory.mounts is not None
+        root = directory.mounts.pop(name)
+        if not directory.mounts and directory.tree is not self.synthetic:
+            directory.mounts = None
+        self.table.unpin(root)
+
+    def _transplant(self, old_root: Node, tree: Tree) -> None:
+        """Give the directories of *tree* the numbers of the same directories of the tree it takes the
+        place of, so that who works in one goes on there. Files get new inodes: their names are looked up
+        again, and who has one open keeps what he opened."""
+        if old_root.tree is tree:
+            return
+        pending = [(old_root, tree.root)]
+        while pending:
+            old, new = pending.pop()
+            known = list((old.children or {}).items())
+            self.table.replace(old, new)
+            for name, child in known:
+                if child.children is None and not stat.S_ISDIR(child.tree.getattr(child).mode):
+                    continue
+                try:
+                    found, attr = tree.lookup(new, name)
+                except OSError:
+                    continue
+                if stat.S_ISDIR(attr.mode):
+                    pending.append((child, found))
+                else:
+                    self.table.release(found)
+
+    # Bridges
+
+    def _real(self, node: Node) -> Node | None:
+        """The directory of a layer that a bridge stands over, if there is one now; other nodes: themselves."""
+        if not isinstance(node, Bridge):
+            return None if isinstance(node, SyntheticDirectory) else node
+        assert node.parent is not None
+        above = self._real(node.parent)
+        found: Node | None = None
+        if above is not None:
+            try:
+                candidate, attr = above.tree.lookup(above, node.name)
+            except OSError:
+                candidate = None
+            if candidate is not None and stat.S_ISDIR(attr.mode):
+                found = candidate
+            elif candidate is not None:
+                self.table.release(candidate)
+        self._set_real(node, found)
+        return found
+
+    def _set_real(self, bridge: Bridge, found: Node | None) -> None:
+        if bridge.real is found:
+            return
+        if bridge.real is not None:
+            self._bridge_of.pop(bridge.real.nodeid, None)
+            bridge.real.opens -= 1
+            self.table.release(bridge.real)
+        bridge.real = found
+        if found is not None:
+            found.opens += 1
+            self._bridge_of[found.nodeid] = bridge
+
+    def _writable_real(self, node: Node) -> Node:
+        """The directory to make a name in; made below a bridge where the layer has none yet."""
+        real = self._real(node)
+        if real is not None:
+            return real
+        if not isinstance(node, Bridge):
+            raise refuse(errno.EPERM, node.name)
+        assert node.parent is not None
+        above = self._writable_real(node.parent)
+        made, _ = above.tree.mkdir(above, node.name, 0o755, self.owner)
+        self._set_real(node, made)
+        return made
+
+    def kernel_node(self, node: Node) -> Node:
+        """The node that the kernel knows for *node*: the bridge over it, or itself."""
+        return self._bridge_of.get(node.nodeid, node)
+
+    # Looking
+
+    def lookup(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        if directory.mounts is not None:
+            mounted = directory.mounts.get(name)
+            if mounted is not None:
+                return mounted, self.getattr(mounted)
+        if name == CONTROL and directory.nodeid in self._controls:
+            control = self._controls[directory.nodeid]
+            return control, self.getattr(control)
+        if len(name) > 255:
+            raise refuse(errno.ENAMETOOLONG, name)
+        real = self._real(directory)
+        if real is None:
+            raise refuse(errno.ENOENT, name)
+        return real.tree.lookup(real, name)
+
+    def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        """As `lookup`, for a name of a listing: never waits for content, the size may be unknown."""
+        if directory.mounts is not None and name in directory.mounts:
+            return self.lookup(directory, name)
+        real = self._real(directory)
+        if real is None:
+            raise refuse(errno.ENOENT, name)
+        return real.tree.listed(real, name)
+
+    def entries(self, directory: Node) -> list[DirEntry]:
+        """The names of a directory: those of its layer, with the mount entries over them; never `.clive`."""
+        real = self._real(directory)
+        found = real.tree.entries(real) if real is not None else []
+        mounts = directory.mounts
+        control = directory.nodeid in self._controls
+        if not mounts and not control:
+            return found
+        shown = [
+            entry for entry in found if entry.name not in (mounts or ()) and not (control and entry.name == CONTROL)
+        ]
+        for name, node in (mounts or {}).items():
+            kind = stat.S_IFMT(self.getattr(node).mode)
+            shown.append(DirEntry(name, kind))
+        return shown
+
+    def getattr(self, node: Node) -> Attr:
+        if isinstance(node, Bridge):
+            real = self._real(node)
+            if real is not None:
+                return real.tree.getattr(real)
+        return node.tree.getattr(node)
+
+    def readlink(self, node: Node) -> bytes:
+        return node.tree.readlink(node)
+
+    def open(self, node: Node, flags: int) -> OpenFile:
+        return node.tree.open(node, flags)
+
+    # Changing
+
+    def _target(self, directory: Node, name: bytes) -> Node:
+        """The directory of the layer in which *name* may be made; the name is free of mounts."""
+        check_name(name)
+        if directory.tree is self.synthetic and not isinstance(directory, Bridge):
+            raise refuse(errno.EPERM, name)
+        if self._taken(directory, name):
+            raise refuse(errno.EEXIST, name)
+        return self._writable_real(directory)
+
+    def _taken(self, directory: Node, name: bytes) -> bool:
+        if name == CONTROL and directory.nodeid in self._controls:
+            return True
+        return directory.mounts is not None and name in directory.mounts
+
+    def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
+        real = self._target(directory, name)
+        return real.tree.create(real, name, mode, flags, owner)
+
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
+        real = self._target(directory, name)
+        return real.tree.mknod(real, name, mode, rdev, owner)
+
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> tuple[Node, Attr]:
+        real = self._target(directory, name)
+        return real.tree.mkdir(real, name, mode, owner)
+
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> tuple[Node, Attr]:
+        real = self._target(directory, name)
+        return real.tree.symlink(real, name, target, owner)
+
+    def link(self, node: Node, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        real = self._target(directory, name)
+        if real.tree is not node.tree:
+            raise refuse(errno.EXDEV, name)
+        return real.tree.link(node, real, name)
+
+    def _removable(self, directory: Node, name: bytes) -> Node:
+        if self._taken(directory, name):
+            raise refuse(errno.EBUSY, name)
+        if directory.tree is self.synthetic and not isinstance(directory, Bridge):
+            raise refuse(errno.EPERM, name)
+        real = self._real(directory)
+        if real is None:
+            raise refuse(errno.ENOENT, name)
+        return real
+
+    def unlink(self, directory: Node, name: bytes) -> None:
+        real = self._removable(directory, name)
+        real.tree.unlink(real, name)
+
+    def rmdir(self, directory: Node, name: bytes) -> None:
+        real = self._removable(directory, name)
+        real.tree.rmdir(real, name)
+
+    def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
+        source = self._removable(src, name)
+        if self._taken(dst, new_name):
+            raise refuse(errno.EBUSY, new_name)
+        target = self._target(dst, new_name)
+        if source.tree is not target.tree:
+            raise refuse(errno.EXDEV, name)
+        source.tree.rename(source, name, target, new_name, flags)
+
+    def setattr(self, node: Node, change: SetAttr, file: OpenFile | None) -> Attr:
+        if isinstance(node, Bridge):
+            node = self._writable_real(node)
+        if node.tree is self.synthetic:
+            raise refuse(errno.EPERM, node.name)
+        return node.tree.setattr(node, change, file)
+
+    # Extended attributes
+
+    def getxattr(self, node: Node, name: bytes) -> bytes:
+        if name.startswith(PRIVATE_XATTR):
+            value = node.tree.describe(node).get(name[len(PRIVATE_XATTR) :].decode("utf-8", "replace"))
+            if value is None:
+                raise refuse(errno.ENODATA, name)
+            return value
+        return node.tree.getxattr(self._real(node) or node, name)
+
+    def listxattr(self, node: Node) -> list[bytes]:
+        return [each for each in node.tree.listxattr(node) if not each.startswith(PRIVATE_XATTR)]
+
+    def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
+        self._changeable_xattr(name)
+        node.tree.setxattr(node, name, value)
+
+    def removexattr(self, node: Node, name: bytes) -> None:
+        self._changeable_xattr(name)
+        node.tree.removexattr(node, name)
+
+    def _changeable_xattr(self, name: bytes) -> None:
+        if name.startswith(PRIVATE_XATTR):
+            raise refuse(errno.EOPNOTSUPP, name)
+
+    def fsync_dir(self, directory: Node) -> None:
+        real = self._real(directory)
+        if real is not None:
+            real.tree.fsync_dir(real)

@@ -1,0 +1,1 @@
+"""The store: git objects, refs, durability. Synchronous; may import `base`."""

@@ -1,0 +1,1 @@
+"""Replication between stores over SSH (not built yet). May import `objects` and `base`."""
