@@ -19,8 +19,10 @@ AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 _STATX_MNT_ID = 0x1000
+_STATX_BTIME = 0x800
 _STATX_SIZE = 256
 _STX_MNT_ID_OFFSET = 0x90
+_STX_BTIME_OFFSET = 0x50
 
 IN_MODIFY = 0x2
 IN_ATTRIB = 0x4
@@ -71,6 +73,18 @@ def mount_id(fd: int) -> int:
     _check(_statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, _STATX_MNT_ID, buffer))
     (value,) = struct.unpack_from("=Q", buffer, _STX_MNT_ID_OFFSET)
     return int(value)
+
+
+def birth_ns(fd: int) -> int | None:
+    """When the file behind *fd* (O_PATH will do) was made, in nanoseconds since the epoch; None where its
+    filesystem does not say."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer))
+    (known,) = struct.unpack_from("=I", buffer)
+    if not known & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STX_BTIME_OFFSET)
+    return int(seconds * 1_000_000_000 + nanoseconds)
 
 
 _syncfs = _libc.syncfs

@@ -11,10 +11,10 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from clivefs.mounts.tree import Attr, OpenFile, Owner, SetAttr, refuse
+from clivefs.mounts.tree import Attr, DirEntry, OpenFile, Owner, SetAttr, refuse
 
 K = TypeVar("K", bound=Hashable)
 
@@ -77,6 +77,38 @@ def stat_at(dir_fd: int, name: bytes) -> os.stat_result:
 def proc_path(fd: int) -> str:
     """A path that leads to the file behind *fd* for the calls that take no descriptor."""
     return f"/proc/self/fd/{fd}"
+
+
+def scan_kinds(dir_fd: int, hidden: Callable[[bytes], bool]) -> list[DirEntry]:
+    """The names of a directory with their kinds, sorted. A *hidden* one counts as a directory and is not touched.
+
+    EACCES where *dir_fd* is an O_PATH descriptor, because the directory may be searched but not read.
+    """
+    found: list[DirEntry] = []
+    try:
+        listing = os.scandir(dir_fd)
+    except OSError as error:
+        raise refuse(errno.EACCES) if error.errno == errno.EBADF else error from None
+    with listing:
+        for entry in listing:
+            name = os.fsencode(entry.name)
+            try:
+                found.append(DirEntry(name, stat.S_IFDIR if hidden(name) else _kind(entry)))
+            except FileNotFoundError:
+                continue
+    found.sort()
+    return found
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """The file type bits of a name: what the directory itself says, else what stat says."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
 
 
 class HostFile(OpenFile):

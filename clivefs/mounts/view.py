@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 
 from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
 from clivefs.mounts.tree import (
@@ -37,6 +38,8 @@ class View:
         self.synthetic = SyntheticTree(table, owner, time_ns)
         self._controls: dict[int, SyntheticDirectory] = {}
         self._bridge_of: dict[int, Bridge] = {}
+        self.git_gates: dict[int, Callable[[], None]] = {}
+        """By number of an entry's root: what must be so before its `.git` is read; may raise `Blocked`."""
 
     @property
     def root(self) -> Node:
@@ -240,6 +243,10 @@ class View:
         return node.tree.readlink(node)
 
     def open(self, node: Node, flags: int) -> OpenFile:
+        if node.name == b".git" and node.parent is not None:
+            gate = self.git_gates.get(node.parent.nodeid)
+            if gate is not None:
+                gate()
         return node.tree.open(node, flags)
 
     # Changing

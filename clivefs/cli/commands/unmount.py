@@ -1,0 +1,150 @@
+"""`clivefs unmount`: leave a mountpoint, or take one workspace from it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+from typing import Any
+
+from clivefs.base.errors import ClivefsError, UsageError
+from clivefs.cli import call as calls
+from clivefs.cli import daemons, locate
+from clivefs.cli.call import Call
+from clivefs.cli.daemons import Daemon, DaemonGone
+from clivefs.daemon import recovery
+
+DESCRIPTION = """\
+End the daemon of a mountpoint after it has finished what it acknowledged, or with a workspace's name (or its
+directory in the mount) take that workspace alone. Nothing recorded is lost. A mount whose daemon has died is
+cleared away. Programs that still work in it keep what they have open, and are named."""
+
+EXAMPLES = """\
+clivefs unmount              the mountpoint that this directory is in, else the only one, else ~/clive
+clivefs unmount /mnt/work    another mountpoint
+clivefs unmount shop         the workspace shop; the others stay"""
+
+END_WAIT_MS = 30_000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="MOUNTPOINT-or-NAME", nargs="?", help="what to leave")
+    calls.add_store(parser)
+    calls.add_json(parser)
+
+
+def run(call: Call) -> int:
+    point, name = _target(call)
+    daemon = daemons.daemon_at(call.store, point)
+    if daemon is None or not daemon.alive():
+        return _clear(call, point)
+    if name is not None:
+        served = [each["name"] for each in locate.workspaces_of(daemon)]
+        if served != [name]:
+            left = daemon.ask("leave", name=name)
+            call.out.line(f"unmounted {name}; {', '.join(left['left'])} stay at {point}")
+            call.out.json({"mountpoint": point, "workspace": name, "left": left["left"]})
+            return 0
+    return _end(call, daemon)
+
+
+def _target(call: Call) -> tuple[str, str | None]:
+    """The mountpoint, and the workspace if it is about one alone."""
+    target: str | None = call.args.target
+    if target is None:
+        return _default(call), None
+    known = daemons.daemons(call.store)
+    if "/" not in target:
+        for daemon in known:
+            if target in _names(daemon):
+                return daemon.mountpoint, target
+    path = call.absolute(target)
+    mount = locate.mount_over(path)
+    if mount is None:
+        stale = next((daemon for daemon in known if daemon.mountpoint == path), None)
+        if stale is not None:
+            return path, None
+        names = sorted(name for daemon in known for name in _names(daemon))
+        raise ClivefsError(
+            "no clivefs mount and no mounted workspace",
+            place=target,
+            remedy=f"mounted are: {', '.join(names)}" if names else "nothing is mounted",
+        )
+    inside = os.path.relpath(path, mount.mountpoint)
+    if inside == ".":
+        return mount.mountpoint, None
+    if "/" in inside:
+        raise UsageError(
+            "this is a directory of a workspace", place=target, remedy="name the mountpoint or the workspace"
+        )
+    return mount.mountpoint, inside
+
+
+def _default(call: Call) -> str:
+    mount = locate.mount_over(call.around.directory)
+    if mount is not None:
+        return mount.mountpoint
+    known = [daemon.mountpoint for daemon in daemons.daemons(call.store)]
+    if len(known) == 1:
+        return known[0]
+    home = call.around.mountpoint
+    if home in known or locate.is_mountpoint(home):
+        return home
+    if known:
+        raise UsageError("several mountpoints are served", remedy=f"name one: {', '.join(known)}")
+    raise ClivefsError("nothing is mounted", remedy="clivefs status")
+
+
+def _names(daemon: Daemon) -> list[str]:
+    try:
+        return [each["name"] for each in locate.workspaces_of(daemon)]
+    except DaemonGone:
+        return []
+
+
+def _end(call: Call, daemon: Daemon) -> int:
+    pidfd = _pidfd(daemon.pid)
+    try:
+        result: dict[str, Any] = daemon.ask("unmount", call.out.progress) or {}
+        users = result.get("users") or []
+        if users:
+            call.out.note("still at work in it: " + ", ".join(f"{each['command']} ({each['pid']})" for each in users))
+        if pidfd is not None:
+            waiting = select.poll()
+            waiting.register(pidfd, select.POLLIN)
+            if not waiting.poll(END_WAIT_MS):
+                raise ClivefsError(
+                    f"the daemon (process {daemon.pid}) has not ended within {END_WAIT_MS // 1000} s",
+                    place=daemon.mountpoint,
+                    remedy=f"see {daemons.log_path(call.store, daemon.mountpoint)}",
+                )
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    call.out.line(f"unmounted {daemon.mountpoint}")
+    call.out.json({"mountpoint": daemon.mountpoint, "users": users})
+    return 0
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _clear(call: Call, point: str) -> int:
+    """Take away what a dead daemon left."""
+    mount = recovery.mounted_at(point)
+    if mount is not None and mount.fs_type == recovery.FS_TYPE:
+        if locate.answers(point):
+            raise ClivefsError(
+                f"no daemon of the store {call.store} serves this mountpoint, and it is alive",
+                place=point,
+                remedy="name the store that it was mounted with: --store",
+            )
+        recovery.clear_dead_mount(mount)
+    daemons.forget(call.store, point)
+    call.out.line(f"cleared the dead mount at {point}")
+    call.out.json({"mountpoint": point, "users": []})
+    return 0

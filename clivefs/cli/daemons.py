@@ -1,0 +1,160 @@
+"""The daemons of a store, as their command line sees them: which there are, and how one is asked.
+
+A daemon leaves `STORE/run/HASH.json` (`pid`, `mountpoint`, `version`) beside `STORE/run/HASH.sock`; HASH is
+the first 16 hex digits of the SHA-256 of its mountpoint. The conversation is specified in
+`clivefs.daemon.control`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from clivefs.base.errors import ClivefsError, UsageError
+
+ANSWER_BYTES_MAX = 256 << 20
+
+
+class DaemonGone(ClivefsError):
+    """Nobody listens at the socket of a daemon."""
+
+
+class Daemon(NamedTuple):
+    """A daemon that says, or said, it serves a mountpoint."""
+
+    run: str
+    """The directory of its socket."""
+    mountpoint: str
+    pid: int
+
+    def ask(self, command: str, progress: Callable[[str], None] | None = None, **args: Any) -> Any:
+        """The result of *command*. Raises what the daemon answers as ClivefsError or UsageError, and
+        `DaemonGone` where it does not run any more."""
+        with contextlib.closing(self._connect()) as connection, connection.makefile("rwb") as stream:
+            stream.write(json.dumps({"command": command, "args": args}).encode() + b"\n")
+            try:
+                stream.flush()
+                for answer in _answers(stream):
+                    if "progress" in answer:
+                        if progress is not None:
+                            progress(str(answer["progress"]))
+                    elif answer.get("ok"):
+                        return answer.get("result")
+                    else:
+                        raise failure(answer)
+            except (ConnectionError, ValueError) as error:
+                raise self._gone(f"broke off: {error}") from None
+        raise self._gone("ended before it answered")
+
+    def alive(self) -> bool:
+        """Somebody listens at its socket."""
+        try:
+            self._connect().close()
+        except DaemonGone:
+            return False
+        return True
+
+    def _connect(self) -> socket.socket:
+        # A socket's path may have 107 bytes only; through the directory's descriptor any path is short enough.
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            dir_fd = os.open(self.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{dir_fd}/{socket_name(self.mountpoint)}")
+            finally:
+                os.close(dir_fd)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            raise self._gone("does not run any more") from None
+        except PermissionError:
+            connection.close()
+            raise ClivefsError("the daemon of this mountpoint belongs to another user", place=self.mountpoint) from None
+        return connection
+
+    def _gone(self, what: str) -> DaemonGone:
+        return DaemonGone(
+            f"its daemon (process {self.pid}) {what}",
+            place=self.mountpoint,
+            remedy=f"`clivefs mount --at {self.mountpoint}` brings it back with everything that was saved; "
+            f"`clivefs unmount {self.mountpoint}` clears it away",
+        )
+
+
+def failure(answer: dict[str, Any]) -> ClivefsError:
+    """The error that a daemon's answer or start-up line tells of."""
+    kind = UsageError if answer.get("exit_code") == 2 else ClivefsError
+    return kind(str(answer.get("message", "it failed")), place=answer.get("place"), remedy=answer.get("remedy"))
+
+
+def _answers(stream: Any) -> Iterator[dict[str, Any]]:
+    while line := stream.readline(ANSWER_BYTES_MAX):
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("not an answer")
+        yield answer
+
+
+def run_directory(store: str) -> str:
+    """Where the store's daemons keep sockets and logs."""
+    return os.path.join(store, "run")
+
+
+def key_of(mountpoint: str) -> str:
+    """The name, without suffix, of what the daemon of *mountpoint* (absolute, without links) leaves."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+
+
+def socket_name(mountpoint: str) -> str:
+    return f"{key_of(mountpoint)}.sock"
+
+
+def log_path(store: str, mountpoint: str) -> str:
+    return os.path.join(run_directory(store), f"{key_of(mountpoint)}.log")
+
+
+def daemon_at(store: str, mountpoint: str) -> Daemon | None:
+    """The daemon of *mountpoint* according to the store, alive or not."""
+    run = run_directory(store)
+    try:
+        with open(os.path.join(run, f"{key_of(mountpoint)}.json"), "rb") as file:
+            facts = json.loads(file.read(65536))
+        return Daemon(run, mountpoint, int(facts["pid"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        return Daemon(run, mountpoint, 0)
+
+
+def daemons(store: str) -> list[Daemon]:
+    """All daemons that the store knows of, alive or not, by mountpoint."""
+    run = run_directory(store)
+    found = []
+    try:
+        names = os.listdir(run)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        try:
+            with open(os.path.join(run, name), "rb") as file:
+                mountpoint = json.loads(file.read(65536))["mountpoint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being written, or not a daemon's
+        if isinstance(mountpoint, str) and f"{key_of(mountpoint)}.json" == name:
+            daemon = daemon_at(store, mountpoint)
+            if daemon is not None:
+                found.append(daemon)
+    return sorted(found, key=lambda daemon: daemon.mountpoint)
+
+
+def forget(store: str, mountpoint: str) -> None:
+    """Remove what a dead daemon left in the run directory."""
+    for suffix in (".json", ".sock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(run_directory(store), key_of(mountpoint) + suffix))

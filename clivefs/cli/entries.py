@@ -1,0 +1,49 @@
+"""Changes of a workspace's mount table, by its daemon where it is mounted, else in its `Clive.toml` alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from clivefs.base.errors import ClivefsError
+from clivefs.cli import offline
+from clivefs.cli.call import Call
+from clivefs.cli.locate import Workspace
+from clivefs.mounts import source_notation
+
+SOURCE_HELP = """\
+SOURCE is git+URL[@REF][#subdir=D] (URL may be a path), pypi:NAME==V, npm:NAME@V, archive:URL-or-path, or the path
+of a directory. A relative path is one from the current directory."""
+
+
+def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
+    """SOURCE as the workspace says it: relative paths are from its root."""
+    parsed = source_notation.parse_source(text, ref=ref)
+    # In the mount, the current directory stands for the same one in the workspace's own directory.
+    anchored = source_notation.anchor(parsed, _directory(call, place), place.root)
+    return source_notation.format_source(anchored)
+
+
+def patch(call: Call, place: Workspace, path: str) -> str:
+    """The path of a patch file as the workspace says it."""
+    return os.path.relpath(os.path.join(_directory(call, place), path), place.root)
+
+
+def _directory(call: Call, place: Workspace) -> str:
+    here = call.around.directory
+    if place.daemon is not None and (here + "/").startswith(place.daemon.mountpoint.rstrip("/") + "/"):
+        return os.path.normpath(os.path.join(place.root, place.directory))
+    return here
+
+
+def change(call: Call, place: Workspace, command: str, path: str, **args: Any) -> dict[str, Any]:
+    """Do `attach`, `detach` or `replace`; the entry's object, as in `status --json`, afterwards."""
+    dry_run = bool(call.args.dry_run)
+    if not path:
+        raise ClivefsError("the root of a workspace is no mount entry", place=place.root, remedy="name a path in it")
+    if place.daemon is not None:
+        result = place.daemon.ask(
+            command, call.out.progress, workspace=place.name, path=path, dry_run=dry_run, ref=None, **args
+        )
+        return dict(result)
+    return offline.edit(call.store, place.root, command, path, dry_run=dry_run, **args)

@@ -1,0 +1,34 @@
+"""How a workspace's mount entries are told to a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clivefs.cli.output import Output, table
+
+
+def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ") -> None:
+    """The mount entries of a workspace object of `status --json`, and what is wrong with them."""
+    rows = [[each["path"], each["source"], each["write"], each["state"]] for each in workspace["mounts"]]
+    out.lines(table(rows, indent=indent))
+    for each in workspace["mounts"]:
+        if each.get("error"):
+            _wrapped(out, indent, f"{each['path']}: {each['error']}")
+    if workspace.get("error"):
+        _wrapped(out, indent, f"Clive.toml is not in force: {workspace['error']}")
+    if workspace.get("degraded"):
+        out.line(f"{indent}degraded: {workspace['degraded']} (`clivefs doctor` says how to get more)")
+
+
+def entry(out: Output, facts: dict[str, Any]) -> None:
+    """One mount entry after it was changed."""
+    shown = "  ".join(str(facts[key]) for key in ("path", "source", "write", "state") if facts.get(key))
+    out.line(shown)
+    if facts.get("error"):
+        _wrapped(out, "  ", str(facts["error"]))
+
+
+def _wrapped(out: Output, indent: str, text: str) -> None:
+    first, *rest = text.split("\n")
+    out.line(f"{indent}! {first}")
+    out.lines(f"{indent}  {line.strip()}" for line in rest)

@@ -1,0 +1,90 @@
+"""`python -m clivefs.daemon --config-fd N --ready-fd M`: how the command line starts a daemon.
+
+N is read to its end: the `Settings` as JSON. On M one JSON line a step is written, `{"progress": TEXT}`, and at
+last `{"ok": true, "pid", "mountpoint", "workspaces"}` or a failure as on the control socket; then M is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+import msgspec
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.daemon import control
+from clivefs.daemon.server import Daemon
+from clivefs.daemon.settings import Settings
+
+log = logging.getLogger("clivefs.daemon")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m clivefs.daemon")
+    parser.add_argument("--config-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    args = parser.parse_args()
+    with open(args.config_fd, "rb") as file:
+        settings = msgspec.json.decode(file.read(), type=Settings)
+    _log_to(settings.log)
+    os.set_inheritable(args.ready_fd, False)
+
+    def say(message: dict[str, Any]) -> None:
+        try:
+            os.write(args.ready_fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            log.debug("who started the daemon did not wait for it")
+
+    daemon = Daemon(settings)
+    try:
+        names = daemon.start(lambda text: say({"progress": text}))
+    except ClivefsError as error:
+        log.error("could not start: %s", error)
+        say(control.failure(error))
+        return error.exit_code
+    except Exception as error:
+        log.exception("could not start")
+        say(control.failure(ClivefsError(f"the daemon could not start: {error!r}", remedy="see its log")))
+        return 1
+    say({"ok": True, "pid": os.getpid(), "mountpoint": settings.mountpoint, "workspaces": names})
+    os.close(args.ready_fd)
+    if settings.notify_socket:
+        _notify(settings.notify_socket, b"READY=1")
+    log.info("serving %s: %s", settings.mountpoint, ", ".join(names))
+    try:
+        trio.run(daemon.serve, strict_exception_groups=True)
+    except Exception:
+        log.exception("the daemon ended by an error")
+        return 1
+    log.info("ended")
+    return 0
+
+
+def _log_to(path: str | None) -> None:
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = logging.FileHandler(path, delay=False)
+        os.chmod(path, 0o600)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _notify(address: str, message: bytes) -> None:
+    """Tell systemd (sd_notify(3))."""
+    path = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.sendto(message, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What the control socket can ask for. Each command is one coroutine: arguments in, a JSON value out."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from clivefs import __version__
+from clivefs.base.errors import ClivefsError
+from clivefs.daemon import recovery
+from clivefs.daemon.control import Command, Progress
+from clivefs.daemon.overlays import Overlays
+from clivefs.daemon.settings import Settings
+from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
+from clivefs.mounts import config, config_edit, config_file
+from clivefs.mounts.source_notation import parse_source
+
+TRANSPORT = "pyfuse3"
+
+
+class Commands:
+    """The commands of one daemon."""
+
+    def __init__(self, workspaces: Workspaces, settings: Settings, stop: Callable[[], None]) -> None:
+        self._workspaces = workspaces
+        self._settings = settings
+        self._stop = stop
+        self._overlays = Overlays(workspaces)
+
+    def table(self) -> dict[str, Command]:
+        return {
+            "status": self._status,
+            "unmount": self._unmount,
+            "mount": self._mount,
+            "leave": self._leave,
+            "attach": self._attach,
+            "detach": self._detach,
+            "replace": self._replace,
+            "reload": self._reload,
+            "allow": self._allow,
+            "overlay_diff": self._overlays.diff,
+            "overlay_reset": self._overlays.reset,
+            "fsck": self._fsck,
+        }
+
+    async def _status(self, args: dict[str, Any], progress: Progress) -> Any:
+        return {
+            "daemon": {
+                "pid": os.getpid(),
+                "mountpoint": self._settings.mountpoint,
+                "transport": TRANSPORT,
+                "version": __version__,
+                "store": self._settings.store,
+                "log": self._settings.log,
+            },
+            "workspaces": self._workspaces.status(),
+        }
+
+    async def _unmount(self, args: dict[str, Any], progress: Progress) -> Any:
+        users = await trio.to_thread.run_sync(recovery.users_of, self._settings.mountpoint)
+        self._stop()
+        return {"mountpoint": self._settings.mountpoint, "users": users}
+
+    async def _mount(self, args: dict[str, Any], progress: Progress) -> Any:
+        name = await self._workspaces.add(args["root"], allow=bool(args.get("allow")), progress=_from_thread(progress))
+        return {"name": name, "mountpoint": self._settings.mountpoint}
+
+    async def _leave(self, args: dict[str, Any], progress: Progress) -> Any:
+        name = args["name"]
+        self._workspaces.remove(name)
+        return {"name": name, "left": self._workspaces.names()}
+
+    # The mount table
+
+    async def _attach(self, args: dict[str, Any], progress: Progress) -> Any:
+        def edit(text: str, live: LiveWorkspace) -> str:
+            source = parse_source(args["source"], ref=args.get("ref"))
+            file = live.settings.file
+            return config_edit.attach(
+                text, args["path"], source, patches=args.get("patches") or (), write=args.get("write"), file=file
+            )
+
+        return await self._edit(args, edit)
+
+    async def _detach(self, args: dict[str, Any], progress: Progress) -> Any:
+        return await self._edit(
+            args, lambda text, live: config_edit.detach(text, args["path"], file=live.settings.file)
+        )
+
+    async def _replace(self, args: dict[str, Any], progress: Progress) -> Any:
+        def edit(text: str, live: LiveWorkspace) -> str:
+            source = parse_source(args["source"], ref=args.get("ref"))
+            patches = args.get("patches") or None
+            file = live.settings.file
+            return config_edit.replace(text, args["path"], source, patches=patches, write=args.get("write"), file=file)
+
+        return await self._edit(args, edit)
+
+    async def _edit(self, args: dict[str, Any], edit: Callable[[str, LiveWorkspace], str]) -> Any:
+        """Edit Clive.toml as the user asked, allow what that adds, and show it."""
+        live = self._workspaces.get(args["workspace"])
+        args["path"] = config_edit.normal_path(args["path"])
+        file = live.settings.file
+
+        def change() -> config.Workspace:
+            dir_fd = os.open(live.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                old = config_file.decode(config_file.read_at(dir_fd, config.FILE_NAME, file=file), file=file)
+            finally:
+                os.close(dir_fd)
+            new = edit(old, live)
+            parsed = config.parse(new, file=file, root=live.root)
+            if not args.get("dry_run"):
+                self._workspaces.allow(live, parsed, only=[args["path"]])
+                config_file.save(file, old, new)
+            return parsed
+
+        parsed = await trio.to_thread.run_sync(change)
+        entry = parsed.entry(args["path"])
+        if args.get("dry_run"):
+            return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
+        await self._workspaces.reload(live)
+        if live.error is not None:
+            raise ClivefsError(live.error)
+        return self._entry_result(live, args["path"])
+
+    @staticmethod
+    def _entry_result(live: LiveWorkspace, path: str) -> dict[str, Any]:
+        mounted = live.entries.get(path)
+        return mounted.describe() if mounted is not None else {"path": path, "state": "detached"}
+
+    async def _reload(self, args: dict[str, Any], progress: Progress) -> Any:
+        live = self._workspaces.get(args["workspace"])
+        await self._workspaces.reload(live, retry=True)
+        return self._workspaces.describe(live)
+
+    async def _allow(self, args: dict[str, Any], progress: Progress) -> Any:
+        live = self._workspaces.get(args["workspace"])
+        await trio.to_thread.run_sync(lambda: self._workspaces.allow(live, config.load(live.settings.file)))
+        await self._workspaces.reload(live, retry=True)
+        return self._workspaces.describe(live)
+
+    async def _fsck(self, args: dict[str, Any], progress: Progress) -> Any:
+        return await trio.to_thread.run_sync(self._workspaces.fsck)
+
+
+def _from_thread(progress: Progress) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        trio.from_thread.run(progress, text)
+
+    return say
+
+
+def encoded(data: bytes) -> str:
+    """Bytes as a JSON value."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,129 @@
+"""The control socket: one JSON object a line, for the command line of the same user.
+
+A request is `{"command": NAME, "args": {...}}`; the answers are any number of `{"progress": TEXT}` and then
+`{"ok": true, "result": ...}` or `{"ok": false, "message", "place", "remedy", "exit_code"}`. The socket lies in a
+directory that only its owner may enter and is 0600 itself; the peer's uid is checked as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from clivefs.base.errors import ClivefsError
+
+log = logging.getLogger(__name__)
+
+REQUEST_BYTES_MAX = 4 << 20
+Progress = Callable[[str], Awaitable[None]]
+Command = Callable[[dict[str, Any], Progress], Awaitable[Any]]
+
+
+def failure(error: ClivefsError) -> dict[str, Any]:
+    """A failure as the protocol tells of it."""
+    return {
+        "ok": False,
+        "message": error.message,
+        "place": error.place,
+        "remedy": error.remedy,
+        "exit_code": error.exit_code,
+    }
+
+
+def bind(directory: str, name: str) -> socket.socket:
+    """A listening socket *name* in *directory*, replacing one that a dead daemon left.
+
+    The caller holds the lock of the mountpoint, so nobody can be listening there.
+    """
+    dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path = f"/proc/self/fd/{dir_fd}/{name}"  # a socket's path may have 107 bytes only
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            log.debug("no socket was left behind")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        old_umask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(old_umask)
+        listener.listen(64)
+        return listener
+    finally:
+        os.close(dir_fd)
+
+
+async def serve(listener: socket.socket, commands: dict[str, Command]) -> None:
+    """Answer requests until cancelled; each connection carries any number of them, one after another."""
+    async_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            if _peer_uid(stream.socket) not in (os.geteuid(), 0):
+                log.warning("refused a control connection of another user")
+                return
+            try:
+                await _converse(stream, commands)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                log.debug("a control client went away")
+
+    await trio.serve_listeners(handle, [async_listener])
+
+
+def _peer_uid(sock: trio.socket.SocketType) -> int:
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
+async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> None:
+    async def send(answer: dict[str, Any]) -> None:
+        await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+    async def progress(text: str) -> None:
+        await send({"progress": text})
+
+    buffer = bytearray()
+    while True:
+        line, found, rest = bytes(buffer).partition(b"\n")
+        if not found:
+            if len(buffer) > REQUEST_BYTES_MAX:
+                await send(failure(ClivefsError("a control request is too long")))
+                return
+            chunk = await stream.receive_some(65536)
+            if not chunk:
+                return
+            buffer += chunk
+            continue
+        buffer = bytearray(rest)
+        await send(await _answer(line, commands, progress))
+
+
+async def _answer(line: bytes, commands: dict[str, Command], progress: Progress) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        command = commands[request["command"]]
+        args = request.get("args") or {}
+    except (ValueError, KeyError, TypeError):
+        return failure(
+            ClivefsError(
+                "the daemon does not know this request",
+                remedy="it may be of another version: `clivefs unmount` and `clivefs mount` again",
+            )
+        )
+    try:
+        return {"ok": True, "result": await command(args, progress)}
+    except ClivefsError as error:
+        return failure(error)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise
+    except Exception as error:
+        log.exception("command %s failed", request["command"])
+        return failure(ClivefsError(f"internal error: {error!r}", remedy="see the daemon's log"))

@@ -1,0 +1,251 @@
+"""The process that serves one mountpoint: wires store, view, kernel and control socket in one nursery.
+
+Start-up is recovery: whatever the last daemon left (a dead mount, a socket, a torn log) is cleared or
+replayed on the way up, and there is no other repair path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import trio
+
+from clivefs import __version__
+from clivefs.base.errors import ClivefsError
+from clivefs.daemon import control, recovery
+from clivefs.daemon.commands import Commands
+from clivefs.daemon.invalidation import Invalidator
+from clivefs.daemon.lock import Held, Lock
+from clivefs.daemon.settings import Settings
+from clivefs.daemon.workspaces import Workspaces
+from clivefs.fuse.operations import Operations
+from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
+from clivefs.mounts.tree import NodeTable, Owner
+from clivefs.mounts.view import View
+from clivefs.mounts.watch import Outside, Watcher
+from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
+
+TRANSPORT = "pyfuse3"
+_TICK_S = 1.0
+"""How often what cannot be waited for is looked at: other mounts, followed refs, missing watches."""
+
+
+def run_key(mountpoint: str) -> str:
+    """The name that the files of a mountpoint's daemon have in the run directory."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+
+
+class Daemon:
+    """One mountpoint. `start` mounts (and raises what a person must be told), `serve` runs until the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._cleanup = contextlib.ExitStack()
+        self._stopping = trio.Event()
+
+    def start(self, progress: Callable[[str], None]) -> list[str]:
+        """Recover, open, assemble and mount; the names of the workspaces. Nothing stays behind on failure."""
+        try:
+            return self._start(progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, progress: Callable[[str], None]) -> list[str]:
+        settings = self._settings
+        _raise_file_limit()
+        os.umask(0)
+        run = os.path.join(settings.store, "run")
+        os.makedirs(run, mode=0o700, exist_ok=True)
+        self._take_mountpoint(run)
+        store = self._cleanup.enter_context(Store.open(settings.store, create=True))
+
+        owner = Owner(os.geteuid(), os.getegid())
+        table = NodeTable()
+        self.view = View(table, owner, time.time_ns())
+        self.watcher = Watcher()
+        self._cleanup.callback(self.watcher.close)
+        space_fd = os.open(settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._cleanup.callback(os.close, space_fd)
+        self.operations = Operations(self.view, space_fd)
+        self._cleanup.callback(self.operations.close)
+        self.transport = Pyfuse3Transport(self.operations)
+        self.invalidator = Invalidator(self.transport)
+        self._cleanup.callback(self.invalidator.close)
+        self.workspaces = Workspaces(
+            store=store, view=self.view, watcher=self.watcher, invalidator=self.invalidator, settings=settings
+        )
+        self._cleanup.callback(self.workspaces.close)
+        for request in settings.workspaces:
+            self.workspaces.add_at_start(request.root, allow=request.allow, progress=progress)
+
+        self._listener = self._listen(run)
+        self._mount()
+        return self.workspaces.names()
+
+    def _take_mountpoint(self, run: str) -> None:
+        mountpoint = self._settings.mountpoint
+        key = run_key(mountpoint)
+        facts = {"pid": os.getpid(), "mountpoint": mountpoint, "version": __version__, "transport": TRANSPORT}
+        try:
+            lock = Lock(os.path.join(run, key + ".lock"), facts)
+        except Held as held:
+            raise ClivefsError(
+                f"a daemon serves this mountpoint already (process {held.holder.get('pid', 'unknown')})",
+                place=mountpoint,
+                remedy="`clivefs status` shows it; `clivefs unmount` ends it",
+            ) from None
+        self._cleanup.callback(lock.release)
+        existing = recovery.mounted_at(mountpoint)
+        while existing is not None and existing.fs_type == recovery.FS_TYPE:
+            log.warning("clearing the dead mount at %s", mountpoint)
+            recovery.clear_dead_mount(existing)
+            existing = recovery.mounted_at(mountpoint)
+        _check_mountpoint(mountpoint, existing)
+        facts_path = os.path.join(run, key + ".json")
+        with open(facts_path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump(facts, file)
+        self._cleanup.callback(_remove, facts_path)
+
+    def _listen(self, run: str) -> socket.socket:
+        name = run_key(self._settings.mountpoint) + ".sock"
+        listener = control.bind(run, name)
+        self._cleanup.callback(_remove, os.path.join(run, name))
+        self._cleanup.callback(listener.close)
+        return listener
+
+    def _mount(self) -> None:
+        try:
+            self.transport.mount(self._settings.mountpoint, allow_other=self._settings.allow_other)
+        except RuntimeError as error:
+            raise ClivefsError(
+                f"could not mount: {error}",
+                place=self._settings.mountpoint,
+                remedy="`clivefs doctor` tells what this machine lacks; the log has what libfuse said",
+            ) from None
+        self._cleanup.callback(self.transport.unmount)
+
+    async def serve(self) -> None:
+        """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""
+        commands = Commands(self.workspaces, self._settings, self.stop)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._signals)
+                nursery.start_soon(control.serve, self._listener, commands.table())
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._tick)
+                nursery.start_soon(self.workspaces.reload_when_asked)
+                nursery.start_soon(self._stop_when_asked)
+                await self.transport.serve()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """End `serve` from the loop's thread; what was acknowledged is finished."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+    async def _stop_when_asked(self) -> None:
+        await self._stopping.wait()
+        # Detach first: nobody new comes in, and those inside get their answers.
+        await trio.to_thread.run_sync(recovery.detach, self._settings.mountpoint)
+        with trio.move_on_after(2.0):
+            await trio.sleep_forever()  # the kernel ends the session when the last user has left
+        self.transport.stop()
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP and not self._settings.foreground:
+                    continue
+                log.info("stopping on signal %d", number)
+                self.stop()
+
+    async def _watch(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self.watcher.fileno())
+            self._apply(self.watcher.read_events())
+            await trio.sleep(0.005)  # let a burst gather: one stat and one invalidation a file
+
+    def _apply(self, changes: list[Outside]) -> None:
+        """Tell the kernel what changed underneath, and the workspaces of their Clive.toml."""
+        for change in changes:
+            if change.kind == "overflow":
+                self._forget_everything()
+                continue
+            self.workspaces.apply(change)
+            self.workspaces.noticed(change)
+
+    def _forget_everything(self) -> None:
+        for node in self.view.table.nodes():
+            self.invalidator.inode(node.nodeid)
+            if node.parent is not None:
+                self.invalidator.entry(self.view.kernel_node(node.parent).nodeid, node.name)
+        self.workspaces.reload_all()
+
+    async def _tick(self) -> None:
+        while True:
+            if self.watcher.degraded:
+                self._apply(self.watcher.read_events())
+            self.workspaces.refresh_hidden()
+            await self.workspaces.follow()
+            await trio.sleep(_TICK_S)
+
+
+def _check_mountpoint(mountpoint: str, existing: recovery.Mount | None) -> None:
+    if existing is not None and existing.mountpoint != "/":
+        raise ClivefsError(
+            f"something else is mounted here ({existing.fs_type})",
+            place=mountpoint,
+            remedy="choose another place with --at, or unmount it first",
+        )
+    over = recovery.clive_mount_over(mountpoint)
+    if over is not None:
+        raise ClivefsError(
+            f"the mountpoint lies in the clivefs mount at {over.mountpoint}",
+            place=mountpoint,
+            remedy="choose a place outside with --at",
+        )
+    try:
+        os.makedirs(mountpoint, mode=0o700, exist_ok=True)
+        content = os.listdir(mountpoint)
+    except (FileExistsError, NotADirectoryError):
+        raise ClivefsError(
+            "the mountpoint is not a directory", place=mountpoint, remedy="choose another place with --at"
+        ) from None
+    except OSError as error:
+        raise ClivefsError(
+            f"the mountpoint cannot be used: {error.strerror}",
+            place=mountpoint,
+            remedy="choose a directory of your own with --at",
+        ) from None
+    if content:
+        raise ClivefsError(
+            "the mountpoint is not empty", place=mountpoint, remedy="choose an empty directory with --at"
+        )
+
+
+def _raise_file_limit() -> None:
+    """As many open files as we may have: each file open in the mount is one here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,402 @@
+"""From a mount entry to the tree that it shows.
+
+Two steps, because the first may take long and the second must not be interrupted: `prepare` finds the
+source (for threads: it may fetch), `build` makes the tree and its nodes (for the loop: no waiting).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from clivefs.base.errors import ClivefsError
+from clivefs.base.syscalls import mount_id
+from clivefs.mounts.config import MountEntry, Workspace
+from clivefs.mounts.gitattributes import GitAttributes
+from clivefs.mounts.gitdir import GitDir, Moved
+from clivefs.mounts.gitindex import IndexStat, StatOf
+from clivefs.mounts.gitlower import GitLower, TreeSpace
+from clivefs.mounts.gitsource import GitSource, Resolved
+from clivefs.mounts.gittimes import GitTimes
+from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.locallower import LocalLower
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay_edits import Affected
+from clivefs.mounts.tree import Blocked, Tree
+from clivefs.mounts.view import View
+from clivefs.mounts.watch import Watcher
+from clivefs.objects.store import Store
+
+Progress = Callable[[str], None]
+_RETRY_S = 10.0
+"""How long after a failure an entry is tried again by itself."""
+_LOCAL_POLL_S = 1.0
+_REMOTE_POLL_S = 30.0
+
+
+class State(enum.StrEnum):
+    """What `status` says of an entry."""
+
+    MOUNTED = "mounted"
+    ERROR = "error"
+    NOT_ALLOWED = "not-allowed"
+    UNSUPPORTED = "unsupported"
+    BEHIND = "behind"
+    """The ref has moved, and git work in the mount keeps the entry where it is."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is known of an entry before anything of it is shown."""
+
+    entry: MountEntry
+    state: State
+    error: str | None = None
+    root_fd: int | None = None
+    """An open local directory; owned by `build`."""
+    source: GitSource | None = None
+    resolved: Resolved | None = None
+    git_dir: GitDir | None = None
+    git_lower: GitLower | None = None
+
+
+@dataclass(slots=True)
+class Mounted:
+    """An entry as it is shown."""
+
+    entry: MountEntry
+    tree: Tree
+    state: State
+    error: str | None
+    lower: Lower | None = None
+    source: GitSource | None = None
+    resolved: Resolved | None = None
+    git_dir: GitDir | None = None
+    looked_at: float = field(default_factory=time.monotonic)
+
+    def same_as(self, entry: MountEntry) -> bool:
+        """Whether *entry* asks for what is mounted; its place in the file does not count."""
+        return _without_line(self.entry) == _without_line(entry)
+
+    def due(self) -> bool:
+        """Whether it is time to look at the source again."""
+        age = time.monotonic() - self.looked_at
+        if self.state == State.ERROR:
+            return age >= _RETRY_S and self.entry.kind in ("git", "local")
+        if not self.entry.follow or self.source is None:
+            return False
+        return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
+
+    def describe(self) -> dict[str, Any]:
+        """The entry's object of `status --json`."""
+        error = self.error
+        if error is None and self.source is not None:
+            error = self.source.error
+        facts: dict[str, Any] = {
+            "path": self.entry.path,
+            "source": self.entry.source,
+            "write": self.entry.write,
+            "state": str(self.state),
+            "error": error,
+        }
+        if self.resolved is not None:
+            facts["ref"] = self.resolved.commit.hex()
+            facts["head"] = self.resolved.commit.hex()
+            if self.git_dir is not None:
+                head = self.git_dir.head()
+                facts["head"] = head.hex() if head is not None else None
+        return facts
+
+    def close(self) -> None:
+        self.tree.close()
+
+
+class Assembly:
+    """Makes the trees of one workspace."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        workspace_id: str,
+        root: str,
+        view: View,
+        watcher: Watcher,
+        hidden: Callable[[tuple[int, int], bytes], bool],
+        network_timeout_s: float,
+        clive_mounts: Callable[[], set[int]],
+    ) -> None:
+        """*clive_mounts*: the mount ids of all clivefs mounts, into which no source may lead."""
+        self._store = store
+        self._workspace_id = workspace_id
+        self._root = root
+        self._view = view
+        self._watcher = watcher
+        self._hidden = hidden
+        self._network_timeout_s = network_timeout_s
+        self._clive_mounts = clive_mounts
+
+    # The root layer
+
+    def root_tree(self, settings: Workspace) -> Tree:
+        """The tree of the workspace's own directory."""
+        fd = self._open_directory(settings.root, settings.root)
+        identity = self._identity("")
+        if settings.write == "through":
+            return self._host_tree(fd, identity)
+        lower = self._local_lower(fd)
+        return self._overlay(lower, identity, b"root", self._upper("root") if settings.write == "overlay" else None)
+
+    # Preparing
+
+    def prepare(self, entry: MountEntry, refusal: str | None, progress: Progress) -> Prepared:
+        """Find the source of *entry*; what is wrong with it is in the answer, not raised."""
+        if refusal is not None:
+            return Prepared(entry, State.NOT_ALLOWED, refusal)
+        try:
+            if entry.kind == "local":
+                assert entry.host_path is not None
+                return Prepared(entry, State.MOUNTED, root_fd=self._open_directory(entry.host_path, entry.location))
+            if entry.kind == "git":
+                progress(f"{entry.path}: {entry.source}")
+                return self._prepare_git(entry, progress)
+        except ClivefsError as error:
+            return Prepared(entry, State.ERROR, str(error))
+        except OSError as error:
+            return Prepared(entry, State.ERROR, error.strerror or str(error))
+        return Prepared(
+            entry,
+            State.UNSUPPORTED,
+            f"this version does not mount {entry.kind} sources; `clivefs --version` tells which",
+        )
+
+    def _prepare_git(self, entry: MountEntry, progress: Progress) -> Prepared:
+        source = GitSource(
+            entry.location,
+            entry.ref or "HEAD",
+            entry.subdir or "",
+            base_dir=self._root,
+            store_dir=os.fspath(self._store.path),
+            progress=progress,
+            answer_timeout_s=self._network_timeout_s,
+            store=self._store,
+        )
+        return self._at(entry, source, source.open(), None)
+
+    def _at(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None) -> Prepared:
+        """The entry at *resolved*; or where its git working tree is, if that does not follow."""
+        state = State.MOUNTED
+        error = None
+        if entry.git_dir and entry.write == "overlay" and not entry.subdir:
+            path = os.path.join(os.fspath(self._store.path), "gitdirs", self._upper_name(entry))
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            git_dir = git_dir or GitDir.create_or_open(path, resolved, source)
+            if git_dir.base != resolved.commit:
+                lower = self._git_lower(entry, source, resolved)
+                if git_dir.move(resolved, index_stat(lower), source) is Moved.BEHIND:
+                    state = State.BEHIND
+                    error = (
+                        f"the ref is at {resolved.commit.hex()[:12]} now; there is work of yours on "
+                        f"{git_dir.base.hex()[:12]}: commit or stash it, or merge `origin`, and mount again"
+                    )
+                    tree = resolved.repository.read_commit(git_dir.base).tree
+                    resolved = dataclasses.replace(resolved, commit=git_dir.base, tree=tree)
+        lower = self._git_lower(entry, source, resolved)
+        return Prepared(entry, state, error, source=source, resolved=resolved, git_dir=git_dir, git_lower=lower)
+
+    def _git_lower(self, entry: MountEntry, source: GitSource, resolved: Resolved) -> GitLower:
+        store = os.fspath(self._store.path)
+        directory = self._entry_directory(self._upper_name(entry))
+        times = GitTimes(directory).advance(resolved.repository, resolved.tree, resolved.commit_time_ns, time.time_ns())
+        cache = os.path.join(store, "unpacked")
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        space = TreeSpace(
+            reader=resolved.repository,
+            layer=resolved.layer,
+            commit_time_ns=resolved.commit_time_ns,
+            fetcher=source.fetch_objects if source.lazy else None,
+            converter=GitAttributes(cache, info_attributes=source.info_attributes()),
+        )
+        return GitLower(
+            space,
+            resolved.tree,
+            owner=self._view.owner,
+            cache_dir=cache,
+            times=times,
+            submodules=None,
+            fetch_timeout_s=self._network_timeout_s,
+        )
+
+    def look_again(self, mounted: Mounted) -> Prepared | None:
+        """News of a followed or failed entry, if there are any. For threads."""
+        mounted.looked_at = time.monotonic()
+        entry = mounted.entry
+        if mounted.state == State.ERROR:
+            again = self.prepare(entry, None, lambda _: None)
+            return again if again.state != State.ERROR or again.error != mounted.error else None
+        source = mounted.source
+        assert source is not None
+        try:
+            resolved = source.poll()
+        except (OSError, ClivefsError):
+            return None  # `source.error` says why, and `status` shows it
+        if resolved is None:
+            return None
+        return self._at(entry, source, resolved, mounted.git_dir)
+
+    def _open_directory(self, path: str, named: str) -> int:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ClivefsError(
+                f"the directory cannot be opened: {error.strerror}", place=named, remedy="check the path"
+            ) from None
+        if mount_id(fd) in self._clive_mounts():
+            os.close(fd)
+            raise ClivefsError(
+                "the directory lies in a clivefs mount", place=named, remedy="name a directory outside of it"
+            )
+        return fd
+
+    # Building
+
+    def build(self, prepared: Prepared, old: Mounted | None) -> tuple[Mounted, list[Affected]]:
+        """The entry as it is to be shown; where the old tree goes on over another lower layer, also the names
+        that changed in it. One span: nothing here waits."""
+        entry = prepared.entry
+        if prepared.root_fd is not None:
+            return self._build_local(prepared, prepared.root_fd), []
+        if prepared.source is not None and prepared.resolved is not None:
+            return self._build_git(prepared, prepared.source, prepared.resolved, old)
+        lower = MemoryLower()
+        tree = self._overlay(lower, self._identity(entry.path), b"empty", None)
+        return Mounted(entry, tree, prepared.state, prepared.error, lower), []
+
+    def _build_local(self, prepared: Prepared, fd: int) -> Mounted:
+        entry = prepared.entry
+        identity = self._identity(entry.path)
+        if entry.write == "through":
+            return Mounted(entry, self._host_tree(fd, identity), prepared.state, None)
+        lower = self._local_lower(fd)
+        upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, identity, self._source_identity(entry), upper)
+        return Mounted(entry, tree, prepared.state, None, lower)
+
+    def _build_git(
+        self, prepared: Prepared, source: GitSource, resolved: Resolved, old: Mounted | None
+    ) -> tuple[Mounted, list[Affected]]:
+        entry = prepared.entry
+        lower = prepared.git_lower
+        assert lower is not None
+        if (
+            old is not None
+            and isinstance(old.tree, OverlayTree)
+            and old.resolved is not None
+            and _same_upper(old.entry, entry)
+        ):
+            affected = old.tree.replace_lower(lower, self._source_identity(entry))
+            if prepared.git_dir is not None:
+                self._show_git_dir(old.tree, prepared.git_dir, lower)
+            return Mounted(
+                entry, old.tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir
+            ), affected
+        upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
+        if prepared.git_dir is not None:
+            self._show_git_dir(tree, prepared.git_dir, lower)
+        mounted = Mounted(entry, tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir)
+        return mounted, []
+
+    def _host_tree(self, fd: int, identity: bytes) -> HostTree:
+        return HostTree(fd, self._view.table, entry=identity, writable=True, hidden=self._hidden, watcher=self._watcher)
+
+    def _local_lower(self, fd: int) -> LocalLower:
+        return LocalLower(fd, hidden=self._hidden, watcher=self._watcher)
+
+    def _overlay(self, lower: Lower, identity: bytes, source: bytes, upper: int | None) -> OverlayTree:
+        try:
+            return OverlayTree(lower, upper, self._view.table, entry=identity, source=source)
+        finally:
+            if upper is not None:
+                os.close(upper)
+
+    def _show_git_dir(self, tree: OverlayTree, git_dir: GitDir, lower: GitLower) -> None:
+        """Let the entry be a git working tree: the `.git` file, and its index when that is first looked for."""
+        try:
+            tree.lookup(tree.root, b".git")
+        except FileNotFoundError:
+            _, _, file = tree.create(tree.root, b".git", 0o644, os.O_WRONLY, self._view.owner)
+            file.write(0, git_dir.dot_git_content())
+            file.close()
+
+        def ensure_index() -> None:
+            if not git_dir.has_index():
+                raise Blocked(lambda: _build_index(git_dir, lower), "writing the index")
+
+        self._view.git_gates[tree.root.nodeid] = ensure_index
+
+    # Names in the store
+
+    def _identity(self, path: str) -> bytes:
+        return self._workspace_id.encode() + b"\0" + os.fsencode(path)
+
+    def _source_identity(self, entry: MountEntry) -> bytes:
+        return os.fsencode(f"{entry.kind}:{entry.host_path or entry.location}#{entry.subdir or ''}")
+
+    def _upper_name(self, entry: MountEntry) -> str:
+        """One upper for each (path, source): replacing a source and coming back finds the edits again."""
+        key = os.fsencode(entry.path) + b"\0" + self._source_identity(entry)
+        return f"{self._workspace_id}-{sha256(key).hexdigest()[:16]}"
+
+    def _upper(self, name: str) -> int:
+        return os.open(self._entry_directory(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _entry_directory(self, name: str) -> str:
+        path = os.path.join(os.fspath(self._store.path), "uppers", self._workspace_id, name)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+
+def _without_line(entry: MountEntry) -> tuple[Any, ...]:
+    return tuple(getattr(entry, name) for name in entry.__struct_fields__ if name != "line")
+
+
+def _same_upper(one: MountEntry, other: MountEntry) -> bool:
+    facts = ("path", "kind", "location", "subdir", "write")
+    return all(getattr(one, name) == getattr(other, name) for name in facts)
+
+
+def index_stat(lower: GitLower) -> StatOf:
+    """What the mount reports of the files of *lower*, for a git index. For threads: fetches what is missing."""
+    last: tuple[bytes, LowerRef | None] = (b"", lower.root)
+
+    def stat_of(path: bytes, blob: bytes, mode: int) -> IndexStat | None:
+        nonlocal last
+        directory, _, name = path.rpartition(b"/")
+        if directory != last[0]:
+            last = (directory, lower.find(directory))
+        ref = lower.child(last[1], name) if last[1] is not None else None
+        if ref is None or ref.kind == stat.S_IFDIR:
+            return None
+        while True:
+            try:
+                attr = lower.attr(ref, fetch=True)
+            except Blocked as blocked:
+                blocked.job()
+            else:
+                return IndexStat(attr.size, attr.mtime_ns)
+
+    return stat_of
+
+
+def _build_index(git_dir: GitDir, lower: GitLower) -> None:
+    git_dir.build_index(index_stat(lower))

@@ -1,0 +1,403 @@
+"""LMDB environments: the only file that imports lmdb. Everything that keeps LMDB's own rules lives here.
+
+- An environment is opened once per process (its fcntl locks belong to the process): the registry hands
+  out the same `Environment` for the same real path, counted, and closes it when the last user does.
+- It never crosses fork(): in a forked child every environment opened before is dead and says so, and cannot
+  be opened again (closing what was inherited would disturb the parent). Fork first, open after, or exec.
+- All write transactions of the process run on one thread per environment, because a write transaction is
+  bound to its thread. Jobs that wait are put together into one transaction (group commit) for about
+  10 ms of work; a job's future resolves once its transaction is durable.
+- Reads are short transactions that return copies. A memoryview of LMDB's map that outlives its
+  transaction reads wrong bytes, and a long read transaction makes the file grow.
+- The map is reserved large at once (1 TiB of addresses costs 8 KB); it is never resized.
+- `lib_version=0` pins the file format of LMDB 0.9, whatever the binding's default becomes.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import lmdb
+
+from clivefs.base.ports import FAULTS
+from clivefs.objects.errors import StoreError
+
+T = TypeVar("T")
+
+MAP_BYTES = 1 << 40
+GROUP_S_MAX = 0.010
+QUEUE_JOBS_MAX = 1024
+QUEUE_BYTES_MAX = 64 << 20
+KEY_BYTES_MAX = 511
+_SCAN_RECORDS = 256
+_FULL_BYTES = 1 << 20
+_SCAN_BYTES = 4 << 20
+
+
+class ReadTransaction:
+    """Reads of one state of the environment. Valid inside the call or block that handed it out."""
+
+    __slots__ = ("_databases", "_transaction")
+
+    def __init__(self, transaction: Any, databases: dict[str, Any]) -> None:
+        self._transaction = transaction
+        self._databases = databases
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        value: bytes | None = self._transaction.get(key, db=self._databases[database])
+        return value
+
+    def items(self, database: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Records in key order from *start* on, as long as keys begin with *prefix*."""
+        with self._transaction.cursor(db=self._databases[database]) as cursor:
+            more = cursor.set_range(max(start, prefix)) if start or prefix else cursor.first()
+            while more:
+                key, value = cursor.item()
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+                more = cursor.next()
+
+    def keys(self, database: str, start: bytes, count: int) -> list[bytes]:
+        """At most *count* keys in order from *start* on."""
+        with self._transaction.cursor(db=self._databases[database]) as cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return list(itertools.islice(cursor.iternext(keys=True, values=False), count))
+
+    def count(self, database: str) -> int:
+        """How many records there are."""
+        return int(self._transaction.stat(self._databases[database])["entries"])
+
+
+class WriteTransaction(ReadTransaction):
+    """What a job of the writer thread is given. The job must not keep it."""
+
+    __slots__ = ("dirty",)
+
+    def __init__(self, transaction: Any, databases: dict[str, Any]) -> None:
+        super().__init__(transaction, databases)
+        self.dirty = False
+        """Whether anything was changed."""
+
+    def put(self, database: str, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
+        """Whether it was written: without *overwrite*, a record that exists stays."""
+        self.dirty = True
+        return bool(self._transaction.put(key, value, overwrite=overwrite, db=self._databases[database]))
+
+    def delete(self, database: str, key: bytes) -> bool:
+        """Whether there was such a record."""
+        self.dirty = True
+        return bool(self._transaction.delete(key, db=self._databases[database]))
+
+
+class _Job:
+    __slots__ = ("cost", "future", "run")
+
+    def __init__(self, run: Callable[[WriteTransaction], Any], cost: int) -> None:
+        self.run = run
+        self.cost = cost
+        self.future: Future[Any] = Future()
+
+
+_Outcome = tuple[_Job, Any, BaseException | None]
+
+
+class _Poisoned(Exception):
+    """A job failed after it had written: the transaction must be given up."""
+
+
+def _tell(outcome: _Outcome) -> None:
+    job, result, failure = outcome
+    if failure is not None:
+        job.future.set_exception(failure)
+    else:
+        job.future.set_result(result)
+
+
+class Environment:
+    """One open LMDB environment with its named databases. Made by `open_environment` alone."""
+
+    def __init__(self, path: str, databases: Sequence[str]) -> None:
+        self.path = path
+        self.users = 1
+        self._pid = os.getpid()
+        self._closed = False
+        self._environment = _open(path, databases)
+        try:
+            self._environment.reader_check()  # slots of killed readers would hold old pages forever
+            self._databases = {name: self._environment.open_db(name.encode()) for name in databases}
+        except BaseException:
+            self._environment.close()
+            raise
+        self._queue: deque[_Job] = deque()
+        self._queued_bytes = 0
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._write_loop, name=f"lmdb-writer {path}", daemon=True)
+        self._thread.start()
+
+    # Reading
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """A copy of one record's value, or None."""
+        if self._closed:
+            raise self._unusable()
+        with self._environment.begin(db=self._databases[database]) as transaction:
+            value: bytes | None = transaction.get(key)
+        return value
+
+    def peek(self, database: str, key: bytes, size: int) -> bytes | None:
+        """A copy of the first *size* bytes of one record's value, or None; the rest is not touched."""
+        if self._closed:
+            raise self._unusable()
+        with self._environment.begin(db=self._databases[database], buffers=True) as transaction:
+            view = transaction.get(key)
+            return None if view is None else bytes(view[:size])
+
+    def read(self, job: Callable[[ReadTransaction], T]) -> T:
+        """Run *job* on one state of the environment. It must be short and keep no iterator."""
+        if self._closed:
+            raise self._unusable()
+        with self._environment.begin() as transaction:
+            return job(ReadTransaction(transaction, self._databases))
+
+    def scan(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """All records in key order, in many short transactions: not one state, but no old pages are held."""
+        start = prefix
+
+        def chunk(transaction: ReadTransaction) -> list[tuple[bytes, bytes]]:
+            taken: list[tuple[bytes, bytes]] = []
+            size = 0
+            for record in transaction.items(database, start, prefix):
+                taken.append(record)
+                size += len(record[1])
+                if len(taken) >= _SCAN_RECORDS or size >= _SCAN_BYTES:
+                    break
+            return taken
+
+        while records := self.read(chunk):
+            yield from records
+            start = records[-1][0] + b"\0"
+
+    def scan_keys(self, database: str) -> Iterator[bytes]:
+        """All keys in order, as `scan`."""
+        start = b""
+
+        def chunk(transaction: ReadTransaction) -> list[bytes]:
+            return transaction.keys(database, start, _SCAN_RECORDS)
+
+        while keys := self.read(chunk):
+            yield from keys
+            start = keys[-1] + b"\0"
+
+    def reader_check(self) -> int:
+        """Free the reader slots of processes that died; how many there were."""
+        if self._closed:
+            raise self._unusable()
+        return int(self._environment.reader_check())
+
+    # Writing
+
+    def submit(self, run: Callable[[WriteTransaction], T], *, cost: int = 0) -> Future[T]:
+        """Queue *run* for the writer thread; its result once it is durable. *cost* in bytes, about.
+
+        Blocks while the queue is full. A job either checks first and raises before it writes, or writes
+        and returns: if it raises after writing, the transaction is given up and its neighbours run again.
+        So a job may run twice and must not change anything but the transaction.
+        """
+        job = _Job(run, cost)
+        with self._wake:
+            while not self._closed and (
+                len(self._queue) >= QUEUE_JOBS_MAX or (self._queue and self._queued_bytes + cost > QUEUE_BYTES_MAX)
+            ):
+                self._wake.wait()
+            if self._closed:
+                raise self._unusable()
+            self._queue.append(job)
+            self._queued_bytes += cost
+            self._wake.notify_all()
+        return job.future
+
+    def write(self, run: Callable[[WriteTransaction], T], *, cost: int = 0) -> T:
+        """`submit` and wait until it is durable."""
+        return self.submit(run, cost=cost).result()
+
+    def _write_loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+            group: list[_Job] = []
+            try:
+                outcomes = self._run_group(group)
+            except BaseException as error:  # noqa: BLE001 - the disk is full, say: every caller is told
+                outcomes = [(job, None, _translate(error, self.path)) for job in group]
+            for outcome in outcomes:
+                _tell(outcome)
+
+    def _run_group(self, group: list[_Job]) -> list[_Outcome]:
+        """One transaction of as many queued jobs as fit; what to tell each caller once it is durable."""
+        outcomes: list[_Outcome] = []
+        try:
+            with self._environment.begin(write=True) as transaction:
+                deadline = time.monotonic() + GROUP_S_MAX
+                while (job := self._take()) is not None:
+                    group.append(job)
+                    writer = WriteTransaction(transaction, self._databases)
+                    try:
+                        outcomes.append((job, job.run(writer), None))
+                    except BaseException as error:
+                        if writer.dirty:
+                            raise _Poisoned from error
+                        outcomes.append((job, None, error))
+                    if time.monotonic() >= deadline:
+                        break
+                FAULTS.hit("objects.environment.before-commit")
+        except _Poisoned as poisoned:
+            if len(group) == 1 and poisoned.__cause__ is not None:
+                return [(group[0], None, _translate(poisoned.__cause__, self.path))]
+            for each in group:
+                _tell(self._run_alone(each))  # at once: a later job may ask whether an earlier one succeeded
+            return []
+        FAULTS.hit("objects.environment.after-commit")
+        return outcomes
+
+    def _run_alone(self, job: _Job) -> _Outcome:
+        try:
+            with self._environment.begin(write=True) as transaction:
+                result = job.run(WriteTransaction(transaction, self._databases))
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, and goes to it
+            return job, None, _translate(error, self.path)
+        return job, result, None
+
+    def _take(self) -> _Job | None:
+        with self._wake:
+            while self._queue:
+                job = self._queue.popleft()
+                self._queued_bytes -= job.cost
+                self._wake.notify_all()
+                if job.future.set_running_or_notify_cancel():
+                    return job
+            return None
+
+    # Ending
+
+    def close(self) -> None:
+        """Give back one use. The last one finishes what was queued, then closes."""
+        with _registry_lock:
+            if self._closed:
+                return
+            self.users -= 1
+            if self.users:
+                return
+            del _registry[self.path]
+            with self._wake:
+                self._closed = True
+                self._wake.notify_all()
+            # Under the lock: whoever opens this path again must find it closed.
+            self._thread.join()
+            self._environment.close()
+
+    def _unusable(self) -> StoreError:
+        if os.getpid() != self._pid:
+            return StoreError(
+                "the store was opened before a fork", place=self.path, remedy="Open it again in the child."
+            )
+        return StoreError("the store is closed", place=self.path)
+
+
+_registry: dict[str, Environment] = {}
+_registry_lock = threading.Lock()
+_lost_in_fork: list[Environment] = []
+"""Kept so that they are never deallocated: closing them would disturb the parent's locks."""
+
+
+def open_environment(path: str, databases: Sequence[str]) -> Environment:
+    """The process's environment at *path* (an existing directory), opened if it is not yet. StoreError."""
+    real = os.path.realpath(path)
+    if any(each.path == real for each in _lost_in_fork):
+        raise _forked(real)
+    with _registry_lock:
+        found = _registry.get(real)
+        if found is not None:
+            if not set(databases) <= set(found._databases):
+                raise StoreError("the environment is open with other databases", place=real)
+            found.users += 1
+            return found
+        _registry[real] = opened = Environment(real, databases)
+        return opened
+
+
+def _open(path: str, databases: Sequence[str]) -> Any:
+    try:
+        return lmdb.open(
+            path,
+            map_size=MAP_BYTES,
+            mode=0o600,
+            readahead=False,
+            max_readers=1022,
+            max_dbs=len(databases) + 4,
+            max_spare_txns=16,
+            lib_version=0,
+        )
+    except (lmdb.VersionMismatchError, lmdb.InvalidError, lmdb.CorruptedError) as error:
+        raise StoreError(
+            f"the database is not one that this clivefs can read ({error})",
+            place=path,
+            remedy="If another version of clivefs has it open, stop that one first; otherwise restore it from a copy.",
+        ) from error
+    except (lmdb.Error, OSError) as error:
+        raise StoreError(f"the database cannot be opened ({error})", place=path) from error
+
+
+def _forked(path: str) -> StoreError:
+    return StoreError(
+        "the store was opened before a fork", place=path, remedy="This is a fault of clivefs: please report it."
+    )
+
+
+def _translate(error: BaseException, path: str) -> BaseException:
+    """LMDB's own errors as OSError (the code is an errno: ENOSPC, EIO) or StoreError."""
+    if isinstance(error, (lmdb.DiskError, lmdb.MapFullError)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if isinstance(error, lmdb.Error):
+        code = getattr(error, "code", 0)
+        if code == errno.EIO and _is_full(path):  # what LMDB answers to a write that was cut short
+            code = errno.ENOSPC
+        if 0 < code < 200:
+            return OSError(code, os.strerror(code), path)
+        return StoreError(
+            f"the database failed ({error})", place=path, remedy="Restart what uses it, then `clivefs fsck`."
+        )
+    return error
+
+
+def _is_full(path: str) -> bool:
+    try:
+        room = os.statvfs(path)
+    except OSError:
+        return False
+    return room.f_bavail * room.f_frsize < _FULL_BYTES
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    for environment in _registry.values():
+        environment._closed = True
+        environment._wake = threading.Condition()
+        _lost_in_fork.append(environment)
+    _registry.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,199 @@
+"""Blobs over 1 MiB: plain files `large/aa/<38 hex digits>`, raw content. Format 1 of the store, second part.
+
+A file appears under its name whole and durable or not at all: it is written to `large/new-<random>`,
+fsynced, renamed, its directory fsynced; only then does the transaction name it. A writer holds a flock on
+its temporary file, so that whoever opens the store can tell what dead processes left, and removes it.
+A file that no transaction came to name is an unreferenced object, as in any git store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from clivefs.base.ports import FAULTS
+from clivefs.objects.encode import object_hasher
+from clivefs.objects.errors import ContentChanged
+
+CHUNK_BYTES = 1 << 20
+_TEMPORARY = b"new-"
+
+
+class LargeFiles:
+    """The `large` directory of one store, reached by descriptor."""
+
+    def __init__(self, store_fd: int) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(b"large", 0o700, dir_fd=store_fd)
+        self._fd = os.open(b"large", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=store_fd)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def sweep(self) -> int:
+        """Remove temporary files of dead writers; how many."""
+        removed = 0
+        for name in os.listdir(self._fd):
+            raw = os.fsencode(name)
+            if not raw.startswith(_TEMPORARY):
+                continue
+            try:
+                fd = os.open(raw, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(raw, dir_fd=self._fd)
+                removed += 1
+            except (BlockingIOError, FileNotFoundError):
+                pass  # its writer lives, or has just finished
+            finally:
+                os.close(fd)
+        return removed
+
+    def open(self, oid: bytes) -> int | None:
+        """A descriptor for reading, which the caller closes, or None."""
+        folder, name = _place(oid)
+        try:
+            return os.open(folder + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        except FileNotFoundError:
+            return None
+
+    def put(self, read: Callable[[int], bytes | memoryview], size: int) -> bytes:
+        """Store *size* bytes, which *read(count)* hands out in pieces; the object's name, durable.
+
+        OSError from *read* or the disk leaves nothing behind. ContentChanged when it is not *size* bytes.
+        """
+        temporary, fd = self._create()
+        try:
+            hasher = object_hasher("blob", size)
+            left = size
+            while left:
+                piece = read(min(left, CHUNK_BYTES))
+                if not piece or len(piece) > left:
+                    raise ContentChanged(f"the file changed while it was stored: {left} bytes are missing")
+                hasher.update(piece)
+                _write_all(fd, piece)
+                left -= len(piece)
+            if read(1):
+                raise ContentChanged("the file grew while it was stored")
+            os.fsync(fd)
+            FAULTS.hit("objects.large.before-rename")
+            oid = hasher.digest()
+            self._publish(temporary, oid)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=self._fd)
+            raise
+        finally:
+            os.close(fd)
+        FAULTS.hit("objects.large.after-rename")
+        return oid
+
+    def put_bytes(self, payload: bytes) -> bytes:
+        """Store a payload that is in memory already; the object's name, durable."""
+        view = memoryview(payload)
+        offset = 0
+
+        def read(count: int) -> memoryview:
+            nonlocal offset
+            piece = view[offset : offset + count]
+            offset += len(piece)
+            return piece
+
+        return self.put(read, len(payload))
+
+    def names(self) -> Iterator[bytes]:
+        """The names of all objects here, in order."""
+        for folder in sorted(os.listdir(self._fd)):
+            if len(folder) != 2:
+                continue
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                names = sorted(os.listdir(fd))
+            finally:
+                os.close(fd)
+            for name in names:
+                with suppress(ValueError):
+                    yield bytes.fromhex(folder + name)
+
+    def strangers(self) -> Iterator[str]:
+        """Files that have no place here; temporary files of living writers are none."""
+        self.sweep()
+        for folder in sorted(os.listdir(self._fd)):
+            if folder.startswith(_TEMPORARY.decode()):
+                continue
+            if not _is_hex(folder, 2):
+                yield folder
+                continue
+            for name in sorted(os.listdir(f"/proc/self/fd/{self._fd}/{folder}")):
+                if not _is_hex(name, 38):
+                    yield f"{folder}/{name}"
+
+    def _create(self) -> tuple[bytes, int]:
+        while True:
+            name = _TEMPORARY + os.urandom(10).hex().encode()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o400, dir_fd=self._fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # a sweep took it for garbage in the moment before the lock
+                os.close(fd)
+                continue
+            if os.fstat(fd).st_nlink:
+                return name, fd
+            os.close(fd)
+
+    def _publish(self, temporary: bytes, oid: bytes) -> None:
+        folder, name = _place(oid)
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700, dir_fd=self._fd)
+        os.fsync(self._fd)  # also when it existed: whoever made it may not have come to this line
+        os.rename(temporary, folder + b"/" + name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def file_size(fd: int) -> int:
+    """The size of the regular file *fd*. OSError(EINVAL) for anything else."""
+    st = os.fstat(fd)
+    if not stat.S_ISREG(st.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return st.st_size
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    """The whole content of *fd*, which has *size* bytes. ContentChanged when it has not."""
+    data = os.pread(fd, size + 1, 0)
+    while 0 < len(data) < size:
+        more = os.pread(fd, size + 1 - len(data), len(data))
+        if not more:
+            break
+        data += more
+    if len(data) != size:
+        raise ContentChanged("the file changed while it was stored")
+    return data
+
+
+def _place(oid: bytes) -> tuple[bytes, bytes]:
+    text = oid.hex().encode()
+    return text[:2], text[2:]
+
+
+def _is_hex(name: str, length: int) -> bool:
+    return len(name) == length and all(char in "0123456789abcdef" for char in name)
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

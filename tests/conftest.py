@@ -1,0 +1,30 @@
+"""What all tests share: when tests that mount for real may be skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+FUSE_DEVICE = "/dev/fuse"
+IN_CI = os.environ.get("CI") == "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that mount are skipped only where the device is missing."""
+    if os.path.exists(FUSE_DEVICE):
+        return
+    for item in items:
+        if item.get_closest_marker("mount") is not None:
+            item.add_marker(pytest.mark.skip(reason=f"{FUSE_DEVICE} is missing"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a mount test that was skipped, for whatever reason, has failed."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("mount") is not None:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where mount tests must run: {report.longrepr}"
+    return report

@@ -1,0 +1,165 @@
+"""A workspace of its own for each test: real command line, real daemon, real mount."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+WAIT_S = 20.0
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
+    """The first true value of *condition*; fails when there is none in time."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {limit_s} s: {what}")
+        time.sleep(0.005)
+
+
+class Bench:
+    """A home, a store, a workspace directory and a mountpoint under one temporary directory."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.home = base / "home"
+        self.store = base / "store"
+        self.root = base / "shop"
+        self.mountpoint = base / "mnt"
+        for each in (self.home, self.root):
+            each.mkdir()
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "CLIVEFS_", "XDG_"))},
+            "HOME": str(self.home),
+            "CLIVEFS_STORE": str(self.store),
+            "GIT_AUTHOR_NAME": "A U Thor",
+            "GIT_AUTHOR_EMAIL": "author@example.org",
+            "GIT_COMMITTER_NAME": "C O Mitter",
+            "GIT_COMMITTER_EMAIL": "committer@example.org",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    @property
+    def live(self) -> Path:
+        """The workspace as it is mounted."""
+        return self.mountpoint / "shop"
+
+    def write_toml(self, text: str) -> None:
+        (self.root / "Clive.toml").write_text(text)
+
+    def cli(self, *args: object, check: bool = True, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run `clivefs ARGS`."""
+        return self.run(
+            [sys.executable, "-m", "clivefs.cli", *map(str, args)], check=check, cwd=cwd or self.root, **more
+        )
+
+    def run(
+        self, command: list[Any] | str, *, check: bool = True, cwd: Path | None = None, timeout: float = 120, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command, in the mounted workspace unless said otherwise; a string goes to bash."""
+        words = ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else [str(each) for each in command]
+        done = subprocess.run(
+            words,
+            cwd=cwd or self.live,
+            env={**self.environment, **more.pop("env", {})},
+            stdin=subprocess.DEVNULL if "input" not in more else None,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            check=False,
+            **more,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command!r} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def git(self, *args: object, cwd: Path | None = None, check: bool = True) -> str:
+        return self.run(["git", *args], cwd=cwd, check=check).stdout
+
+    def mount(self, *args: object, **more: Any) -> subprocess.CompletedProcess[str]:
+        return self.cli("mount", self.root, "--at", self.mountpoint, "--allow", *args, **more)
+
+    def unmount(self) -> None:
+        self.cli("unmount", self.mountpoint)
+
+    def status(self) -> dict[str, Any]:
+        value = json.loads(self.cli("status", "--json", "--at", self.mountpoint).stdout)
+        assert isinstance(value, dict)
+        return value
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """The mount entry at *path* as `status` tells of it."""
+        (workspace,) = self.status()["workspaces"]
+        (found,) = [each for each in workspace["mounts"] if each["path"] == path]
+        assert isinstance(found, dict)
+        return found
+
+    def daemon_pid(self) -> int:
+        return int(self.status()["daemon"]["pid"])
+
+    def is_mounted(self) -> bool:
+        wanted = f" {self.mountpoint} "
+        return any(wanted in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+    def repository(self, name: str, files: dict[str, str | bytes], *, message: str = "first") -> Path:
+        """A git repository beside the workspace with one commit of *files*."""
+        path = self.base / name
+        path.mkdir()
+        self.git("init", "-q", "-b", "main", cwd=path)
+        write_files(path, files)
+        self.git("add", "-A", cwd=path)
+        self.git("commit", "-q", "-m", message, cwd=path)
+        return path
+
+    def close(self) -> None:
+        """Leave no mount and no daemon behind, whatever the test did."""
+        if self.is_mounted():
+            with contextlib.suppress(Exception):
+                self.cli("unmount", self.mountpoint, check=False, timeout=30)
+        for _ in range(5):
+            if not self.is_mounted():
+                break
+            subprocess.run(["fusermount3", "-uz", str(self.mountpoint)], check=False, capture_output=True)
+        for facts in self.store.glob("run/*.lock"):
+            with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
+                pid = int(json.loads(facts.read_text())["pid"])
+                command = Path(f"/proc/{pid}/cmdline")
+                if command.exists() and b"clivefs.daemon" in command.read_bytes():
+                    os.kill(pid, signal.SIGTERM)
+                    _gone(pid)
+
+
+def _gone(pid: int) -> None:
+    try:
+        until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}", 10)
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+
+
+def write_files(root: Path, files: dict[str, str | bytes]) -> None:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def bench_in(base: Path) -> Iterator[Bench]:
+    made = Bench(base)
+    try:
+        yield made
+    finally:
+        made.close()
