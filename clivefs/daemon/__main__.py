@@ -41,6 +41,8 @@ def main() -> int:
         except BrokenPipeError:
             log.debug("who started the daemon did not wait for it")
 
+    # A thread that computes must not hold up the loop's every return from a system call for 5 ms.
+    sys.setswitchinterval(0.0005)
     daemon = Daemon(settings)
     try:
         names = daemon.start(lambda text: say({"progress": text}))

@@ -35,6 +35,11 @@ class Invalidator:
         self._busy = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="invalidate", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send: the mount is there now, and the kernel knows nothing of what came before."""
+        with self._wake:
+            self._pending.clear()
         self._thread.start()
 
     def inode(self, nodeid: int, *, attributes_only: bool = False) -> None:

@@ -135,6 +135,7 @@ class Daemon:
                 remedy="`clivefs doctor` tells what this machine lacks; the log has what libfuse said",
             ) from None
         self._cleanup.callback(self.transport.unmount)
+        self.invalidator.start()
 
     async def serve(self) -> None:
         """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""

@@ -146,7 +146,9 @@ def _with_keys(
     text: str, statements: list[Statement], path: str, old: Mapping[str, Any], keys: Mapping[str, Any]
 ) -> str:
     """The entry's own lines changed from *old* to *keys*: the source's line in place, its other new keys after it."""
-    own = {s.path[2]: s for s in statements if len(s.path) == 3 and s.path[:2] == ("mounts", path)}
+    own = {
+        s.path[2]: s for s in statements if len(s.path) == 3 and s.path[:2] == ("mounts", path) and s.value is not None
+    }
     header = next((s for s in statements if s.path == ("mounts", path)), None)
     kind = next(kind for kind in KINDS if kind in keys)
     place = next((own[each] for each in (kind, *KINDS) if each in own), None)
@@ -156,8 +158,7 @@ def _with_keys(
     lines = [f"{prefix}{key} = {toml_value(keys[key])}" for key in added]
     edits: list[tuple[int, int, str]] = []
     for key, statement in own.items():
-        assert statement.value is not None
-        if statement is place:
+        if statement is place or statement.value is None:
             continue
         if key not in keys:
             edits.append((statement.start, statement.end, ""))

@@ -159,6 +159,11 @@ class HostWatch:
         every = dict.fromkeys(directory.children or (), NAME_MASK | CONTENT_MASK | IN_ATTRIB)
         return [*self.examine(directory, every), self._report("attr", directory)]
 
+    def named(self, kind: Kind, directory: Hashable, name: bytes) -> Outside:
+        assert isinstance(directory, HostNode)
+        child = directory.children.get(name) if directory.children else None
+        return Outside(kind, self._tree, directory, name, child)
+
     def vanished(self, directory: Hashable) -> Iterable[Outside]:
         assert isinstance(directory, HostNode)
         directory.watched = False

@@ -15,7 +15,7 @@ from clivefs.base.syscalls import IN_ATTRIB
 from clivefs.mounts.host import DirFds, HostFile, open_directory, scan_kinds, stat_at, xattr_path
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.tree import Attr, DirEntry, OpenFile, refuse
-from clivefs.mounts.watch import CONTENT_MASK, NAME_MASK, Outside, Watcher
+from clivefs.mounts.watch import CONTENT_MASK, NAME_MASK, Kind, Outside, Watcher
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -244,6 +244,9 @@ class LocalLower(Lower):
             return []
         every = NAME_MASK | CONTENT_MASK | IN_ATTRIB
         return self.examine(directory, {b"": IN_ATTRIB} | {os.fsencode(name): every for name in names})
+
+    def named(self, kind: Kind, directory: Hashable, name: bytes) -> Outside:
+        return Outside(kind, self, directory, name, None)
 
     def vanished(self, directory: Hashable) -> Iterable[Outside]:
         assert isinstance(directory, LocalRef)

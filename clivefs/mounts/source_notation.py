@@ -33,6 +33,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*::")
 _SCP = re.compile(r"(?:[^/:@]+@)?(?:\[[^/\]]+\]|[^/:\[]+):(?!:)")
+_USER_AT_HOST = re.compile(r"[^/:@]+@[^/:@]+:")
+_NOT_A_PATH = re.compile(rf"git\+|[A-Za-z][A-Za-z0-9+]*:|{_USER_AT_HOST.pattern}")
+"""What a local path must not begin with where it stands for a source; `./` goes before it."""
+_GUESSES = {"pip": "pypi:", "tar": "archive:", "zip": "archive:"}
 _AT = re.compile(r"(?<=[^/])@")
 _ESCAPED = re.compile(r"%(?:40|23|25)")
 _ESCAPED_MARK = re.compile(r"%(?=40|23|25)")
@@ -93,16 +97,17 @@ def _parse(text: str) -> Source:
         return Source("npm", check_npm(rest))
     if colon and prefix == "archive":
         rest, subdir = _split_subdir(rest)
+        rest = _no_fragment(rest)
         return Source("archive", check_archive(rest if _URL.match(rest) else _decoded(rest)), None, subdir)
     if colon and prefix in ("session", "peer"):
         raise BadValue(f"{prefix} sources are not built yet", _SOURCE_REMEDY)
     if _URL.match(text):
         raise BadValue(f"{shorten(text)} may be a repository or an archive", f"write git+{text} or archive:{text}")
-    if re.match(r"[^/:@]+@[^/:@]+:", text):
+    if _USER_AT_HOST.match(text):
         raise BadValue(f"{shorten(text)} looks like a repository", f"write git+{text}, or ./{text} for a path")
     if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+]*", prefix):
-        near = nearest(prefix, ("pypi", "npm", "archive", "git+"))
-        hint = f"did you mean `{near}{'' if near.endswith('+') else ':'}`? " if near else ""
+        near = _GUESSES.get(prefix) or nearest(prefix, ("pypi:", "npm:", "archive:", "git+"))
+        hint = f"did you mean `{near}`? " if near else ""
         raise BadValue(f"there is no kind of source called {shorten(prefix)}", f"{hint}For a path write ./{text}")
     return Source("local", check_local(text))
 
@@ -114,6 +119,7 @@ def _parse_git(text: str) -> Source:
     ref = None
     if at is not None:
         text, ref = text[: start + at.start()], check_ref(text[start + at.end() :])
+    text = _no_fragment(text)
     return Source("git", check_git(text if _is_remote(text) else _decoded(text)), ref, subdir)
 
 
@@ -122,12 +128,15 @@ def _decoded(path: str) -> str:
 
 
 def _split_subdir(text: str) -> tuple[str, str | None]:
-    text, hash_mark, fragment = text.partition("#")
-    if not hash_mark:
-        return text, None
-    if not fragment.startswith("subdir="):
+    text, mark, subdir = text.partition("#subdir=")
+    return text, check_relative(subdir, "a subdirectory") if mark else None
+
+
+def _no_fragment(location: str) -> str:
+    before, mark, fragment = location.partition("#")
+    if mark:
         raise BadValue(f"#{shorten(fragment)[1:-1]} is not understood", "only #subdir=D can follow; write # as %23")
-    return text, check_relative(fragment[len("subdir=") :], "a subdirectory")
+    return before
 
 
 def _path_start(text: str) -> int:
@@ -151,8 +160,7 @@ def format_source(source: Source) -> str:
     """*source* in the one-line notation; `parse_source` reads it back."""
     location = source.location
     if source.kind == "local":
-        needs_dot = not location.startswith(("/", ".")) and (":" in location or location.startswith("git+"))
-        return f"./{location}" if needs_dot else location
+        return f"./{location}" if _NOT_A_PATH.match(location) else location
     if source.kind == "archive":
         text = "archive:" + (location if _URL.match(location) else _ESCAPED_MARK.sub("%25", location)).replace(
             "#", "%23"

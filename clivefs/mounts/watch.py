@@ -93,6 +93,10 @@ class WatchedTree(Protocol):
         """The same for everything known in *directory*, which was unwatched for a time."""
         ...
 
+    def named(self, kind: Kind, directory: Hashable, name: bytes) -> Outside:
+        """The record that says that *name* in *directory* had an event."""
+        ...
+
     def vanished(self, directory: Hashable) -> Iterable[Outside]:
         """The directory was removed or unmounted."""
         ...
@@ -252,7 +256,7 @@ class Watcher:
                 continue
             kind: Kind = "name" if mask & NAME_MASK else "content"
             if not any(each.directory == directory and each.name == name for each in found):
-                found[Outside(kind, tree, directory, name, None)] = None
+                found[tree.named(kind, directory, name)] = None
 
     def _read_bursts(self) -> tuple[dict[int, dict[bytes, int]], bool]:
         """The waiting events as watch -> name -> union of masks, and whether the kernel dropped some."""

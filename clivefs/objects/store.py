@@ -305,7 +305,8 @@ def _check_format(fd: int, path: str, create: bool) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX)
             found = _read_format(fd)
             if found is None:
-                others = [name for name in os.listdir(fd) if not name.startswith("format.new-")]
+                # `run` comes first: who starts a daemon has its log there before the store is opened.
+                others = [name for name in os.listdir(fd) if name != "run" and not name.startswith("format.new-")]
                 if others or not create:
                     raise StoreError(
                         "this directory is not a clivefs store",
@@ -341,7 +342,8 @@ def _read_format(fd: int) -> bytes | None:
 def _write_format(fd: int) -> bytes:
     line = b"clivefs store %d\n" % FORMAT
     for name in os.listdir(fd):  # left by a process that died here; we hold the lock
-        os.unlink(name, dir_fd=fd)
+        if name.startswith("format.new-"):
+            os.unlink(name, dir_fd=fd)
     temporary = f"format.new-{os.getpid()}"
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
     try:

@@ -304,7 +304,7 @@ def test_name_of_an_odd_directory() -> None:
         ("a = \n", 1, "not valid TOML: Invalid value"),
         ("[a]\n\nb = 'x\n", 3, "not valid TOML"),
         ("a = 1\na = 2\n", 2, "not valid TOML: Cannot overwrite a value"),
-        ("a = [1,\n2,\n", 3, "not valid TOML"),
+        ("a = [1,\n2,\n", 2, "not valid TOML"),
         ("\ufeff[a]", 1, "byte order mark"),
         ("x = " + "[" * 100000, 1, "nested deeper than 16"),
         ("\nx = " + "{a=" * 100000, 2, "nested deeper than 16"),
