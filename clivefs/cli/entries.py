@@ -8,7 +8,7 @@ from typing import Any
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import offline
 from clivefs.cli.call import Call
-from clivefs.cli.locate import Workspace
+from clivefs.cli.locate import Workspace, is_below
 from clivefs.mounts import source_notation
 
 SOURCE_HELP = """\
@@ -19,21 +19,22 @@ of a directory. A relative path is one from the current directory."""
 def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
     """SOURCE as the workspace says it: relative paths are from its root."""
     parsed = source_notation.parse_source(text, ref=ref)
-    # In the mount, the current directory stands for the same one in the workspace's own directory.
-    anchored = source_notation.anchor(parsed, _directory(call, place), place.root)
+    here = call.around.directory
+    path = source_notation.host_path(parsed, here)
+    shown = place.shown_at
+    if path is not None and shown is not None and is_below(path, shown):
+        # What the mount shows of the workspace's own directory is meant as that directory.
+        parsed = parsed._replace(location=os.path.normpath(os.path.join(place.root, os.path.relpath(path, shown))))
+    anchored = source_notation.anchor(parsed, here, place.root)
     return source_notation.format_source(anchored)
 
 
 def patch(call: Call, place: Workspace, path: str) -> str:
     """The path of a patch file as the workspace says it."""
-    return os.path.relpath(os.path.join(_directory(call, place), path), place.root)
-
-
-def _directory(call: Call, place: Workspace) -> str:
-    here = call.around.directory
-    if place.daemon is not None and (here + "/").startswith(place.daemon.mountpoint.rstrip("/") + "/"):
-        return os.path.normpath(os.path.join(place.root, place.directory))
-    return here
+    absolute = call.absolute(path)
+    shown = place.shown_at
+    top = shown if shown is not None and is_below(absolute, shown) else place.root
+    return os.path.relpath(absolute, top)
 
 
 def change(call: Call, place: Workspace, command: str, path: str, **args: Any) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class Workspace(NamedTuple):
     directory: str
     """Where in it the command was called: a path inside the workspace, empty for its top."""
 
+    @property
+    def shown_at(self) -> str | None:
+        """Its directory in the mounted tree."""
+        return os.path.join(self.daemon.mountpoint, self.name) if self.daemon and self.name else None
+
     def served(self, why: str) -> Daemon:
         """Its daemon, for a command that needs one: *why* ends the sentence "it is not mounted, and ..."."""
         if self.daemon is None:
@@ -44,11 +49,9 @@ class Workspace(NamedTuple):
         """*path* as a person names it from where he stands, as a path inside the workspace."""
         text = path
         if os.path.isabs(path):
-            tops = [self.root]
-            if self.daemon is not None and self.name is not None:
-                tops.append(os.path.join(self.daemon.mountpoint, self.name))
+            tops = [top for top in (self.root, self.shown_at) if top is not None]
             normal = os.path.normpath(path)
-            text = next((os.path.relpath(normal, top) for top in tops if _is_below(normal, top)), "..")
+            text = next((os.path.relpath(normal, top) for top in tops if is_below(normal, top)), "..")
         else:
             text = os.path.normpath(os.path.join(self.directory, path))
         if text == ".." or text.startswith("../"):
@@ -56,7 +59,8 @@ class Workspace(NamedTuple):
         return "" if text == "." else text
 
 
-def _is_below(path: str, top: str) -> bool:
+def is_below(path: str, top: str) -> bool:
+    """*path* is *top* or lies below it; both absolute, compared as text."""
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 

@@ -15,7 +15,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -148,6 +148,7 @@ class Daemon:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self.workspaces.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked)
+                nursery.start_soon(self.workspaces.fetch_in_background)
                 await self.transport.serve()
                 nursery.cancel_scope.cancel()
         finally:
@@ -179,7 +180,8 @@ class Daemon:
     async def _watch(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self.watcher.fileno())
-            self._apply(self.watcher.read_events())
+            with _logged("looking at changes outside"):
+                self._apply(self.watcher.read_events())
             await trio.sleep(0.005)  # let a burst gather: one stat and one invalidation a file
 
     def _apply(self, changes: list[Outside]) -> None:
@@ -200,11 +202,21 @@ class Daemon:
 
     async def _tick(self) -> None:
         while True:
-            if self.watcher.degraded:
-                self._apply(self.watcher.read_events())
-            self.workspaces.refresh_hidden()
-            await self.workspaces.follow()
+            with _logged("the regular look around"):
+                if self.watcher.degraded:
+                    self._apply(self.watcher.read_events())
+                self.workspaces.refresh_hidden()
+                await self.workspaces.follow()
             await trio.sleep(_TICK_S)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """A failure in *what* is logged, and the mount goes on."""
+    try:
+        yield
+    except Exception:
+        log.exception("%s failed", what)
 
 
 def _check_mountpoint(mountpoint: str, existing: recovery.Mount | None) -> None:

@@ -36,6 +36,8 @@ from clivefs.objects.store import Store
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+_FETCH_LOOK_S = 0.5
+_FETCH_RETRY_S = 30.0
 
 
 class LiveWorkspace:
@@ -267,8 +269,12 @@ class Workspaces:
             names, self._reloads = self._reloads, set()
             for name in names:
                 live = self._live.get(name)
-                if live is not None:
+                if live is None:
+                    continue
+                try:
                     await self.reload(live)
+                except Exception:  # the mount goes on, whatever one file says
+                    log.exception("reading %s again failed", live.settings.file)
 
     async def reload(self, live: LiveWorkspace, *, retry: bool = False) -> None:
         """Make what is mounted what Clive.toml says. A broken file leaves everything as it is, and says so
@@ -324,6 +330,21 @@ class Workspaces:
                     prepared = await trio.to_thread.run_sync(live.assembly.look_again, mounted)
                     if prepared is not None and live.entries.get(entry.path) is mounted:
                         self._set_entry(live, prepared)
+
+    async def fetch_in_background(self) -> None:
+        """Until cancelled: get the blobs of entries that want all of them (`blobs = "all"`), one entry at a time."""
+        while True:
+            waiting = [
+                mounted
+                for live in self._live.values()
+                for mounted in live.entries.values()
+                if mounted.wants_blobs(trio.current_time())
+            ]
+            for mounted in waiting:
+                await trio.to_thread.run_sync(mounted.fetch_blobs, abandon_on_cancel=True)
+                if not mounted.has_blobs:
+                    mounted.fetch_again_at = trio.current_time() + _FETCH_RETRY_S
+            await trio.sleep(_FETCH_LOOK_S)
 
     # The kernel's view of outside changes
 

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, SetAttr, refuse
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Owner, SetAttr, refuse
 from clivefs.mounts.view import View
 
 CACHE_S = 86_400.0
@@ -276,6 +276,10 @@ class Operations:
                 node, attr = self.view.listed(directory, name)
             except OSError:
                 continue  # gone since the listing was made
+            except Blocked:
+                if position == offset:
+                    raise
+                return  # what was added is sent; the rest is asked for again
             if not add(name, self._shown(node, attr), position + 1):
                 self._table.release(node)
                 return
@@ -286,8 +290,9 @@ class Operations:
         opened.node.opens -= 1
         self._table.release(opened.node)
 
-    def fsyncdir(self, handle: int) -> None:
-        self.view.fsync_dir(self._directories[handle].node)
+    def fsyncdir(self, handle: int) -> Callable[[], None]:
+        """What does it, to be called once, in a thread."""
+        return self.view.fsync_dir(self._directories[handle].node)
 
     # The filesystem
 

@@ -265,7 +265,7 @@ class _Handlers(pyfuse3.Operations):
         await _finish(self._ops.releasedir, fh)
 
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
-        await _in_thread(self._ops.fsyncdir, fh)
+        await _in_thread(await _finish(self._ops.fsyncdir, fh))
 
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
         space = await _finish(self._ops.statfs)

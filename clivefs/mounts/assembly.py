@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 import os
 import stat
 import time
@@ -35,6 +36,8 @@ from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Watcher
 from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 _RETRY_S = 10.0
@@ -82,6 +85,10 @@ class Mounted:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     looked_at: float = field(default_factory=time.monotonic)
+    has_blobs: bool = False
+    """All blobs are here, of an entry that wants them all."""
+    fetch_again_at: float = 0.0
+    _closed: bool = False
 
     def same_as(self, entry: MountEntry) -> bool:
         """Whether *entry* asks for what is mounted; its place in the file does not count."""
@@ -95,6 +102,22 @@ class Mounted:
         if not self.entry.follow or self.source is None:
             return False
         return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
+
+    def wants_blobs(self, now_s: float) -> bool:
+        """Whether `fetch_blobs` should run now."""
+        if self.has_blobs or self.entry.fetch != "all" or self.source is None or not self.source.lazy:
+            return False
+        return now_s >= self.fetch_again_at
+
+    def fetch_blobs(self) -> None:
+        """Get every blob that is missing. For threads; a failure is in `source.error`."""
+        assert self.source is not None
+        assert self.resolved is not None
+        try:
+            self.source.fetch_all(self.resolved, lambda: self._closed)
+            self.has_blobs = not self._closed
+        except (OSError, ClivefsError) as error:
+            log.info("%s: blobs are still missing: %s", self.entry.path, error)
 
     def describe(self) -> dict[str, Any]:
         """The entry's object of `status --json`."""
@@ -117,6 +140,7 @@ class Mounted:
         return facts
 
     def close(self) -> None:
+        self._closed = True
         self.tree.close()
 
 

@@ -215,7 +215,7 @@ class _Parser:
     def workspace(self, document: dict[str, Any]) -> Workspace | None:
         tables = dict.fromkeys(name.partition(".")[0] for name in TABLES)
         for table, given in document.items():
-            if table not in tables:
+            if table not in tables and len(self.problems) < PROBLEMS_MAX:
                 near = nearest(table, tables)
                 self._fail(
                     (table,),
@@ -257,6 +257,8 @@ class _Parser:
         known = {key.name: key for key in keys}
         result: dict[str, Any] = {}
         for name, given in value.items():
+            if len(self.problems) >= PROBLEMS_MAX:
+                break
             key = known.get(name)
             if key is None:
                 near = nearest(name, known)

@@ -207,7 +207,7 @@ def _without(text: str, start: int, end: int) -> str:
     """*text* without [start, end), and without the blank lines that would now meet others."""
     before, after = text[:start], text[end:]
     if not after.strip(" \t\r\n") or re.match(r"[ \t]*\r?\n", after):
-        kept = re.sub(r"(?:[ \t]*\r?\n)+\Z", "", before)
+        kept = before.rstrip(" \t\r\n")
         before = kept + _end_of_line(text) if kept else ""
         if not before:
             after = re.sub(r"\A(?:[ \t]*\r?\n)+", "", after)

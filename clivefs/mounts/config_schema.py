@@ -168,7 +168,7 @@ def check_entry_path(value: str) -> str:
     for part in value.split("/"):
         if part.lower() in _CONTROL_NAMES:
             raise BadValue(f"no entry can be mounted in {shorten(part)}", "choose another path")
-    if value == "Clive.toml":
+    if value.split("/")[0] == "Clive.toml":
         raise BadValue("an entry cannot take the place of Clive.toml", "choose another path")
     return value
 

@@ -23,13 +23,15 @@ from collections.abc import Callable, Mapping
 from hashlib import sha1
 
 from clivefs.mounts.gitcommand import GitCommand, GitFailed
-from clivefs.mounts.gitlower import Converted, Converter, Objects, Rules
+from clivefs.mounts.gitlower import Converted, Converter, Reader, Rules
 from clivefs.mounts.tree import Blocked
 from clivefs.objects.errors import ObjectTooLarge
+from clivefs.objects.interface import ObjectStore
 
 log = logging.getLogger(__name__)
 
 ATTRIBUTES_BYTES_MAX = 1 << 20
+CONVERTED_BYTES_MAX = 256 << 20
 DIRECTORIES_MAX = 20_000
 _SCRATCH_PATH_BYTES_MAX = 3000
 _ATTRIBUTES = ("text", "crlf", "eol", "ident", "working-tree-encoding")
@@ -64,7 +66,7 @@ class GitAttributes(Converter):
 
     def find(
         self,
-        reader: Objects,
+        reader: Reader,
         directory: bytes,
         rules: Rules,
         files: Callable[[], Mapping[bytes, bytes]],
@@ -107,7 +109,7 @@ class GitAttributes(Converter):
 
     # Which files
 
-    def _patterns_of(self, reader: Objects, rules: Rules) -> _Patterns:
+    def _patterns_of(self, reader: Reader, rules: Rules) -> _Patterns:
         found = self._patterns.get(rules)
         if found is None:
             texts = [_attributes(reader, oid) for _, oid in rules]
@@ -119,7 +121,7 @@ class GitAttributes(Converter):
 
     # Converting, in a job
 
-    def _convert(self, reader: Objects, directory: bytes, rules: Rules, suspects: Mapping[bytes, bytes]) -> None:
+    def _convert(self, reader: Reader, directory: bytes, rules: Rules, suspects: Mapping[bytes, bytes]) -> None:
         found: dict[bytes, Converted] = {}
         try:
             root = self._prepare(reader, rules)
@@ -131,7 +133,7 @@ class GitAttributes(Converter):
             log.warning("%s: shown without conversion: %s", os.fsdecode(directory), error.message)
         self._remember(directory, found)
 
-    def _prepare(self, reader: Objects, rules: Rules) -> str:
+    def _prepare(self, reader: Reader, rules: Rules) -> str:
         """The scratch working tree, with the attribute files of *rules* in it; its path."""
         if self._scratch is None:
             scratch = tempfile.mkdtemp(prefix="attributes-", dir=self._cache_dir)
@@ -183,19 +185,19 @@ class GitAttributes(Converter):
         return list(concerned)
 
     def _checked_out(
-        self, reader: Objects, root: str, prefix: bytes, files: Mapping[bytes, bytes]
+        self, reader: Reader, root: str, prefix: bytes, files: Mapping[bytes, bytes]
     ) -> list[tuple[bytes, bytes]]:
         """Those of *files* that a checkout converts, with what it makes of them."""
         assert self._scratch is not None
         objects = os.path.join(self._scratch, "git", "objects")
         stored: dict[bytes, bytes] = {}
         for oid in dict.fromkeys(files.values()):
-            try:
-                stored[oid] = reader.read(oid)[1]
-            except ObjectTooLarge as error:
-                log.warning("%s; it is shown without conversion", error.message)
+            content = self._whole(reader, oid)
+            if content is None:
+                log.warning("blob %s is shown without conversion: it is too large", oid.hex())
                 continue
-            _put_loose(objects, oid, stored[oid])
+            stored[oid] = content
+            _put_loose(objects, oid, content)
         wanted = [(name, oid) for name, oid in files.items() if oid in stored]
         if not wanted:
             return []
@@ -216,6 +218,26 @@ class GitAttributes(Converter):
             if content != stored[oid]:
                 found.append((name, content))
         return found
+
+    def _whole(self, reader: Reader, oid: bytes) -> bytes | None:
+        """The content of a blob, None above `CONVERTED_BYTES_MAX`."""
+        assert self._scratch is not None
+        size = reader.header(oid)[1]
+        if size > CONVERTED_BYTES_MAX:
+            return None
+        try:
+            return reader.read(oid)[1]
+        except ObjectTooLarge:
+            pass
+        fd = reader.open_large(oid) if isinstance(reader, ObjectStore) else None
+        if fd is None and not isinstance(reader, ObjectStore):
+            path = reader.materialize(oid, self._scratch)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            os.unlink(path)
+        if fd is None:
+            return None
+        with open(fd, "rb") as file:
+            return file.read(size)
 
     def _keep(self, content: bytes) -> str:
         """The path of a file with *content*."""
@@ -263,7 +285,7 @@ def _macros(lines: list[bytes]) -> set[bytes]:
     return macros
 
 
-def _attributes(reader: Objects, oid: bytes) -> bytes:
+def _attributes(reader: Reader, oid: bytes) -> bytes:
     """The content of an attribute file; empty where it is absurdly large."""
     if reader.header(oid)[1] > ATTRIBUTES_BYTES_MAX:
         return b""

@@ -51,6 +51,8 @@ class ObjectReader(Objects, Protocol):
     def materialize(self, oid: bytes, directory: str) -> str: ...
 
 
+Reader = ObjectReader | ObjectStore
+
 Rules = tuple[tuple[bytes, bytes], ...]
 """The `.gitattributes` that bear on a directory, outermost first: (directory's path, blob)."""
 
@@ -72,7 +74,7 @@ class Converter(Protocol):
 
     def find(
         self,
-        reader: Objects,
+        reader: Reader,
         directory: bytes,
         rules: Rules,
         files: Callable[[], Mapping[bytes, bytes]],
@@ -97,7 +99,7 @@ Fetcher = Callable[[Sequence[bytes]], None]
 class TreeSpace:
     """Objects that belong together: one repository at one commit."""
 
-    reader: ObjectReader | ObjectStore
+    reader: Reader
     layer: bytes
     """`git:COMMIT` or `submodule:COMMIT`, as `user.clive.layer` shows it."""
     commit_time_ns: int

@@ -129,6 +129,20 @@ class GitSource:
         except OSError:
             return b""
 
+    def beside(self, location: str, ref: str) -> GitSource:
+        """Another source, fetched as this one is: for submodules."""
+        return GitSource(
+            location,
+            ref,
+            base_dir="/",
+            store_dir=self._store_dir,
+            git=self._git,
+            progress=self._progress,
+            answer_timeout_s=self._answer_timeout_s,
+            store=self._store,
+            clock=self._clock,
+        )
+
     # Opening
 
     def open(self) -> Resolved:
@@ -353,6 +367,7 @@ def open_source(
     progress: Callable[[str], None] | None = None,
     answer_timeout_s: float = ANSWER_TIMEOUT_S,
     store: ObjectStore | None = None,
+    clock: Clock | None = None,
 ) -> tuple[GitSource, Resolved]:
     """A source and what its ref is now. See `GitSource.open`."""
     source = GitSource(
@@ -365,6 +380,7 @@ def open_source(
         progress=progress,
         answer_timeout_s=answer_timeout_s,
         store=store,
+        clock=clock,
     )
     return source, source.open()
 

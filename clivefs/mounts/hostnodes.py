@@ -432,10 +432,10 @@ class HostNodes:
         st = os.fstat(fd) if fd is not None else None
         if st is not None:
             node.remember_attributes(st)
-        if not node.removed:
-            self.let_go(node)
-        elif st is None or st.st_nlink == 0:
+        if (st is None and node.removed) or (st is not None and st.st_nlink == 0):
             self.bury(node)
+        elif not node.removed:
+            self.let_go(node)
         self._table.release(node)
 
     def lost(self, directory: HostNode, name: bytes) -> HostNode | None:

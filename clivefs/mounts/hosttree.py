@@ -419,10 +419,19 @@ class HostTree(Tree):
 
     # Durability and life
 
-    def fsync_dir(self, directory: Node) -> None:
+    def fsync_dir(self, directory: Node) -> Callable[[], None]:
         assert isinstance(directory, HostNode)
-        if directory.identity is not None:
-            os.fsync(self._nodes.dir_fd(directory))
+        if directory.identity is None:
+            return super().fsync_dir(directory)
+        fd = os.dup(self._nodes.dir_fd(directory))
+
+        def sync() -> None:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+        return sync
 
     def watch(self, directory: Node) -> None:
         """Watch *directory* now, though nobody has looked into it yet."""

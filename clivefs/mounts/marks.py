@@ -31,7 +31,7 @@ import enum
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
@@ -413,8 +413,8 @@ class IntentLog:
             self._append(_DONE, b"")
             self._unsettled = False
 
-    def roll_back_pending(self, rebuild: Callable[[], None]) -> None:
-        """The pending action cannot be carried out (the disk is full): forget it, and call *rebuild*."""
+    def roll_back_pending(self) -> None:
+        """The pending action cannot be carried out (the disk is full): it did not happen."""
         self._unsettled = False
         self.pending = None
         self._append(_ABORT, b"")
@@ -422,7 +422,6 @@ class IntentLog:
         self.marks.origins.clear()
         self._sequence = 0
         self._end = self._replay(_read_all(self._fd)[: self._end])
-        rebuild()
 
     def _pay_abort(self) -> None:
         if self._abort_owed:

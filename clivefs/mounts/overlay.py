@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from clivefs.mounts.copyup import dress
 from clivefs.mounts.host import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
@@ -252,8 +252,9 @@ class OverlayTree(Tree):
 
     # Durability and life
 
-    def fsync_dir(self, directory: Node) -> None:
-        self._nodes.sync_place(_own(directory))
+    def fsync_dir(self, directory: Node) -> Callable[[], None]:
+        node = _own(directory)
+        return lambda: self._nodes.sync_place(node)
 
     def sync(self) -> None:
         """syncfs(2): everything that was changed survives a power loss. May run in a thread."""

@@ -239,6 +239,8 @@ def check_git(text: str) -> str:
     check_text(text, "a repository")
     if text.startswith("-"):
         raise BadValue(f"a repository cannot begin with `-`: {shorten(text)}", "write ./ before it")
+    if "#" in text[: _path_start(text)]:
+        raise BadValue(f"{shorten(text)} names no host", "write ./ before it for a path")
     if _HELPER.match(text):
         raise BadValue(f"git's remote helpers are not used: {shorten(text)}", _transports(GIT_SCHEMES))
     url = _URL.match(text)

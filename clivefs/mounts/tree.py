@@ -273,8 +273,10 @@ class Tree(ABC):
 
     # Durability and life
 
-    def fsync_dir(self, directory: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
-        """Make the names in a directory, and how they came to be, survive a power loss."""
+    def fsync_dir(self, directory: Node) -> Callable[[], None]:
+        """What makes the names in a directory, and how they came to be, survive a power loss: to be called
+        once, in a thread."""
+        return _nothing
 
     def dropped(self, node: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
         """The table has forgotten *node*: release what is held for it."""
@@ -286,6 +288,10 @@ class Tree(ABC):
 def refuse(code: int, name: bytes | None = None) -> OSError:
     """The `OSError` for *code*, to be raised."""
     return OSError(code, os.strerror(code), name)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _read_only() -> OSError:

@@ -85,9 +85,10 @@ class Upper:
         action = self.log.pending
         if action is not None:
             try:
+                FAULTS.hit("overlay.recover")
                 self._redo(action)
             except OSError:
-                self.log.roll_back_pending(lambda: None)
+                self.log.roll_back_pending()
         if self.log.long:
             self.log.compact()
         else:

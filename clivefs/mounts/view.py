@@ -346,7 +346,7 @@ class View:
         if name.startswith(PRIVATE_XATTR):
             raise refuse(errno.EOPNOTSUPP, name)
 
-    def fsync_dir(self, directory: Node) -> None:
-        real = self._real(directory)
-        if real is not None:
-            real.tree.fsync_dir(real)
+    def fsync_dir(self, directory: Node) -> Callable[[], None]:
+        """As `Tree.fsync_dir`: what to call in a thread."""
+        real = self._real(directory) or directory
+        return real.tree.fsync_dir(real)

@@ -160,18 +160,20 @@ class TreeDriver:
 
     def _walk(self, directory: Node, name: bytes) -> Node:
         """One step down; as in the kernel, not through anything but a directory."""
+        self._enter(directory)
+        return self._lookup(directory, name)
+
+    def _enter(self, directory: Node) -> None:
         attr = self.call(lambda: self.tree.getattr(directory))
         if stat.S_ISLNK(attr.mode):
             raise OSError(errno.ELOOP, "the driver follows no symlink")
         if not stat.S_ISDIR(attr.mode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return self._lookup(directory, name)
 
     def _parent(self, path: bytes) -> tuple[Node, bytes]:
         head, _, name = path.rpartition(b"/")
         parent = self._resolve(head)
-        if not stat.S_ISDIR(self.call(lambda: self.tree.getattr(parent)).mode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._enter(parent)
         return parent, name
 
     def _warm(self, directory: Node, name: bytes) -> Node | None:
@@ -399,7 +401,7 @@ class TreeDriver:
         self._at(path, lambda node: self.tree.removexattr(node, name))
 
     def fsync_dir(self, path: bytes) -> None:
-        self._at(path, self.tree.fsync_dir)
+        self._at(path, self.tree.fsync_dir)()
 
 
 class PlainFile:
@@ -434,13 +436,15 @@ class PlainDriver:
         self.root = os.fsencode(root)
 
     def _path(self, path: bytes) -> bytes:
-        """The host's path; ELOOP where a component above the last is a symlink, as the tree's driver has it."""
+        """The host's path. As with the tree's driver, components are walked one by one, and no symlink is followed."""
         place = self.root
-        names = path.split(b"/") if path else []
-        for name in names[:-1]:
+        for name in path.split(b"/")[:-1]:
             place += b"/" + name
-            if os.path.islink(place):
+            mode = os.lstat(place).st_mode
+            if stat.S_ISLNK(mode):
                 raise OSError(errno.ELOOP, "the driver follows no symlink")
+            if not stat.S_ISDIR(mode):
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return self.root + b"/" + path if path else self.root
 
     def stat(self, path: bytes, *, times: bool = False) -> Facts:
@@ -524,7 +528,9 @@ class PlainDriver:
         os.symlink(target, self._path(path))
 
     def link(self, old: bytes, new: bytes) -> None:
-        os.link(self._path(old), self._path(new), follow_symlinks=False)
+        source = self._path(old)
+        os.lstat(source)
+        os.link(source, self._path(new), follow_symlinks=False)
 
     def unlink(self, path: bytes) -> None:
         os.unlink(self._path(path))

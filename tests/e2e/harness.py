@@ -163,3 +163,50 @@ def bench_in(base: Path) -> Iterator[Bench]:
         yield made
     finally:
         made.close()
+
+
+SOURCE_FILES: dict[str, str | bytes] = {
+    "README": "hello\n",
+    "src/a.c": "int a;\n",
+    "src/deep/b.c": "int b;\n",
+    "run.sh": "#!/bin/sh\n",
+}
+SAMPLE_TOML = (
+    '[workspace]\nname = "shop"\n\n'
+    '[mounts."lib/thing"]\ngit = "../thing"\nref = "main"\n\n'
+    '[mounts."over"]\nlocal = "../data"\nwrite = "overlay"\n'
+)
+SOURCE_TESTS = (
+    "test_source_file_is_changed_in_place",
+    "test_unlinked_source_file_goes_on",
+    "test_replaced_file_serves_its_holders",
+    "test_reader_opened_before_the_first_write_sees_it",
+    "test_mmap_shared_of_a_source_file",
+    "test_attributes_of_source_files",
+    "test_chown",
+    "test_directory_of_a_source_gets_new_times",
+    "test_user_xattrs",
+    "test_rename_of_source_entries",
+    "test_hard_link_to_a_source_file",
+)
+"""Tests that get files of their own in every source."""
+
+
+def fill_sample(bench: Bench) -> None:
+    """Write a workspace: a through root, `lib/thing` from a git ref, `over` an overlay on a local directory."""
+    own: dict[str, str | bytes] = {}
+    for test in SOURCE_TESTS:
+        own |= {f"tests/{test}/one": "one\n", f"tests/{test}/two": "two\n", f"tests/{test}/tree/deep/leaf": "leaf\n"}
+    bench.repository("thing", {**SOURCE_FILES, **own})
+    write_files(bench.base / "data", {"one.txt": "one\n", "sub/two.txt": "two\n", **own})
+    write_files(bench.root, {"plain.txt": "plain\n", **own})
+    bench.write_toml(SAMPLE_TOML)
+
+
+@contextlib.contextmanager
+def sample_workspace(base: Path) -> Iterator[Bench]:
+    """The workspace of `fill_sample`, mounted."""
+    with bench_in(base) as bench:
+        fill_sample(bench)
+        bench.mount()
+        yield bench

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.tree_driver import PlainDriver, TreeDriver, outcome
-from tests.model.overlay_worlds import ENTRY, copy_to, make_lower
 
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.tree import NodeTable
+from tests.contract.tree_driver import PlainDriver, TreeDriver, outcome
+from tests.model.overlay_worlds import ENTRY, copy_to, make_lower
 
 WORKER = Path(__file__).with_name("overlay_crash_worker.py")
 FAULT_POINTS = [
@@ -92,10 +92,10 @@ def check(tmp_path: Path, seed: int, fault: str, count: int, lines_max: int) -> 
 
 @pytest.mark.parametrize("fault", FAULT_POINTS)
 def test_killed_at(tmp_path: Path, fault: str) -> None:
-    for seed in range(3):
-        check(tmp_path, seed, fault, random.Random(f"{fault} {seed}").randint(1, 40), 100_000)
+    for seed in range(2):
+        check(tmp_path, seed, fault, random.Random(f"{fault} {seed}").randint(1, 12), 100_000)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
-    check(tmp_path, seed, "", 0, random.Random(seed).randint(1, 1500))
+    check(tmp_path, seed, "", 0, random.Random(seed).randint(1, 800))

@@ -250,6 +250,7 @@ def test_one_problem(text: str, line: int, key: str, message: str) -> None:
         (".clive/x", "no entry can be mounted in"),
         ("GIT~1", "no entry can be mounted in"),
         ("Clive.toml", "cannot take the place"),
+        ("Clive.toml/x", "cannot take the place"),
         ("x" * 256, "more than 255 bytes"),
         ("é" * 128, "more than 255 bytes"),
         ("a/" * 2100 + "b", "longer than 4096 bytes"),

@@ -7,12 +7,13 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.gitcommand import GitCommand, GitFailed
+from clivefs.mounts.gitfetch import PartialClone
 from clivefs.mounts.gitlocation import parse_location, relative_to
 from clivefs.mounts.gitlower import GitLower, TreeSpace
 from clivefs.mounts.gitsource import GitSource, Resolved, open_source
@@ -20,7 +21,6 @@ from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.memory import MemoryStore
 
-T = TypeVar("T")
 COMMIT_S = 1_600_000_000
 ENVIRONMENT = {
     **os.environ,
@@ -30,6 +30,19 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
 }
+
+
+class At:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, second: int) -> None:
+        self.second = second
+
+    def now_ns(self) -> int:
+        return self.second * 10**9 + 5
+
+    def monotonic_ns(self) -> int:
+        return self.second * 10**9
 
 
 def git(cwd: Path, *arguments: str, environment: dict[str, str] = ENVIRONMENT) -> str:
@@ -205,7 +218,7 @@ def test_all_blobs(origin: Path, opened: Any) -> None:
 
 
 def test_a_lost_remote_is_eio_and_recovers_by_itself(origin: Path, opened: Any, tmp_path: Path) -> None:
-    source, resolved = opened(f"file://{origin}")
+    source, resolved = opened(f"file://{origin}", clock=At(0))
     lower = lower_of(source, resolved, tmp_path)
     assert content(lower, b"src/0.txt") == b"src 0\n"
     moved = origin.rename(tmp_path / "moved")
@@ -218,9 +231,26 @@ def test_a_lost_remote_is_eio_and_recovers_by_itself(origin: Path, opened: Any, 
     with pytest.raises(OSError):
         source.poll()
     moved.rename(origin)
-    source._clone._pause_until_ns = 0  # type: ignore[union-attr]
     assert content(lower, b"docs/0.txt") == b"docs 0\n"
     assert source.error is None
+
+
+def test_after_a_long_failure_others_fail_at_once_for_as_long(tmp_path: Path) -> None:
+    clock = At(0)
+    runs: list[int] = []
+
+    class Silent(GitCommand):
+        def run(self, *arguments: Any, **options: Any) -> bytes:
+            runs.append(clock.second)
+            clock.second += 30
+            raise GitFailed("no answer")
+
+    clone = PartialClone(str(tmp_path / "x.git"), "url", git=Silent(), clock=clock, answer_timeout_s=30)
+    for second in (0, 31, 59, 60):
+        clock.second = max(clock.second, second)
+        with pytest.raises(OSError, match="no answer"):
+            clone.fetch_objects([b"x" * 20])
+    assert runs == [0, 60]
 
 
 def test_a_silent_remote_is_given_up(tmp_path: Path) -> None:
@@ -273,19 +303,9 @@ def test_times_are_never_too_new_for_git_and_stay(tmp_path: Path, opened: Any) -
     path = tmp_path / "young"
     path.mkdir()
     git(path, "init", "-q")
-    future = {**ENVIRONMENT, "GIT_COMMITTER_DATE": "4102444800 +0000"}
+    future = {**ENVIRONMENT, "GIT_COMMITTER_DATE": "@4102444800 +0000"}
     git(path, "commit", "-q", "--allow-empty", "-m", "from 2100", environment=future)
     store = MemoryStore()
-
-    class At:
-        def __init__(self, second: int) -> None:
-            self.second = second
-
-        def now_ns(self) -> int:
-            return self.second * 10**9 + 5
-
-        def monotonic_ns(self) -> int:
-            return 0
 
     def time_ns(second: int) -> int:
         source = GitSource(

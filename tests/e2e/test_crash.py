@@ -1,0 +1,199 @@
+"""`kill -9` of the daemon: what was acknowledged is there after the next `mount`, and nobody hangs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import storm
+from harness import Bench, until, write_files
+
+pytestmark = pytest.mark.mount
+
+ROUNDS = int(os.environ.get("CLIVEFS_CRASH_ROUNDS", "10"))
+AREAS = ("over/w0", "over/w1", "lib/thing/w2", "w3")
+GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+
+
+def starting_files(prefix: str) -> dict[str, str | bytes]:
+    return {f"{prefix}/d{at % 3}/f{at}": f"{prefix} {at}\n" * (at + 1) for at in range(12)}
+
+
+@pytest.fixture()
+def stormy(bench: Bench) -> Bench:
+    """A through root, an overlay on a directory and one on a git ref, with files in each."""
+    bench.repository("thing", starting_files("w2"))
+    data = bench.base / "data"
+    write_files(data, {**starting_files("w0"), **starting_files("w1")})
+    write_files(bench.root, starting_files("w3"))
+    bench.write_toml(
+        '[workspace]\nname = "shop"\n\n'
+        '[mounts."lib/thing"]\ngit = "../thing"\nref = "main"\n\n'
+        '[mounts."over"]\nlocal = "../data"\nwrite = "overlay"\n'
+    )
+    bench.mount()
+    return bench
+
+
+def kill(bench: Bench) -> int:
+    pid = bench.daemon_pid()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the daemon")
+    return pid
+
+
+class Writer:
+    """A storm process and what it has said."""
+
+    def __init__(self, area: Path, seed: int) -> None:
+        self.area = area
+        self.start = storm.read_model(str(area))
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, storm.__file__, str(area), str(seed)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    def end(self) -> str:
+        """Wait until it has failed, which it must; its last words."""
+        code = self.process.wait(20)
+        self._reader.join()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        said = self.process.stderr.read()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        assert code == 1, said
+        return said
+
+    def abandon(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self._reader.join()
+
+
+def test_a_storm_survives_kill_9_again_and_again(stormy: Bench) -> None:
+    seed = int(os.environ.get("CLIVEFS_CRASH_SEED", "1"))
+    rng = random.Random(seed)
+    acknowledged = 0
+    for number in range(ROUNDS):
+        writers = [Writer(stormy.live / area, seed * 1000 + number * 10 + at) for at, area in enumerate(AREAS)]
+        try:
+            wanted = rng.randrange(20, 1200)
+            until(lambda: sum(len(each.lines) for each in writers) >= wanted, f"{wanted} lines of the writers", 60)  # noqa: B023
+            os.kill(stormy.daemon_pid(), signal.SIGKILL)
+            for writer in writers:
+                said = writer.end()
+                assert any(f": {code} " in said for code in GONE), said
+        finally:
+            for writer in writers:
+                writer.abandon()
+        begun = time.monotonic()
+        stormy.mount(timeout=30)
+        assert time.monotonic() - begun < 20
+        for writer in writers:
+            expected, flying = storm.replay(writer.start, writer.lines)
+            acknowledged += sum(line == "{}\n" for line in writer.lines)
+            wrong = storm.explain(storm.read_model(str(writer.area)), expected, flying)
+            assert wrong is None, f"round {number} of seed {seed}, {writer.area.name}: {wrong}"
+    assert acknowledged > ROUNDS
+    stormy.cli("fsck")
+    assert all(each["state"] == "mounted" for each in stormy.status()["workspaces"][0]["mounts"])
+
+
+def test_an_open_file_of_a_dead_mount_answers_an_error(stormy: Bench) -> None:
+    fd = os.open(stormy.live / "over/w0/new", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        assert os.write(fd, b"acknowledged") == 12
+        kill(stormy)
+        with pytest.raises(OSError) as raised:
+            os.write(fd, b"lost")
+        assert raised.value.errno in GONE
+        with pytest.raises(OSError) as raised:
+            os.stat(stormy.live)
+        assert raised.value.errno in GONE
+        stormy.mount(timeout=30)
+        with pytest.raises(OSError):
+            os.write(fd, b"lost")
+    finally:
+        os.close(fd)
+    assert (stormy.live / "over/w0/new").read_bytes() == b"acknowledged"
+
+
+def test_whoever_waits_in_the_mount_is_let_go_when_its_daemon_dies(stormy: Bench) -> None:
+    """A stopped daemon leaves a reader waiting; killed then, it must not wait on."""
+    pid = stormy.daemon_pid()
+    os.kill(pid, signal.SIGSTOP)
+    reader = subprocess.Popen(["cat", str(stormy.live / "over/w0/d1/f1")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until(lambda: Path(f"/proc/{reader.pid}/wchan").read_text() not in ("", "0") or reader.poll() is not None, "a wait")
+        os.kill(pid, signal.SIGKILL)
+        _, said = reader.communicate(timeout=10)
+        assert reader.returncode == 1, said
+    finally:
+        reader.kill()
+        reader.wait()
+    stormy.mount(timeout=30)
+    assert (stormy.live / "over/w0/d1/f1").read_text() == "w0 1\n" * 2
+
+
+def test_a_dead_mount_that_somebody_works_in_is_cleared(stormy: Bench) -> None:
+    """A shell's directory in the mount and an open file keep it busy: a plain umount would fail."""
+    sleeper = subprocess.Popen(["sleep", "60"], cwd=stormy.live / "over")
+    try:
+        with open(stormy.live / "over/w0/d1/f1"):
+            kill(stormy)
+            stormy.mount(timeout=30)
+            assert (stormy.live / "over/w0/d1/f1").exists()
+        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {stormy.mountpoint} " in line]
+        assert len(mounts) == 1
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_unmount_clears_a_dead_mount(stormy: Bench) -> None:
+    kill(stormy)
+    status = stormy.cli("status", check=False)
+    assert status.returncode == 1
+    assert "has died" in status.stderr
+    assert "cleared" in stormy.cli("unmount", stormy.mountpoint).stdout
+    assert not stormy.is_mounted()
+    assert os.listdir(stormy.mountpoint) == []
+    assert list(stormy.store.glob("run/*.sock")) == []
+
+
+def test_inode_numbers_are_the_same_after_a_crash(stormy: Bench) -> None:
+    (stormy.live / "over/w0/made").write_text("new\n")
+    os.rename(stormy.live / "over/w0/d0", stormy.live / "over/w0/moved")
+    os.chmod(stormy.live / "over/w1/d1/f1", 0o600)
+
+    def numbers() -> dict[str, int]:
+        found = {}
+        for directory, _, names in os.walk(stormy.live):
+            for name in names:
+                path = os.path.join(directory, name)
+                found[os.path.relpath(path, stormy.live)] = os.lstat(path).st_ino
+        return found
+
+    before = numbers()
+    kill(stormy)
+    stormy.mount(timeout=30)
+    assert numbers() == before

@@ -1,0 +1,188 @@
+"""Requests without a kernel: replies, references, caching, and waiting."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from clivefs.fuse.operations import CACHE_S, Entry, Operations
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
+from clivefs.mounts.view import View
+
+OWNER = Owner(os.geteuid(), os.getegid())
+
+
+class Kernel:
+    """Asks as the kernel does, and counts the references that it was given."""
+
+    def __init__(self, upper: Path | None = None) -> None:
+        os.umask(0)
+        self.lower = MemoryLower()
+        self.table = NodeTable()
+        self.view = View(self.table, OWNER, 0)
+        fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY) if upper is not None else None
+        self.lower.file(b"a", b"content of a")
+        self.lower.file(b"d/b", b"b")
+        self.tree = OverlayTree(self.lower, fd, self.table, entry=b"e", source=b"m")
+        self.view.add_workspace(b"w", self.tree)
+        self.operations = Operations(self.view, os.open("/", os.O_RDONLY | os.O_DIRECTORY))
+        self.references: dict[int, int] = {}
+
+    def lookup(self, *names: bytes) -> Entry:
+        number = 1
+        for name in names:
+            entry = self.operations.lookup(number, name)
+            if entry.nodeid:
+                self.references[entry.nodeid] = self.references.get(entry.nodeid, 0) + 1
+            number = entry.nodeid
+        return entry
+
+    def list_all(self, number: int, room: int = 1000) -> list[bytes]:
+        handle = self.operations.opendir(number)
+        found: list[bytes] = []
+        offset = 0
+        while True:
+            got: list[tuple[bytes, int, int]] = []
+
+            def add(name: bytes, entry: Entry, position: int, got: list[tuple[bytes, int, int]] = got) -> bool:
+                if len(got) == room:
+                    return False
+                got.append((name, entry.nodeid, position))
+                return True
+
+            self.operations.readdir(handle, offset, add)
+            if not got:
+                break
+            for name, nodeid, position in got:
+                offset = position
+                found.append(name)
+                if name not in (b".", b".."):
+                    self.references[nodeid] = self.references.get(nodeid, 0) + 1
+        self.operations.releasedir(handle)
+        return found
+
+    def forget_all(self) -> None:
+        for nodeid, count in self.references.items():
+            self.operations.forget(nodeid, count)
+        self.references.clear()
+
+
+def test_an_absent_name_is_remembered_as_absent() -> None:
+    kernel = Kernel()
+    workspace = kernel.lookup(b"w").nodeid
+    entry = kernel.operations.lookup(workspace, b"nothing")
+    assert entry == Entry(0, None, CACHE_S, 0.0)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 1000])
+def test_a_listing_is_whole_whatever_fits_into_one_reply(room: int) -> None:
+    kernel = Kernel()
+    workspace = kernel.lookup(b"w").nodeid
+    assert sorted(kernel.list_all(workspace, room)) == [b".", b"..", b"a", b"d"]
+
+
+def test_references_are_counted_so_that_nothing_stays_behind() -> None:
+    kernel = Kernel()
+    before = len(kernel.table)
+    workspace = kernel.lookup(b"w").nodeid
+    kernel.lookup(b"w", b"d", b"b")
+    kernel.list_all(workspace, 2)
+    kernel.list_all(kernel.lookup(b"w", b"d").nodeid)
+    assert len(kernel.table) > before
+    kernel.forget_all()
+    assert len(kernel.table) == before
+
+
+def test_listing_fetches_nothing_and_what_has_no_size_is_not_remembered() -> None:
+    kernel = Kernel()
+    found = kernel.lower.find(b"a")
+    assert found is not None
+    found.fetched = False  # type: ignore[attr-defined]
+    workspace = kernel.lookup(b"w").nodeid
+    timeouts: dict[bytes, tuple[float, float]] = {}
+    handle = kernel.operations.opendir(workspace)
+
+    def add(name: bytes, entry: Entry, position: int) -> bool:
+        timeouts[name] = (entry.entry_timeout_s, entry.attr_timeout_s)
+        return True
+
+    kernel.operations.readdir(handle, 0, add)
+    assert timeouts[b"a"] == (0.0, 0.0)
+    assert timeouts[b"d"] == (CACHE_S, CACHE_S)
+    with pytest.raises(Blocked) as blocked:
+        kernel.operations.lookup(workspace, b"a")
+    blocked.value.job()
+    entry = kernel.operations.lookup(workspace, b"a")
+    assert entry.attr is not None
+    assert (entry.attr.size, entry.attr_timeout_s) == (12, CACHE_S)
+
+
+def test_a_directory_that_changes_is_listed_as_of_its_rewind(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    workspace = kernel.lookup(b"w").nodeid
+    handle = kernel.operations.opendir(workspace)
+    seen: list[bytes] = []
+
+    def one(name: bytes, entry: Entry, position: int) -> bool:
+        if seen and len(seen) % 3 == 0 and seen[-1] != name:
+            return False
+        seen.append(name)
+        return True
+
+    kernel.operations.readdir(handle, 0, one)
+    kernel.operations.unlink(workspace, b"a")
+    kernel.operations.create(workspace, b"new", 0o644, os.O_RDWR, OWNER)
+    rest: list[bytes] = []
+    kernel.operations.readdir(handle, len(seen), lambda name, entry, position: not rest.append(name))  # type: ignore[func-returns-value]
+    assert b"new" not in seen + rest
+    again: list[bytes] = []
+    kernel.operations.readdir(handle, 0, lambda name, entry, position: not again.append(name))  # type: ignore[func-returns-value]
+    assert b"new" in again
+    assert b"a" not in again
+
+
+def test_unlinked_but_open(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    workspace = kernel.lookup(b"w").nodeid
+    number = kernel.lookup(b"w", b"a").nodeid
+    opened = kernel.operations.open(number, os.O_RDWR)
+    kernel.operations.unlink(workspace, b"a")
+    kernel.operations.write(opened.handle, 0, b"CONTENT")
+    assert kernel.operations.read(opened.handle, 0, 100) == b"CONTENT of a"
+    attr = kernel.operations.getattr(number).attr
+    assert attr is not None
+    assert (attr.nlink, attr.size) == (0, 12)
+    kernel.operations.release(opened.handle)
+
+
+def test_what_was_written_is_told_at_flush_and_only_then(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    told: list[int] = []
+    kernel.operations = Operations(
+        kernel.view, os.open("/", os.O_RDONLY | os.O_DIRECTORY), on_written=lambda node: told.append(node.nodeid)
+    )
+    number = kernel.lookup(b"w", b"a").nodeid
+    reader = kernel.operations.open(number, os.O_RDONLY)
+    kernel.operations.flush(reader.handle)
+    assert told == []
+    writer = kernel.operations.open(number, os.O_WRONLY)
+    kernel.operations.write(writer.handle, 0, b"x")
+    assert told == []
+    kernel.operations.flush(writer.handle)
+    assert told == [number]
+    kernel.operations.setattr(number, SetAttr(size=0), None)
+    assert told == [number, number]
+
+
+def test_unknown_numbers_and_handles_are_refused() -> None:
+    kernel = Kernel()
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ESTALE):
+        kernel.operations.getattr(12345)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.EBADF):
+        kernel.operations.read(77, 0, 1)
+    kernel.operations.forget(12345, 1)  # the kernel may be late

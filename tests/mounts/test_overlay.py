@@ -1,0 +1,362 @@
+"""What an overlay does beyond what a plain directory does: layers, copy-up, reset, another lower, failing disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.tree import Blocked, NodeTable, SetAttr
+from tests.contract.tree_driver import Failed, TreeDriver, outcome
+
+NOW_NS = 1_700_000_000_000_000_000
+US = (os.geteuid(), os.getegid())
+
+
+def make_lower(**contents: bytes) -> MemoryLower:
+    lower = MemoryLower(mtime_ns=NOW_NS, owner=US)
+    lower.file(b"a", b"content of a")
+    lower.file(b"d/x", b"x")
+    lower.file(b"d/e/y", b"y")
+    lower.file(b"gone", b"gone")
+    for name, content in contents.items():
+        lower.file(name.replace("__", "/").encode(), content)
+    return lower
+
+
+class Overlay:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tree: OverlayTree | None = None
+
+    def open(self, lower: MemoryLower | None = None, *, writable: bool = True) -> TreeDriver:
+        self.close()
+        self.table = NodeTable()
+        fd = os.open(self.path, os.O_RDONLY)
+        self.tree = OverlayTree(lower or make_lower(), fd if writable else None, self.table, entry=b"e", source=b"s")
+        os.close(fd)
+        return TreeDriver(self.tree, self.table, remember=True)
+
+    def close(self) -> None:
+        if self.tree is not None:
+            self.tree.close()
+            self.tree = None
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Iterator[Overlay]:
+    old = os.umask(0)
+    made = Overlay(tmp_path)
+    yield made
+    made.close()
+    FAULTS.clear()
+    os.umask(old)
+
+
+def fail(code: int) -> Callable[[], None]:
+    def action() -> None:
+        raise OSError(code, "planted")
+
+    return action
+
+
+def kinds(driver: TreeDriver) -> dict[bytes, str]:
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    return {change.path: change.what for change in tree.changes()}
+
+
+def test_without_an_upper_everything_is_refused(overlay: Overlay) -> None:
+    driver = overlay.open(writable=False)
+    assert driver.read(b"d/x") == b"x"
+    attempts: list[Callable[[], Any]] = [
+        lambda: driver.make(b"new"),
+        lambda: driver.overwrite(b"a", b""),
+        lambda: driver.chmod(b"a", 0o600),
+        lambda: driver.unlink(b"a"),
+        lambda: driver.rename(b"a", b"b"),
+        lambda: driver.mkdir(b"m"),
+        lambda: driver.setxattr(b"a", b"user.k", b"v"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(OSError) as caught:
+            attempt()
+        assert caught.value.errno == errno.EROFS
+
+
+def test_copy_up_keeps_number_times_and_attributes(overlay: Overlay) -> None:
+    lower = make_lower()
+    file = lower.file(b"d/exe", b"#!", 0o755)
+    file.attributes[b"user.k"] = b"v"
+    driver = overlay.open(lower)
+    number, parent = driver.inode(b"d/exe"), driver.inode(b"d")
+    before = driver.stat(b"d/exe", times=True), driver.stat(b"d", times=True)
+    driver.open(b"d/exe", os.O_RDWR).close()
+    assert (driver.stat(b"d/exe", times=True), driver.stat(b"d", times=True)) == before
+    assert driver.getxattr(b"d/exe", b"user.k") == b"v"
+    assert driver.tree.describe(driver.node(b"d/exe")) == {"layer": b"upper"}
+    driver.rename(b"d/exe", b"moved")
+    driver.rename(b"d", b"dir")
+    again = overlay.open(lower)
+    assert (again.inode(b"moved"), again.inode(b"dir")) == (number, parent)
+
+
+def test_open_file_of_the_lower_sees_what_is_written(overlay: Overlay) -> None:
+    driver = overlay.open()
+    reader = driver.open(b"a")
+    driver.write(b"a", b"CONTENT")
+    assert reader.read(0, 100) == b"CONTENT of a"
+    driver.unlink(b"a")
+    assert reader.stat().nlink == 0
+    assert reader.read(0, 7) == b"CONTENT"
+    reader.close()
+
+
+def test_unlinked_open_file_of_the_lower_can_be_changed(overlay: Overlay) -> None:
+    driver = overlay.open()
+    file = driver.open(b"a")
+    driver.unlink(b"a")
+    driver.tree.setattr(file.node, SetAttr(mode=0o600), file.file)
+    assert stat.S_IMODE(file.stat().mode) == 0o600
+    assert file.stat().nlink == 0
+    assert file.read(0, 100) == b"content of a"
+    file.close()
+    assert os.listdir(overlay.path / "work") == []
+
+
+def test_large_file_is_copied_in_a_job(overlay: Overlay) -> None:
+    content = os.urandom(1 << 20) + bytes(4 << 20) + b"end"
+    driver = overlay.open(make_lower(large=content))
+    node = driver.node(b"large")
+    with pytest.raises(Blocked) as caught:
+        driver.tree.open(node, os.O_RDWR)
+    assert os.listdir(overlay.path / "tree") == []
+    caught.value.job()
+    caught.value.job()
+    file = driver.tree.open(node, os.O_RDWR)
+    assert file.read(0, 10 << 20) == content
+    file.close()
+    st = os.stat(overlay.path / "tree" / "large")
+    assert st.st_size == len(content)
+    assert st.st_blocks * 512 < 2 << 20, "the hole was filled"
+    assert os.listdir(overlay.path / "work") == []
+
+
+def test_truncating_copies_no_content(overlay: Overlay) -> None:
+    driver = overlay.open(make_lower(large=bytes(4 << 20), other=b"1" * (4 << 20)))
+    driver.tree.open(driver.node(b"large"), os.O_WRONLY | os.O_TRUNC).close()
+    driver.tree.setattr(driver.node(b"other"), SetAttr(size=3), None)
+    assert (driver.read(b"large"), driver.read(b"other")) == (b"", b"111")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "overlay.copyup.content",
+        "overlay.copyup.logged",
+        "overlay.unlink.logged",
+        "overlay.rename.logged",
+        "marks.append",
+    ],
+)
+def test_failing_disk_changes_nothing(overlay: Overlay, point: str, code: int) -> None:
+    driver = overlay.open()
+    driver.write(b"d/x", b"mine")
+    failed = 0
+    for attempt in (
+        lambda: driver.write(b"a", b"w"),
+        lambda: driver.unlink(b"d/e/y"),
+        lambda: driver.rename(b"d", b"f"),
+        lambda: driver.rename(b"gone", b"a"),
+    ):
+        before = driver.tree_of()
+        FAULTS.plant(point, fail(code))
+        result = outcome(attempt)
+        FAULTS.clear()
+        if isinstance(result, Failed):
+            failed += 1
+            assert result == Failed(errno.errorcode[code])
+            assert driver.tree_of() == before
+    assert failed
+    before = driver.tree_of()
+    assert overlay.open().tree_of() == before
+    assert os.listdir(overlay.path / "work") == []
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_recovery_carries_out_or_rolls_back(overlay: Overlay, repaired: bool) -> None:
+    driver = overlay.open()
+    driver.write(b"d/x", b"mine")
+    before = driver.tree_of()
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        assert isinstance(driver.tree, OverlayTree)
+        upper = driver.tree._nodes.upper
+        assert upper is not None
+        os.close(upper.log._fd)  # as a kill would: nothing is written to the log any more
+        upper.log._fd = -1
+        raise Killed
+
+    FAULTS.plant("overlay.rename.logged", kill)
+    with pytest.raises(Killed):
+        driver.rename(b"d", b"f")
+    FAULTS.clear()
+    if not repaired:
+        FAULTS.plant("overlay.recover", fail(errno.ENOSPC))
+    after = overlay.open().tree_of()
+    FAULTS.clear()
+    if repaired:
+        assert after[b"f/x"] == before[b"d/x"]
+        assert b"d" not in after
+    else:
+        assert after == before
+    assert overlay.open().tree_of() == after
+
+
+def test_changes(overlay: Overlay) -> None:
+    driver = overlay.open()
+    driver.make(b".git", b"gitdir: elsewhere")
+    driver.unlink(b"gone")
+    driver.write(b"a", b"w")
+    driver.make(b"d/new", b"n")
+    driver.unlink(b"d/x")
+    driver.mkdir(b"d/x")
+    assert kinds(driver) == {b"gone": "deleted", b"a": "modified", b"d/new": "added", b"d/x": "replaced"}
+    driver.rename(b"d", b"f")
+    assert kinds(driver) == {
+        b"gone": "deleted",
+        b"a": "modified",
+        b"d": "deleted",
+        b"f": "added",
+        b"f/new": "added",
+        b"f/x": "added",
+        b"f/e": "added",
+        b"f/e/y": "added",
+    }
+
+
+def test_reset_while_files_are_open(overlay: Overlay) -> None:
+    driver = overlay.open()
+    plain = driver.tree_of()
+    driver.make(b".git", b"private")
+    driver.write(b"a", b"EDITED")
+    driver.unlink(b"gone")
+    driver.make(b"d/new", b"n")
+    driver.unlink(b"d/e/y")
+    directory = driver.inode(b"d")
+    file = driver.open(b"a")
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    affected = {(each.parent.path(), each.name) for each in tree.reset()}
+    assert {(b"", b"a"), (b"", b"gone"), (b"d", b"new"), (b"d/e", b"y")} <= affected
+    assert file.read(0, 6) == b"EDITED"
+    assert file.stat().nlink == 0
+    assert driver.read(b"a") == b"content of a"
+    assert driver.inode(b"d") == directory
+    found = driver.tree_of()
+    assert found.pop(b".git")[1] == b"private"
+    assert found == plain
+    file.close()
+    assert kinds(driver) == {}
+    assert not tree._nodes.upper.origins  # type: ignore[union-attr]
+    again = overlay.open().tree_of()
+    del again[b".git"]
+    assert again == plain
+
+
+def test_reset_of_one_path(overlay: Overlay) -> None:
+    driver = overlay.open()
+    driver.write(b"a", b"EDITED")
+    driver.rename(b"d", b"f")
+    driver.write(b"f/x", b"z")
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    tree.reset([b"f/x"])
+    assert driver.read(b"f/x") == b"x"
+    tree.reset([b"f", b"d", b"nothing/here"])
+    assert kinds(driver) == {b"a": "modified"}
+    assert driver.read(b"d/x") == b"x"
+
+
+def test_another_lower(overlay: Overlay) -> None:
+    driver = overlay.open()
+    driver.write(b"d/x", b"X")
+    driver.unlink(b"gone")
+    same, directory = driver.node(b"d/e/y"), driver.node(b"d")
+    file = driver.open(b"a")
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    new = make_lower(a=b"another a", d__fresh=b"fresh")
+    old_node = file.node
+    affected = {(each.parent.path(), each.name, each.node) for each in tree.replace_lower(new)}
+    assert affected == {(b"", b"a", old_node), (b"d", b"fresh", None)}
+    assert file.read(0, 100) == b"content of a"
+    assert file.stat().size == 12
+    assert driver.read(b"a") == b"another a"
+    assert driver.node(b"a") is not old_node
+    assert driver.node(b"d/e/y") is same
+    assert driver.node(b"d") is directory
+    assert driver.read(b"d/x") == b"X"
+    assert driver.read(b"d/fresh") == b"fresh"
+    with pytest.raises(FileNotFoundError):
+        driver.stat(b"gone")
+    file.close()
+
+
+def test_live_lower(overlay: Overlay) -> None:
+    lower = MemoryLower(live=True, mtime_ns=NOW_NS, owner=US)
+    lower.file(b"d/a", b"one")
+    driver = overlay.open(lower)
+    assert driver.read(b"d/a") == b"one"
+    lower.file(b"d/a", b"two!")
+    lower.file(b"d/b", b"b")
+    assert driver.read(b"d/a") == b"two!"
+    assert driver.listdir(b"d") == [(b"a", stat.S_IFREG), (b"b", stat.S_IFREG)]
+    lower.remove(b"d/a")
+    with pytest.raises(FileNotFoundError):
+        driver.stat(b"d/a")
+
+
+def test_deep_and_long_names(overlay: Overlay) -> None:
+    driver = overlay.open()
+    node, name = driver.tree.root, b"n" * 255
+    for _ in range(1200):
+        node, _ = driver.tree.mkdir(node, name, 0o755, driver.owner)
+        driver.hold(node)
+    made, _, file = driver.tree.create(node, b"f", 0o644, os.O_RDWR, driver.owner)
+    file.write(0, b"deep")
+    file.fsync(False)
+    file.close()
+    driver.hold(made)
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    assert sum(1 for _ in tree.changes()) == 1201
+    driver.forget_all()
+    assert len(overlay.table) == 1
+    tree.reset()
+    assert os.listdir(overlay.path / "tree") == []
+
+
+def test_durable(overlay: Overlay) -> None:
+    driver = overlay.open()
+    driver.mkdir(b"m")
+    file = driver.create(b"m/f")
+    file.write(0, b"x")
+    file.fsync()
+    driver.fsync_dir(b"m")
+    tree = driver.tree
+    assert isinstance(tree, OverlayTree)
+    tree.sync()
+    file.close()
