@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.cli import offline
 from clivefs.cli.call import Call
 from clivefs.cli.locate import Workspace, is_below
 from clivefs.mounts import source_notation
@@ -24,7 +24,10 @@ def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
     shown = place.shown_at
     if path is not None and shown is not None and is_below(path, shown):
         # What the mount shows of the workspace's own directory is meant as that directory.
-        parsed = parsed._replace(location=os.path.normpath(os.path.join(place.root, os.path.relpath(path, shown))))
+        inside = os.path.relpath(path, shown)
+        named_absolutely = os.path.isabs(parsed.location)
+        location = os.path.normpath(os.path.join(place.root, inside)) if named_absolutely else inside
+        return source_notation.format_source(parsed._replace(location=location))
     anchored = source_notation.anchor(parsed, here, place.root)
     return source_notation.format_source(anchored)
 
@@ -47,4 +50,6 @@ def change(call: Call, place: Workspace, command: str, path: str, **args: Any) -
             command, call.out.progress, workspace=place.name, path=path, dry_run=dry_run, ref=None, **args
         )
         return dict(result)
-    return offline.edit(call.store, place.root, command, path, dry_run=dry_run, **args)
+    # Imported only now: with it come the store and libgit2, 100 ms that a mounted workspace need not wait.
+    offline = importlib.import_module("clivefs.cli.offline")
+    return dict(offline.edit(call.store, place.root, command, path, dry_run=dry_run, **args))

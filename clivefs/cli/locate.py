@@ -126,11 +126,7 @@ def find(call: Call) -> Workspace:
     if name is not None:
         return _named(name, daemons(call.store))
     if mount is not None:
-        daemon = serving(call, mount.mountpoint)
-        if here == mount.mountpoint:
-            return _only(daemon, here)
-        first, _, rest = os.path.relpath(here, mount.mountpoint).partition("/")
-        return _named(first, [daemon])._replace(directory=rest)
+        return in_mount(call, mount)
     root = enclosing_root(here)
     if root is None:
         raise ClivefsError(
@@ -139,6 +135,16 @@ def find(call: Call) -> Workspace:
             remedy="change to a workspace, name one with -w, or make one: clivefs init",
         )
     return at_root(call, root)._replace(directory=_below(here, root))
+
+
+def in_mount(call: Call, mount: recovery.Mount) -> Workspace:
+    """The workspace whose directory in *mount* the current directory is in."""
+    here = call.around.directory
+    daemon = serving(call, mount.mountpoint)
+    if here == mount.mountpoint:
+        return _only(daemon, here)
+    first, _, rest = os.path.relpath(here, mount.mountpoint).partition("/")
+    return _named(first, [daemon])._replace(directory=rest)
 
 
 def _below(path: str, top: str) -> str:

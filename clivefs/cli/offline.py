@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts import config, config_edit, config_file, identity, source_notation, trust
+from clivefs.mounts import config, config_edit, config_file, gitexclude, identity, source_notation, trust
 from clivefs.objects import fsck as checks
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
@@ -76,6 +76,8 @@ def edit(
     facts: dict[str, Any] = {"path": path, "state": "dry-run" if dry_run else "not-mounted", "error": None}
     if entry is not None:
         facts.update(source=entry.source, write=entry.write)
+        if command == "attach" and not dry_run:
+            facts["excluded_in"] = gitexclude.exclude(root, path)
     return facts
 
 

@@ -51,9 +51,9 @@ class Output:
             self.stdout.write("\n")
 
     def note(self, text: str) -> None:
-        """A line beside the result: on standard error, also with JSON."""
+        """Lines beside the result: on standard error, also with JSON."""
         self._end_progress()
-        self.stderr.write(visible(text) + "\n")
+        self.stderr.write(_each_line(text) + "\n")
 
     def progress(self, text: str) -> None:
         """How far long work is; only on a terminal, each text over the last."""

@@ -24,6 +24,8 @@ def entry(out: Output, facts: dict[str, Any]) -> None:
     """One mount entry after it was changed."""
     shown = "  ".join(str(facts[key]) for key in ("path", "source", "write", "state") if facts.get(key))
     out.line(shown)
+    if facts.get("excluded_in"):
+        out.line(f"  {facts['excluded_in']} now keeps it out of the enclosing repository's `git status`")
     if facts.get("error"):
         _wrapped(out, "  ", str(facts["error"]))
 

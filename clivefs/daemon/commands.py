@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,10 @@ from clivefs.daemon.overlays import Overlays
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
 from clivefs.mounts import config, config_edit, config_file
+from clivefs.mounts.gitexclude import exclude
 from clivefs.mounts.source_notation import parse_source
+
+log = logging.getLogger(__name__)
 
 TRANSPORT = "pyfuse3"
 
@@ -84,7 +87,14 @@ class Commands:
                 text, args["path"], source, patches=args.get("patches") or (), write=args.get("write"), file=file
             )
 
-        return await self._edit(args, edit)
+        result = await self._edit(args, edit)
+        if not args.get("dry_run"):
+            live = self._workspaces.get(args["workspace"])
+            try:
+                result["excluded_in"] = await trio.to_thread.run_sync(exclude, live.root, args["path"])
+            except OSError as error:
+                log.warning("info/exclude of the enclosing repository: %s", error)
+        return result
 
     async def _detach(self, args: dict[str, Any], progress: Progress) -> Any:
         return await self._edit(
@@ -153,8 +163,3 @@ def _from_thread(progress: Progress) -> Callable[[str], None]:
         trio.from_thread.run(progress, text)
 
     return say
-
-
-def encoded(data: bytes) -> str:
-    """Bytes as a JSON value."""
-    return base64.b64encode(data).decode()

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -71,6 +72,8 @@ class Daemon:
         self._take_mountpoint(run)
         store = self._cleanup.enter_context(Store.open(settings.store, create=True))
 
+        unpacked = os.path.join(settings.store, "unpacked", run_key(settings.mountpoint))
+        _clear(unpacked, "attributes-")
         owner = Owner(os.geteuid(), os.getegid())
         table = NodeTable()
         self.view = View(table, owner, time.time_ns())
@@ -84,7 +87,12 @@ class Daemon:
         self.invalidator = Invalidator(self.transport)
         self._cleanup.callback(self.invalidator.close)
         self.workspaces = Workspaces(
-            store=store, view=self.view, watcher=self.watcher, invalidator=self.invalidator, settings=settings
+            store=store,
+            view=self.view,
+            watcher=self.watcher,
+            invalidator=self.invalidator,
+            settings=settings,
+            unpacked=unpacked,
         )
         self._cleanup.callback(self.workspaces.close)
         for request in settings.workspaces:
@@ -257,6 +265,14 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _clear(directory: str, prefix: str) -> None:
+    """Remove what a killed daemon of this mountpoint left behind of its temporary directories."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            if name.startswith(prefix):
+                shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
 
 
 def _remove(path: str) -> None:

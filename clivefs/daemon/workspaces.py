@@ -68,13 +68,14 @@ class Workspaces:
     """All workspaces of one daemon. Methods are for the loop's thread."""
 
     def __init__(
-        self, *, store: Store, view: View, watcher: Watcher, invalidator: Invalidator, settings: Settings
+        self, *, store: Store, view: View, watcher: Watcher, invalidator: Invalidator, settings: Settings, unpacked: str
     ) -> None:
         self._store = store
         self._view = view
         self._watcher = watcher
         self._invalidator = invalidator
         self._settings = settings
+        self._unpacked = unpacked
         self._live: dict[str, LiveWorkspace] = {}
         self._hidden: dict[tuple[int, int], set[bytes]] = {}
         self._seen_mounts: list[recovery.Mount] = []
@@ -130,6 +131,7 @@ class Workspaces:
                 view=self._view,
                 watcher=self._watcher,
                 hidden=self.is_hidden,
+                unpacked=self._unpacked,
                 clive_mounts=lambda: {mount.mount_id for mount in self._seen_mounts},
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )

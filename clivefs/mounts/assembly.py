@@ -10,7 +10,6 @@ import dataclasses
 import enum
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,13 +21,14 @@ from clivefs.base.syscalls import mount_id
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.gitattributes import GitAttributes
 from clivefs.mounts.gitdir import GitDir, Moved
-from clivefs.mounts.gitindex import IndexStat, StatOf
-from clivefs.mounts.gitlower import GitLower, TreeSpace
+from clivefs.mounts.gitindex import stat_from
+from clivefs.mounts.gitlower import GitLower
 from clivefs.mounts.gitsource import GitSource, Resolved
+from clivefs.mounts.gitsubmodules import GitSubmodules
 from clivefs.mounts.gittimes import GitTimes
 from clivefs.mounts.hosttree import HostTree
 from clivefs.mounts.locallower import LocalLower
-from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlay_edits import Affected
@@ -158,8 +158,10 @@ class Assembly:
         hidden: Callable[[tuple[int, int], bytes], bool],
         network_timeout_s: float,
         clive_mounts: Callable[[], set[int]],
+        unpacked: str,
     ) -> None:
-        """*clive_mounts*: the mount ids of all clivefs mounts, into which no source may lead."""
+        """*unpacked*: where large and converted content becomes plain files. *clive_mounts*: the mount ids of all
+        clivefs mounts, into which no source may lead."""
         self._store = store
         self._workspace_id = workspace_id
         self._root = root
@@ -168,6 +170,7 @@ class Assembly:
         self._hidden = hidden
         self._network_timeout_s = network_timeout_s
         self._clive_mounts = clive_mounts
+        self._unpacked = unpacked
 
     # The root layer
 
@@ -225,8 +228,12 @@ class Assembly:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             git_dir = git_dir or GitDir.create_or_open(path, resolved, source)
             if git_dir.base != resolved.commit:
-                lower = self._git_lower(entry, source, resolved)
-                if git_dir.move(resolved, index_stat(lower), source) is Moved.BEHIND:
+                lower, times = self._git_lower(entry, source, resolved)
+                try:
+                    moved = git_dir.move(resolved, stat_from(lower), source)
+                finally:
+                    lower.close()
+                if moved is Moved.BEHIND:
                     state = State.BEHIND
                     error = (
                         f"the ref is at {resolved.commit.hex()[:12]} now; there is work of yours on "
@@ -234,31 +241,26 @@ class Assembly:
                     )
                     tree = resolved.repository.read_commit(git_dir.base).tree
                     resolved = dataclasses.replace(resolved, commit=git_dir.base, tree=tree)
-        lower = self._git_lower(entry, source, resolved)
+        lower, times = self._git_lower(entry, source, resolved)
+        times.save()
         return Prepared(entry, state, error, source=source, resolved=resolved, git_dir=git_dir, git_lower=lower)
 
-    def _git_lower(self, entry: MountEntry, source: GitSource, resolved: Resolved) -> GitLower:
-        store = os.fspath(self._store.path)
+    def _git_lower(self, entry: MountEntry, source: GitSource, resolved: Resolved) -> tuple[GitLower, GitTimes]:
+        """The layer, and its times, which are to be saved when it is shown."""
         directory = self._entry_directory(self._upper_name(entry))
-        times = GitTimes(directory).advance(resolved.repository, resolved.tree, resolved.commit_time_ns, time.time_ns())
-        cache = os.path.join(store, "unpacked")
-        os.makedirs(cache, mode=0o700, exist_ok=True)
-        space = TreeSpace(
-            reader=resolved.repository,
-            layer=resolved.layer,
-            commit_time_ns=resolved.commit_time_ns,
-            fetcher=source.fetch_objects if source.lazy else None,
-            converter=GitAttributes(cache, info_attributes=source.info_attributes()),
-        )
-        return GitLower(
-            space,
+        times = GitTimes.read(directory).at(resolved.repository, resolved.tree, resolved.commit_time_ns, time.time_ns())
+        os.makedirs(self._unpacked, mode=0o700, exist_ok=True)
+        converter = GitAttributes(self._unpacked, info_attributes=source.info_attributes())
+        lower = GitLower(
+            source.space(resolved, converter),
             resolved.tree,
             owner=self._view.owner,
-            cache_dir=cache,
+            cache_dir=self._unpacked,
             times=times,
-            submodules=None,
+            submodules=GitSubmodules(source, resolved, timeout_s=self._network_timeout_s),
             fetch_timeout_s=self._network_timeout_s,
         )
+        return lower, times
 
     def look_again(self, mounted: Mounted) -> Prepared | None:
         """News of a followed or failed entry, if there are any. For threads."""
@@ -329,14 +331,14 @@ class Assembly:
         ):
             affected = old.tree.replace_lower(lower, self._source_identity(entry))
             if prepared.git_dir is not None:
-                self._show_git_dir(old.tree, prepared.git_dir, lower)
+                self._show_git_dir(old.tree, prepared, prepared.git_dir, lower)
             return Mounted(
                 entry, old.tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir
             ), affected
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
         if prepared.git_dir is not None:
-            self._show_git_dir(tree, prepared.git_dir, lower)
+            self._show_git_dir(tree, prepared, prepared.git_dir, lower)
         mounted = Mounted(entry, tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir)
         return mounted, []
 
@@ -353,7 +355,7 @@ class Assembly:
             if upper is not None:
                 os.close(upper)
 
-    def _show_git_dir(self, tree: OverlayTree, git_dir: GitDir, lower: GitLower) -> None:
+    def _show_git_dir(self, tree: OverlayTree, prepared: Prepared, git_dir: GitDir, lower: GitLower) -> None:
         """Let the entry be a git working tree: the `.git` file, and its index when that is first looked for."""
         try:
             tree.lookup(tree.root, b".git")
@@ -364,7 +366,7 @@ class Assembly:
 
         def ensure_index() -> None:
             if not git_dir.has_index():
-                raise Blocked(lambda: _build_index(git_dir, lower), "writing the index")
+                raise Blocked(lambda: _build_index(prepared, lower), "writing the index")
 
         self._view.git_gates[tree.root.nodeid] = ensure_index
 
@@ -399,28 +401,14 @@ def _same_upper(one: MountEntry, other: MountEntry) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in facts)
 
 
-def index_stat(lower: GitLower) -> StatOf:
-    """What the mount reports of the files of *lower*, for a git index. For threads: fetches what is missing."""
-    last: tuple[bytes, LowerRef | None] = (b"", lower.root)
-
-    def stat_of(path: bytes, blob: bytes, mode: int) -> IndexStat | None:
-        nonlocal last
-        directory, _, name = path.rpartition(b"/")
-        if directory != last[0]:
-            last = (directory, lower.find(directory))
-        ref = lower.child(last[1], name) if last[1] is not None else None
-        if ref is None or ref.kind == stat.S_IFDIR:
-            return None
-        while True:
-            try:
-                attr = lower.attr(ref, fetch=True)
-            except Blocked as blocked:
-                blocked.job()
-            else:
-                return IndexStat(attr.size, attr.mtime_ns)
-
-    return stat_of
-
-
-def _build_index(git_dir: GitDir, lower: GitLower) -> None:
-    git_dir.build_index(index_stat(lower))
+def _build_index(prepared: Prepared, lower: GitLower) -> None:
+    """Write the index of the entry's git working tree. Where all blobs are wanted they are fetched first: git
+    then has every size, and reads nothing."""
+    assert prepared.git_dir is not None
+    source, resolved = prepared.source, prepared.resolved
+    if source is not None and resolved is not None and source.lazy and prepared.entry.fetch == "all":
+        try:
+            source.fetch_all(resolved)
+        except (OSError, ClivefsError) as error:
+            log.info("%s: the index is made without some sizes: %s", prepared.entry.path, error)
+    prepared.git_dir.build_index(stat_from(lower))

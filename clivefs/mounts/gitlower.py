@@ -105,6 +105,10 @@ class TreeSpace:
     commit_time_ns: int
     fetcher: Fetcher | None = None
     converter: Converter | None = None
+    prefix: bytes = b""
+    """Where in the repository the tree shown is (`subdir`)."""
+    outer_rules: Rules = ()
+    """The attribute files above that."""
 
 
 class Submodules(Protocol):
@@ -383,7 +387,7 @@ class GitLower(Lower):
             at = at.parent
         for each in reversed(chain):
             outer = each.parent
-            inherited = outer.rules if outer is not None and outer.space is each.space else ()
+            inherited = outer.rules if outer is not None and outer.space is each.space else each.space.outer_rules
             entry = self._entries(each).get(b".gitattributes")
             own = ((self._space_path(each), entry.oid),) if entry is not None and stat.S_ISREG(entry.mode) else ()
             each.rules = (inherited or ()) + own
@@ -396,6 +400,8 @@ class GitLower(Lower):
         while at.parent is not None and at.entry.mode != MODE_GITLINK:
             parts.append(at.name)
             at = at.parent
+        if ref.space.prefix:
+            parts.append(ref.space.prefix)
         return b"/".join(reversed(parts))
 
     # About

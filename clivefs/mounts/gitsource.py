@@ -12,6 +12,7 @@ import difflib
 import errno
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.gitcommand import GitCommand, GitFailed, check_argument
 from clivefs.mounts.gitfetch import PartialClone, repository_path
 from clivefs.mounts.gitlocation import Location, parse_location
+from clivefs.mounts.gitlower import Converter, Rules, TreeSpace
 from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, Commit
 from clivefs.objects.errors import ObjectMissing, UnknownRef
 from clivefs.objects.interface import ObjectStore
@@ -50,6 +52,8 @@ class Resolved:
     symbolic_ref: str | None
     """The full name when the ref is one: `refs/heads/main`, `refs/tags/v1`."""
     subdir: str = ""
+    outer_rules: Rules = ()
+    """The `.gitattributes` above `subdir`, which bear on what is in it."""
 
     @property
     def branch(self) -> str | None:
@@ -210,9 +214,9 @@ class GitSource:
                 raise self._placed(error) from None
             commit = self._resolve_anew(error)
         found = self._commit(commit)
-        tree = self._subtree(found.tree)
+        tree, rules = self._subtree(found.tree)
         time_ns = self._time_ns(commit, found.committer.seconds * _SECOND_NS)
-        return Resolved(commit, tree, time_ns, self._opened(), self.ref, self._symbolic(), self.subdir)
+        return Resolved(commit, tree, time_ns, self._opened(), self.ref, self._symbolic(), self.subdir, rules)
 
     def _resolve_anew(self, error: UnknownRef) -> bytes:
         try:
@@ -238,11 +242,15 @@ class GitSource:
             self.fetch_objects([commit])
             return self._opened().read_commit(commit)
 
-    def _subtree(self, tree: bytes) -> bytes:
-        """The tree at `subdir` below *tree*."""
+    def _subtree(self, tree: bytes) -> tuple[bytes, Rules]:
+        """The tree at `subdir` below *tree*, and the attribute files above it."""
         walked = ""
+        rules: Rules = ()
         for name in self.subdir.split("/") if self.subdir else ():
             entries = {os.fsdecode(entry.name): entry for entry in self._opened().read_tree(tree)}
+            attributes = entries.get(".gitattributes")
+            if attributes is not None and stat.S_ISREG(attributes.mode):
+                rules = (*rules, (os.fsencode(walked), attributes.oid))
             entry = entries.get(name)
             walked = f"{walked}/{name}" if walked else name
             if entry is None:
@@ -259,7 +267,7 @@ class GitSource:
                     remedy="`subdir` must name a directory.",
                 )
             tree = entry.oid
-        return tree
+        return tree, rules
 
     def _symbolic(self) -> str | None:
         if self.ref == "HEAD":
@@ -284,6 +292,18 @@ class GitSource:
             with self._store.batch() as batch:
                 batch.meta_put(_TIMES, commit, latest_ns.to_bytes(12, "big"))
         return latest_ns
+
+    def space(self, resolved: Resolved, converter: Converter | None = None) -> TreeSpace:
+        """What a `GitLower` of *resolved* reads from."""
+        return TreeSpace(
+            resolved.repository,
+            resolved.layer,
+            resolved.commit_time_ns,
+            fetcher=self.fetch_objects if self.lazy else None,
+            converter=converter,
+            prefix=os.fsencode(resolved.subdir),
+            outer_rules=resolved.outer_rules,
+        )
 
     # News
 

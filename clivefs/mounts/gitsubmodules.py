@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
@@ -86,8 +87,7 @@ class GitSubmodules(Submodules):
             raise ClivefsError(f"its URL {url!r} is a path of this machine, which `.gitmodules` may not name")
         source = self._source.beside(location.remote, commit.hex())
         resolved = source.open()
-        fetcher = source.fetch_objects if source.lazy else None
-        return TreeSpace(resolved.repository, layer, resolved.commit_time_ns, fetcher), resolved.tree
+        return replace(source.space(resolved), layer=layer), resolved.tree
 
     def _present(self, name: str, commit: bytes) -> Repository | None:
         """The repository of the submodule inside a local superproject's gitdir, if it has the commit."""

@@ -9,7 +9,7 @@ replaced whole: msgpack of `_Record`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -31,28 +31,31 @@ class _Record(msgspec.Struct, array_like=True):
 
 
 class GitTimes:
-    """The times of one entry: call it with (path, object) for a time in ns."""
+    """The times of one entry at one tree: call it with (path, object) for a time in ns."""
 
-    def __init__(self, directory: str) -> None:
-        """*directory*: the entry's in the store, existing."""
-        self._path = os.path.join(directory, _NAME)
-        self._record: _Record | None = None
+    def __init__(self, path: str, record: _Record | None) -> None:
+        self._path = path
+        self._record = record
+        self._saved = True
+
+    @classmethod
+    def read(cls, directory: str) -> GitTimes:
+        """The times kept in *directory*, the entry's in the store."""
+        path = os.path.join(directory, _NAME)
         try:
-            with open(self._path, "rb") as file:
-                self._record = msgspec.msgpack.decode(file.read(), type=_Record)
+            with open(path, "rb") as file:
+                return cls(path, msgspec.msgpack.decode(file.read(), type=_Record))
         except FileNotFoundError:
-            self._record = None
+            return cls(path, None)
 
     def __call__(self, path: bytes, oid: bytes) -> int:
         assert self._record is not None
         return self._record.changed.get(path, self._record.base_ns)
 
-    def advance(
-        self, reader: ObjectReader, tree: bytes, commit_time_ns: int, now_ns: int
-    ) -> Callable[[bytes, bytes], int]:
-        """Note that *tree* is shown from *now_ns* on. For threads: compares the trees where they differ.
+    def at(self, reader: ObjectReader, tree: bytes, commit_time_ns: int, now_ns: int) -> GitTimes:
+        """The times when *tree* is shown from *now_ns* on. For threads: compares the trees where they differ.
 
-        The times before stay in force for whoever holds this object; the answer is the new ones.
+        These stay in force until the others are shown; `save` those then.
         """
         record = self._record
         if record is None:
@@ -64,20 +67,21 @@ class GitTimes:
                     break
                 changed[path] = now_ns
             record = _Record(1, tree, record.base_ns, changed)
-        if record is not self._record:
-            self._save(record)
-        moved = GitTimes.__new__(GitTimes)
-        moved._path = self._path
-        moved._record = record
-        return moved
+        times = GitTimes(self._path, record)
+        times._saved = record is self._record
+        return times
 
-    def _save(self, record: _Record) -> None:
+    def save(self) -> None:
+        """Keep them for the mounts to come."""
+        if self._saved:
+            return
         temporary = f"{self._path}.new"
         with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(msgspec.msgpack.encode(record))
+            file.write(msgspec.msgpack.encode(self._record))
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, self._path)
+        self._saved = True
 
 
 def changed_paths(reader: ObjectReader, old: bytes, new: bytes) -> Iterator[bytes]:

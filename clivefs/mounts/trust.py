@@ -5,8 +5,7 @@ workspace, or runs something, is a `Request`, and does nothing until its digest 
 workspace. A digest covers the request's own table alone, and where links lead at that moment: allowing one
 entry says nothing of another, and a link turned elsewhere asks anew.
 
-Requests are: an entry that shows what this machine has outside the workspace (a local directory, a
-repository or an archive given by path, whatever its write mode); a rule's or service's command; the
+Requests are: an entry that shows a local directory outside the workspace, whatever its write mode; a rule's or service's command; the
 functions of `clive.py`; the filter programs (such as LFS) that the user's git would run for an entry.
 
 Records, in the namespace `trust` of the store's meta table:
@@ -147,8 +146,9 @@ def is_own(trust: TrustStore, workspace_id: str) -> bool:
 
 
 def _mount(workspace: Workspace, entry: MountEntry, resolve: Resolver) -> Request | None:
-    """What a mount entry asks for; None when it stays inside the workspace, or on the network."""
-    if entry.host_path is None:
+    """What a mount entry asks for; None when it stays inside the workspace, or shows what was committed or
+    published somewhere: that is never written, and reading it runs nothing."""
+    if entry.kind != "local" or entry.host_path is None:
         return None
     where = resolve(entry.host_path)
     if where == workspace.root or where.startswith(workspace.root.rstrip("/") + "/"):

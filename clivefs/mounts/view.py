@@ -11,6 +11,7 @@ import errno
 import stat
 from collections.abc import Callable
 
+from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
 from clivefs.mounts.tree import (
     Attr,
@@ -306,6 +307,8 @@ class View:
         real.tree.rmdir(real, name)
 
     def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise refuse(errno.EINVAL, name)  # a whiteout device would be a file of the host's, not ours
         source = self._removable(src, name)
         if self._taken(dst, new_name):
             raise refuse(errno.EBUSY, new_name)

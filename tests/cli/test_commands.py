@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from clivefs.cli import checkup, mountpoint
+from clivefs.base.errors import ClivefsError
+from clivefs.cli import checkup, mountpoint, spawn
 from clivefs.cli.completions import SHELLS
 
 
@@ -57,6 +59,7 @@ def test_attach_replace_detach_without_a_daemon(shell: Any, workspace: Path) -> 
         "write": "overlay",
         "state": "not-mounted",
         "error": None,
+        "excluded_in": None,
     }
     text = (workspace / "Clive.toml").read_text()
     assert text.startswith(before.rstrip("\n"))
@@ -261,3 +264,26 @@ def test_completion_names_every_command(shell: Any, name: str) -> None:
     assert result.code == 0
     for word in ("unmount", "overlay", "reset", "--allow-other", "completion"):
         assert word.removeprefix("--") in result.out
+
+
+def test_mount_brings_back_what_a_dead_daemon_served(
+    shell: Any, workspace: Path, scripted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = shell.base / "point"
+    point.mkdir()
+    scripted(str(point), _answers()).die()
+    (facts,) = (shell.store / "run").glob("*.json")
+    gone = str(shell.base / "gone")
+    facts.write_text(json.dumps({"pid": 1, "mountpoint": str(point), "roots": [str(workspace), gone]}))
+    started: list[dict[str, Any]] = []
+
+    def refuse(config: dict[str, Any], log: str, progress: object) -> dict[str, Any]:
+        started.append(config)
+        raise ClivefsError("enough")
+
+    monkeypatch.setattr(spawn, "in_background", refuse)
+    monkeypatch.setattr(mountpoint, "check_machine", lambda allow_other: None)
+    shell.cd(shell.base)
+    assert shell("mount", "--at", str(point)).code == 1
+    assert [each["root"] for each in started[0]["workspaces"]] == [str(workspace)]
+    assert started[0]["mountpoint"] == str(point)

@@ -16,6 +16,8 @@ import pytest
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr, Tree
 from tests.contract.tree_driver import Failed, PlainDriver, TreeDriver, both, outcome
 
@@ -29,7 +31,18 @@ def host_tree(place: Path, table: NodeTable) -> Tree:
     return HostTree(fd, table, entry=b"test", writable=True, hidden=lambda identity, name: False)
 
 
-FACTORIES: dict[str, Factory] = {"host": host_tree}
+def overlay_tree(place: Path, table: NodeTable) -> Tree:
+    root = place / "upper"
+    root.mkdir()
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lower = MemoryLower(owner=(os.geteuid(), os.getegid()))
+        return OverlayTree(lower, fd, table, entry=b"test", source=b"memory")
+    finally:
+        os.close(fd)
+
+
+FACTORIES: dict[str, Factory] = {"host": host_tree, "overlay": overlay_tree}
 
 
 @dataclass

@@ -18,6 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.tree import NodeTable, Tree
 from tests.contract.tree_driver import Failed, PlainDriver, PlainFile, TreeDriver, TreeFile, both, outcome
 
@@ -216,4 +218,20 @@ class HostTreeModel(TreeModel):
 TestHostTree = HostTreeModel.TestCase
 TestHostTree.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+class OverlayTreeModel(TreeModel):
+    def make_tree(self, place: Path, table: NodeTable) -> Tree:
+        (place / "upper").mkdir()
+        fd = os.open(place / "upper", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return OverlayTree(MemoryLower(owner=(os.geteuid(), os.getegid())), fd, table, entry=b"model")
+        finally:
+            os.close(fd)
+
+
+TestOverlayTree = OverlayTreeModel.TestCase
+TestOverlayTree.settings = settings(
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from clivefs.mounts.gitattributes import GitAttributes, _Patterns
 from clivefs.mounts.gitlower import GitLower, GitRef, TreeSpace
+from clivefs.mounts.gitsource import open_source
 from clivefs.mounts.tree import Attr, Blocked, OpenFile, Owner
 from clivefs.objects.repository import Repository
 
@@ -136,6 +138,20 @@ def test_content_is_what_a_checkout_has(tmp_path: Path, name: str) -> None:
     theirs = checked_out(repo, tmp_path / "tree")
     assert ours.keys() == theirs.keys()
     assert [path for path in ours if ours[path] != theirs[path]] == []
+
+
+def test_rules_above_a_subdir_count(tmp_path: Path) -> None:
+    repo = committed(tmp_path / "repo", RULES["all together"])
+    source, resolved = open_source("repo", "main", "sub", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    space = source.space(resolved, GitAttributes(str(tmp_path)))
+    lower = GitLower(space, resolved.tree, owner=Owner(0, 0), cache_dir=str(tmp_path))
+    theirs = checked_out(repo, tmp_path / "tree")
+    for entry in lower.entries(lower.root):
+        ref = lower.child(lower.root, entry.name)
+        assert ref is not None
+        with closing(waited(lambda ref=ref: lower.open(ref))) as file:  # type: ignore[misc]
+            assert file.read(0, 1 << 24) == theirs[b"sub/" + entry.name]
+    lower.close()
 
 
 def test_the_repositorys_own_rules_count(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
-from clivefs.mounts.tree import Blocked, NodeTable, SetAttr
+from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
 from tests.contract.tree_driver import Failed, TreeDriver, outcome
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -360,3 +360,20 @@ def test_durable(overlay: Overlay) -> None:
     assert isinstance(tree, OverlayTree)
     tree.sync()
     file.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_files_belong_to_the_caller(overlay: Overlay) -> None:
+    driver = overlay.open()
+    driver.owner = Owner(1234, 2345)
+    driver.make(b"f", b"x", 0o640)
+    driver.mkdir(b"m")
+    driver.symlink(b"target", b"l")
+    for name in (b"f", b"m", b"l"):
+        assert (driver.stat(name).uid, driver.stat(name).gid) == (1234, 2345)
+    assert stat.S_IMODE(driver.stat(b"f").mode) == 0o640
+    driver.chown(b"d", -1, 77)
+    driver.chmod(b"d", 0o2775)
+    driver.mkdir(b"d/sub")
+    assert (driver.stat(b"d/sub").uid, driver.stat(b"d/sub").gid) == (1234, 77)
+    assert driver.stat(b"d/sub").mode & stat.S_ISGID

@@ -37,12 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(call: Call) -> int:
     args = call.args
-    roots = _roots(call)
     store = call.store
-    mountpoint.check_store(store, roots)
     point = mountpoint.resolve(call.absolute(args.at or call.around.mountpoint))
-    mountpoint.check_machine(allow_other=args.allow_other)
     daemon = daemons.daemon_at(store, point)
+    roots = _roots(call, daemon)
+    mountpoint.check_store(store, roots)
+    mountpoint.check_machine(allow_other=args.allow_other)
     if daemon is not None and daemon.alive():
         if args.foreground:
             raise ClivefsError(
@@ -67,20 +67,31 @@ def run(call: Call) -> int:
     return _tell(call, daemon, roots, names)
 
 
-def _roots(call: Call) -> list[str]:
-    """The workspaces to mount, absolute and without links, each once."""
-    if not call.args.directories:
-        here = call.around.directory
-        mountpoint.check_not_mounted(here)
+def _roots(call: Call, daemon: daemons.Daemon | None) -> list[str]:
+    """The workspaces to mount, absolute and without links, each once: those that are named, else the one that the
+    current directory is in, else those of a daemon that has died."""
+    if call.args.directories:
+        return list(dict.fromkeys(mountpoint.workspace_root(call.absolute(each)) for each in call.args.directories))
+    here = call.around.directory
+    left = [] if daemon is None or daemon.alive() else [root for root in daemon.roots if _is_workspace(root)]
+    mount = locate.mount_over(here)
+    if mount is None:
         root = locate.enclosing_root(here)
-        if root is None:
-            raise ClivefsError(
-                f"there is no {locate.CONFIG_NAME} here or above",
-                place=here,
-                remedy="name a workspace's directory, or make this one a workspace: clivefs init",
-            )
-        return [root]
-    return list(dict.fromkeys(mountpoint.workspace_root(call.absolute(each)) for each in call.args.directories))
+        if root is not None:
+            return [root]
+    elif not left:
+        return [locate.in_mount(call, mount).root]
+    if left:
+        return left
+    raise ClivefsError(
+        f"there is no {locate.CONFIG_NAME} here or above",
+        place=here,
+        remedy="name a workspace's directory, or make this one a workspace: clivefs init",
+    )
+
+
+def _is_workspace(root: str) -> bool:
+    return locate.mount_over(root) is None and os.path.lexists(os.path.join(root, locate.CONFIG_NAME))
 
 
 def _is_served(daemon: daemons.Daemon, root: str) -> bool:
