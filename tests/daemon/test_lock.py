@@ -24,7 +24,12 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     path = os.fspath(tmp_path / "lock")
-    code = "import os, sys, signal\nfrom clivefs.daemon.lock import Lock\nLock(sys.argv[1], {'pid': os.getpid()})\nos.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import os, sys, signal\n"
+        "from clivefs.daemon.lock import Lock\n"
+        "Lock(sys.argv[1], {'pid': os.getpid()})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
     done = subprocess.run([sys.executable, "-c", code, path], check=False)
     assert done.returncode == -9
     Lock(path, {"pid": 1}).release()

@@ -57,7 +57,7 @@ class World:
             file.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def world(tmp_path: Path) -> World:
     (tmp_path / "plain").write_bytes(b"plain")
     os.umask(0)
