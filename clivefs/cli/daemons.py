@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 from clivefs.base.errors import ClivefsError, UsageError
 
 ANSWER_BYTES_MAX = 256 << 20
+ANSWER_S = {"status": 15.0, "unmount": 60.0, "leave": 60.0}
+"""How long a daemon may take for what needs neither network nor much reading; other requests may take long.
+Every command asks for the status first, so none waits for ever for a daemon that is stuck."""
 
 
 class DaemonGone(ClivefsError):
@@ -38,6 +41,7 @@ class Daemon(NamedTuple):
         """The result of *command*. Raises what the daemon answers as ClivefsError or UsageError, and
         `DaemonGone` where it does not run any more."""
         with contextlib.closing(self._connect()) as connection, connection.makefile("rwb") as stream:
+            connection.settimeout(ANSWER_S.get(command))
             stream.write(json.dumps({"command": command, "args": args}).encode() + b"\n")
             try:
                 stream.flush()
@@ -49,6 +53,13 @@ class Daemon(NamedTuple):
                         return answer.get("result")
                     else:
                         raise failure(answer)
+            except TimeoutError:
+                raise ClivefsError(
+                    f"its daemon (process {self.pid}) does not answer",
+                    place=self.mountpoint,
+                    remedy=f"see {log_path(os.path.dirname(self.run), self.mountpoint)}; "
+                    f"`kill -9 {self.pid}` and `clivefs mount` start another, with everything that was saved",
+                ) from None
             except (ConnectionError, ValueError) as error:
                 raise self._gone(f"broke off: {error}") from None
         raise self._gone("ended before it answered")

@@ -17,9 +17,15 @@ of a directory. A relative path is one from the current directory."""
 
 
 def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
-    """SOURCE as the workspace says it: relative paths are from its root."""
+    """SOURCE as the workspace says it: relative paths are from its root.
+
+    Who stands in the mount means the directory of the workspace that he sees there: so `../checkout` is
+    what lies beside the workspace, since nothing but workspaces lies beside it in the mount.
+    """
     parsed = source_notation.parse_source(text, ref=ref)
     here = call.around.directory
+    if place.shown_at is not None and is_below(here, place.shown_at):
+        here = os.path.normpath(os.path.join(place.root, os.path.relpath(here, place.shown_at)))
     path = source_notation.host_path(parsed, here)
     shown = place.shown_at
     if path is not None and shown is not None and is_below(path, shown):

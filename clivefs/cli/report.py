@@ -7,17 +7,23 @@ from typing import Any
 from clivefs.cli.output import Output, table
 
 
-def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ") -> None:
-    """The mount entries of a workspace object of `status --json`, and what is wrong with them."""
+def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", errors: bool = True) -> None:
+    """The mount entries of a workspace object of `status --json`, and with *errors* what is wrong with them."""
     rows = [[each["path"], each["source"], each["write"], each["state"]] for each in workspace["mounts"]]
     out.lines(table(rows, indent=indent))
     for each in workspace["mounts"]:
-        if each.get("error"):
+        if errors and each.get("error"):
             _wrapped(out, indent, f"{each['path']}: {each['error']}")
     if workspace.get("error"):
         _wrapped(out, indent, f"Clive.toml is not in force: {workspace['error']}")
     if workspace.get("degraded"):
         out.line(f"{indent}degraded: {workspace['degraded']} (`clivefs doctor` says how to get more)")
+
+
+def problem(workspace: dict[str, Any], entry: dict[str, Any]) -> str:
+    """What is wrong with a mount entry, as an error message begins."""
+    first, *rest = f"{workspace['name']}/{entry['path']}: {entry['error']}".split("\n")
+    return "\n".join([first, *(f"  {line.strip()}" for line in rest)])
 
 
 def entry(out: Output, facts: dict[str, Any]) -> None:

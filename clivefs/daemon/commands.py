@@ -17,6 +17,7 @@ from clivefs.daemon.overlays import Overlays
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
 from clivefs.mounts import config, config_edit, config_file
+from clivefs.mounts.assembly import Prepared, State
 from clivefs.mounts.gitexclude import exclude
 from clivefs.mounts.source_notation import parse_source
 
@@ -87,7 +88,7 @@ class Commands:
                 text, args["path"], source, patches=args.get("patches") or (), write=args.get("write"), file=file
             )
 
-        result = await self._edit(args, edit)
+        result = await self._edit(args, progress, edit)
         if not args.get("dry_run"):
             live = self._workspaces.get(args["workspace"])
             try:
@@ -98,7 +99,7 @@ class Commands:
 
     async def _detach(self, args: dict[str, Any], progress: Progress) -> Any:
         return await self._edit(
-            args, lambda text, live: config_edit.detach(text, args["path"], file=live.settings.file)
+            args, progress, lambda text, live: config_edit.detach(text, args["path"], file=live.settings.file)
         )
 
     async def _replace(self, args: dict[str, Any], progress: Progress) -> Any:
@@ -108,15 +109,16 @@ class Commands:
             file = live.settings.file
             return config_edit.replace(text, args["path"], source, patches=patches, write=args.get("write"), file=file)
 
-        return await self._edit(args, edit)
+        return await self._edit(args, progress, edit)
 
-    async def _edit(self, args: dict[str, Any], edit: Callable[[str, LiveWorkspace], str]) -> Any:
-        """Edit Clive.toml as the user asked, allow what that adds, and show it."""
+    async def _edit(self, args: dict[str, Any], progress: Progress, edit: Callable[[str, LiveWorkspace], str]) -> Any:
+        """Edit Clive.toml as the user asked, allow what that adds, and show it. What cannot be shown is refused
+        before anything is written."""
         live = self._workspaces.get(args["workspace"])
         args["path"] = config_edit.normal_path(args["path"])
         file = live.settings.file
 
-        def change() -> config.Workspace:
+        def change() -> tuple[config.Workspace, Prepared | None]:
             dir_fd = os.open(live.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 old = config_file.decode(config_file.read_at(dir_fd, config.FILE_NAME, file=file), file=file)
@@ -124,16 +126,22 @@ class Commands:
                 os.close(dir_fd)
             new = edit(old, live)
             parsed = config.parse(new, file=file, root=live.root)
+            entry = parsed.entry(args["path"])
+            ready = live.assembly.prepare(entry, None, _from_thread(progress)) if entry is not None else None
+            if ready is not None and ready.state not in (State.MOUNTED, State.BEHIND):
+                raise ClivefsError(ready.error or "it cannot be mounted", place=args["path"])
             if not args.get("dry_run"):
                 self._workspaces.allow(live, parsed, only=[args["path"]])
                 config_file.save(file, old, new)
-            return parsed
+            return parsed, ready
 
-        parsed = await trio.to_thread.run_sync(change)
+        parsed, ready = await trio.to_thread.run_sync(change)
         entry = parsed.entry(args["path"])
         if args.get("dry_run"):
+            if ready is not None:
+                ready.discard()
             return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
-        await self._workspaces.reload(live)
+        await self._workspaces.reload(live, ready=ready)
         if live.error is not None:
             raise ClivefsError(live.error)
         return self._entry_result(live, args["path"])

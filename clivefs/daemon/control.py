@@ -88,7 +88,10 @@ async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> 
         await stream.send_all(json.dumps(answer).encode() + b"\n")
 
     async def progress(text: str) -> None:
-        await send({"progress": text})
+        try:
+            await send({"progress": text})
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("who asked went away; what was begun is finished")
 
     buffer = bytearray()
     while True:
@@ -110,8 +113,8 @@ async def _answer(line: bytes, commands: dict[str, Command], progress: Progress)
     try:
         request = json.loads(line)
         command = commands[request["command"]]
-        args = request.get("args") or {}
-    except (ValueError, KeyError, TypeError):
+        args = dict(request.get("args") or {})
+    except (ValueError, KeyError, TypeError, RecursionError):
         return failure(
             ClivefsError(
                 "the daemon does not know this request",
@@ -122,8 +125,10 @@ async def _answer(line: bytes, commands: dict[str, Command], progress: Progress)
         return {"ok": True, "result": await command(args, progress)}
     except ClivefsError as error:
         return failure(error)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        raise
+    except OSError as error:
+        log.warning("command %s failed: %s", request["command"], error)
+        place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+        return failure(ClivefsError(error.strerror or str(error), place=place))
     except Exception as error:
         log.exception("command %s failed", request["command"])
         return failure(ClivefsError(f"internal error: {error!r}", remedy="see the daemon's log"))

@@ -93,6 +93,7 @@ class Daemon:
             invalidator=self.invalidator,
             settings=settings,
             unpacked=unpacked,
+            on_change=self._write_facts,
         )
         self._cleanup.callback(self.workspaces.close)
         for request in settings.workspaces:
@@ -121,10 +122,16 @@ class Daemon:
             recovery.clear_dead_mount(existing)
             existing = recovery.mounted_at(mountpoint)
         _check_mountpoint(mountpoint, existing)
-        facts_path = os.path.join(run, key + ".json")
-        with open(facts_path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            json.dump(facts, file)
-        self._cleanup.callback(_remove, facts_path)
+        self._facts = facts
+        self._facts_path = os.path.join(run, key + ".json")
+        self._cleanup.callback(_remove, self._facts_path)
+
+    def _write_facts(self, roots: list[str]) -> None:
+        """Tell who serves this mountpoint, and what: a `mount` after a crash brings the same back."""
+        temporary = self._facts_path + ".new"
+        with open(temporary, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump({**self._facts, "roots": roots}, file)
+        os.rename(temporary, self._facts_path)
 
     def _listen(self, run: str) -> socket.socket:
         name = run_key(self._settings.mountpoint) + ".sock"

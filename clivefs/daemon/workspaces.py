@@ -68,7 +68,15 @@ class Workspaces:
     """All workspaces of one daemon. Methods are for the loop's thread."""
 
     def __init__(
-        self, *, store: Store, view: View, watcher: Watcher, invalidator: Invalidator, settings: Settings, unpacked: str
+        self,
+        *,
+        store: Store,
+        view: View,
+        watcher: Watcher,
+        invalidator: Invalidator,
+        settings: Settings,
+        unpacked: str,
+        on_change: Callable[[list[str]], None],
     ) -> None:
         self._store = store
         self._view = view
@@ -76,6 +84,7 @@ class Workspaces:
         self._invalidator = invalidator
         self._settings = settings
         self._unpacked = unpacked
+        self._on_change = on_change
         self._live: dict[str, LiveWorkspace] = {}
         self._hidden: dict[tuple[int, int], set[bytes]] = {}
         self._seen_mounts: list[recovery.Mount] = []
@@ -132,7 +141,7 @@ class Workspaces:
                 watcher=self._watcher,
                 hidden=self.is_hidden,
                 unpacked=self._unpacked,
-                clive_mounts=lambda: {mount.mount_id for mount in self._seen_mounts},
+                mount_over=self._mount_over,
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )
             return LiveWorkspace(workspace_id, settings, assembly, lock)
@@ -170,6 +179,7 @@ class Workspaces:
         live.control = self._view.add_workspace(name, live.root_tree)
         self._view.synthetic.file(live.control, b"status", lambda: _json(self.describe(live)))
         self._live[live.name] = live
+        self._on_change([each.root for each in self._live.values()])
         self._watcher.also_report.add((live.root_tree.root, config.FILE_NAME.encode()))
         self._invalidator.entry(self._view.root.nodeid, name)
 
@@ -183,6 +193,7 @@ class Workspaces:
         live.root_tree.close()
         live.lock.release()
         del self._live[name]
+        self._on_change([each.root for each in self._live.values()])
 
     def close(self) -> None:
         for live in self._live.values():
@@ -278,9 +289,10 @@ class Workspaces:
                 except Exception:  # the mount goes on, whatever one file says
                     log.exception("reading %s again failed", live.settings.file)
 
-    async def reload(self, live: LiveWorkspace, *, retry: bool = False) -> None:
+    async def reload(self, live: LiveWorkspace, *, retry: bool = False, ready: Prepared | None = None) -> None:
         """Make what is mounted what Clive.toml says. A broken file leaves everything as it is, and says so
-        in `live.error`. With *retry*, entries that failed are tried again."""
+        in `live.error`. With *retry*, entries that failed are tried again. *ready* is an entry's preparation
+        that was made already."""
         async with live.reloading:
             try:
                 settings = await trio.to_thread.run_sync(
@@ -305,9 +317,17 @@ class Workspaces:
                 return
             refused = trust.not_allowed(settings, trust.StoreTrust(self._store), live.id)
             changed = [entry for entry in settings.mounts if self._differs(live, entry, refused.get(entry.path), retry)]
-            prepared = await trio.to_thread.run_sync(
-                lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
-            )
+            if ready is not None and ready.entry in changed and ready.entry.path not in refused:
+                changed.remove(ready.entry)
+                prepared = [ready]
+            else:
+                prepared = []
+                if ready is not None:
+                    ready.discard()
+            if changed:
+                prepared += await trio.to_thread.run_sync(
+                    lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
+                )
             self._apply(live, settings, prepared)
             live.error = None
 
@@ -399,6 +419,15 @@ class Workspaces:
         return {"problems": problems}
 
     # Mounts inside our trees
+
+    def _mount_over(self, path: str) -> str | None:
+        """The clivefs mountpoint that *path* (absolute, without links) is or lies in; ours counts from before it
+        is made."""
+        over = recovery.clive_mount_over(path)
+        if over is not None:
+            return over.mountpoint
+        mine = self._settings.mountpoint
+        return mine if (path + "/").startswith(mine + "/") else None
 
     def is_hidden(self, directory: tuple[int, int], name: bytes) -> bool:
         """Whether *name* in the host directory (st_dev, st_ino) is a clivefs mountpoint, not to be touched."""

@@ -57,10 +57,10 @@ class OpenHandle:
 class DirHandle:
     """One open directory: the listing as of its last rewind, so that offsets stay true while it changes."""
 
-    __slots__ = ("listing", "node")
+    __slots__ = ("listing", "nodeid")
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, nodeid: int) -> None:
+        self.nodeid = nodeid  # not the node: another may answer to the number after a change of the mount table
         self.listing: list[DirEntry] | None = None
 
 
@@ -252,14 +252,14 @@ class Operations:
         handle = self._next_handle
         self._next_handle += 1
         node.opens += 1
-        self._directories[handle] = DirHandle(node)
+        self._directories[handle] = DirHandle(nodeid)
         return handle
 
     def readdir(self, handle: int, offset: int, add: Callable[[bytes, Entry, int], bool]) -> None:
         """Give *add* the names from position *offset* on, with their attributes and the position after each,
         until it refuses one. Every accepted name but the dots is one more reference of the kernel."""
         opened = self._directories[handle]
-        directory = opened.node
+        directory = self._table.get(opened.nodeid)
         if opened.listing is None or offset == 0:
             dots = [DirEntry(b".", stat.S_IFDIR), DirEntry(b"..", stat.S_IFDIR)]
             opened.listing = dots + self.view.entries(directory)
@@ -286,13 +286,14 @@ class Operations:
             node.lookups += 1
 
     def releasedir(self, handle: int) -> None:
-        opened = self._directories.pop(handle)
-        opened.node.opens -= 1
-        self._table.release(opened.node)
+        node = self._table.find(self._directories.pop(handle).nodeid)
+        if node is not None:
+            node.opens -= 1
+            self._table.release(node)
 
     def fsyncdir(self, handle: int) -> Callable[[], None]:
         """What does it, to be called once, in a thread."""
-        return self.view.fsync_dir(self._directories[handle].node)
+        return self.view.fsync_dir(self._table.get(self._directories[handle].nodeid))
 
     # The filesystem
 

@@ -17,11 +17,11 @@ from hashlib import sha256
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.base.syscalls import mount_id
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.gitattributes import GitAttributes
 from clivefs.mounts.gitdir import GitDir, Moved
 from clivefs.mounts.gitindex import stat_from
+from clivefs.mounts.gitlocation import borrowed
 from clivefs.mounts.gitlower import GitLower
 from clivefs.mounts.gitsource import GitSource, Resolved
 from clivefs.mounts.gitsubmodules import GitSubmodules
@@ -32,6 +32,7 @@ from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlay_edits import Affected
+from clivefs.mounts.resolve import resolve_links
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Watcher
@@ -70,6 +71,14 @@ class Prepared:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     git_lower: GitLower | None = None
+
+    def discard(self) -> None:
+        """It is not to be shown."""
+        if self.root_fd is not None:
+            os.close(self.root_fd)
+            self.root_fd = None
+        if self.git_lower is not None:
+            self.git_lower.close()
 
 
 @dataclass(slots=True)
@@ -157,7 +166,7 @@ class Assembly:
         watcher: Watcher,
         hidden: Callable[[tuple[int, int], bytes], bool],
         network_timeout_s: float,
-        clive_mounts: Callable[[], set[int]],
+        mount_over: Callable[[str], str | None],
         unpacked: str,
     ) -> None:
         """*unpacked*: where large and converted content becomes plain files. *clive_mounts*: the mount ids of all
@@ -169,7 +178,7 @@ class Assembly:
         self._watcher = watcher
         self._hidden = hidden
         self._network_timeout_s = network_timeout_s
-        self._clive_mounts = clive_mounts
+        self._mount_over = mount_over
         self._unpacked = unpacked
 
     # The root layer
@@ -217,7 +226,13 @@ class Assembly:
             answer_timeout_s=self._network_timeout_s,
             store=self._store,
         )
-        return self._at(entry, source, source.open(), None)
+        if source.location.path is not None:
+            self._refuse_mounted(source.location.path, entry.location)
+        resolved = source.open()
+        for repository in {resolved.repository, source.refs}:
+            for path in (repository.gitdir, repository.commondir, *borrowed(repository.objects)):
+                self._refuse_mounted(path, entry.location)
+        return self._at(entry, source, resolved, None)
 
     def _at(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None) -> Prepared:
         """The entry at *resolved*; or where its git working tree is, if that does not follow."""
@@ -279,18 +294,22 @@ class Assembly:
             return None
         return self._at(entry, source, resolved, mounted.git_dir)
 
+    def _refuse_mounted(self, path: str, named: str) -> None:
+        """A source must not lie in a clivefs mount, be it by links: reading it we would wait for ourselves."""
+        mountpoint = self._mount_over(resolve_links(path))
+        if mountpoint is not None:
+            raise ClivefsError(
+                f"it lies in the clivefs mount at {mountpoint}", place=named, remedy="name a place outside of it"
+            )
+
     def _open_directory(self, path: str, named: str) -> int:
+        self._refuse_mounted(path, named)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ClivefsError(
                 f"the directory cannot be opened: {error.strerror}", place=named, remedy="check the path"
             ) from None
-        if mount_id(fd) in self._clive_mounts():
-            os.close(fd)
-            raise ClivefsError(
-                "the directory lies in a clivefs mount", place=named, remedy="name a directory outside of it"
-            )
         return fd
 
     # Building

@@ -254,6 +254,7 @@ def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
         head = os.fsencode(f"ref: refs/heads/{resolved.branch}\n")
     else:
         head = resolved.commit.hex().encode() + b"\n"
+        _log_detached_head(path, resolved)
     lines = [b"%b %b\n" % (oid.hex().encode(), os.fsencode(name)) for name, oid in sorted(refs.items())]
     write_whole(os.path.join(path, "packed-refs"), b"".join(lines))
     shallow = os.path.join(source.refs.commondir, "shallow")
@@ -264,6 +265,14 @@ def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
         write_whole(os.path.join(path, "info", "attributes"), attributes)
     write_whole(os.path.join(path, _BASE), resolved.commit.hex().encode() + b"\n")
     write_whole(os.path.join(path, "HEAD"), head)
+
+
+def _log_detached_head(path: str, resolved: Resolved) -> None:
+    """Note what HEAD was detached at, as `git checkout` does: `git status` and `git branch` tell it from there."""
+    os.makedirs(os.path.join(path, "logs"), mode=0o700)
+    who = f"clivefs <clivefs@localhost> {resolved.commit_time_ns // 1_000_000_000} +0000"
+    line = f"{'0' * 40} {resolved.commit.hex()} {who}\tcheckout: moving from main to {resolved.ref}\n"
+    write_whole(os.path.join(path, "logs", "HEAD"), os.fsencode(line))
 
 
 def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str]]:

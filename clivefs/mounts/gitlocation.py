@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.gitcommand import check_argument
 
+_ALTERNATES_DEPTH = 5
+_ALTERNATES_BYTES_MAX = 1 << 20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = frozenset(("https", "http", "ssh", "git", "file", "git+ssh", "ssh+git"))
 _SCP_LIKE = re.compile(r"(?:[^/:@]+@)?(?:\[[^/\]]+\]|[^/:\[]+):.*")
@@ -49,6 +51,26 @@ def parse_location(text: str, base_dir: str) -> Location:
             raise _refused(text, "the host name begins with `-`")
         return Location(text, text, None)
     return Location(text, None, os.path.normpath(os.path.join(base_dir, text)))
+
+
+def borrowed(objects: str) -> list[str]:
+    """The objects directories that the one at *objects* borrows from, directly or not (gitrepository-layout(5),
+    objects/info/alternates). Reads as git does, five deep; what cannot be read is left out."""
+    found: dict[str, None] = {}
+    newest = [objects]
+    for _ in range(_ALTERNATES_DEPTH):
+        lines: list[tuple[str, str]] = []
+        for directory in newest:
+            try:
+                with open(os.path.join(directory, "info", "alternates"), "rb") as file:
+                    text = os.fsdecode(file.read(_ALTERNATES_BYTES_MAX))
+            except OSError:
+                continue
+            lines += [(directory, line) for line in text.splitlines() if line and not line.startswith("#")]
+        newest = [os.path.normpath(os.path.join(directory, line.strip('"'))) for directory, line in lines]
+        newest = [each for each in dict.fromkeys(newest) if each not in found]
+        found.update(dict.fromkeys(newest))
+    return list(found)
 
 
 def relative_to(text: str, parent: str) -> str:

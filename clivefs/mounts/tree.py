@@ -401,7 +401,7 @@ class NodeTable:
         new.nodeid = old.nodeid
         new.lookups += old.lookups
         new.opens += old.opens
-        old.lookups = old.opens = 0
+        old.lookups = old.opens = old.nodeid = 0  # who lets go of the old one must not let go of the new
         old.removed = True
         self._nodes[new.nodeid] = new
 

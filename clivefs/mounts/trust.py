@@ -5,8 +5,9 @@ workspace, or runs something, is a `Request`, and does nothing until its digest 
 workspace. A digest covers the request's own table alone, and where links lead at that moment: allowing one
 entry says nothing of another, and a link turned elsewhere asks anew.
 
-Requests are: an entry that shows a local directory outside the workspace, whatever its write mode; a rule's or service's command; the
-functions of `clive.py`; the filter programs (such as LFS) that the user's git would run for an entry.
+Requests are: an entry that shows a local directory outside the workspace, whatever its write mode; a rule's
+or service's command; the functions of `clive.py`; the filter programs (such as LFS) that the user's git would run
+for an entry.
 
 Records, in the namespace `trust` of the store's meta table:
     ID/DIGEST    allowed for workspace ID; the value is what was allowed, as JSON for people

@@ -254,7 +254,10 @@ def _outcomes(before: Model, op: Op, found: Model) -> list[Model]:
 def main() -> None:
     area, seed = sys.argv[1], int(sys.argv[2])
     rng = random.Random(seed)
-    model = read_model(area)
+    try:
+        model = read_model(area)
+    except OSError as error:
+        sys.exit(f"reading: {error.errno} {error.strerror}")
     out = sys.stdout
     os.umask(0o022)
     serial = 0

@@ -41,7 +41,7 @@ def test_first_status_is_clean_and_reads_no_content(bench: Bench, origin: Path) 
         cwd=tree,
     )
     assert done.stdout == ""
-    opened = [line for line in trace.read_text().splitlines() if "many/" in line and "O_DIRECTORY" not in line]
+    opened = [line for line in trace.read_text().splitlines() if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line]
     assert opened == [], opened[:3]
     assert "nothing to commit, working tree clean" in bench.git("status", cwd=tree)
     assert bench.git("diff", "HEAD", cwd=tree) == ""
@@ -49,7 +49,7 @@ def test_first_status_is_clean_and_reads_no_content(bench: Bench, origin: Path) 
     bench.mount()
     trace.unlink()
     bench.run(["strace", "-f", "-e", "trace=open,openat", "-o", str(trace), "git", "status", "--porcelain"], cwd=tree)
-    assert [line for line in trace.read_text().splitlines() if "many/" in line and "O_DIRECTORY" not in line] == []
+    assert [line for line in trace.read_text().splitlines() if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line] == []
 
 
 def test_edit_add_commit_log_diff(bench: Bench, origin: Path) -> None:

@@ -7,6 +7,7 @@ the FUSE layer applies them; then everything that is still cached must be what t
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -66,6 +67,15 @@ class Kernel:
                 return None
             node = self.lookup(node, name)
         return node
+
+    def walk_afresh(self, path: bytes) -> None:
+        """As `walk`, after the names of *path* were dropped for want of memory (the nodes stay: they have pages)."""
+        node: Node | None = self.tree.root
+        for name in path.split(b"/"):
+            if node is None or not stat.S_ISDIR(self.tree.getattr(node).mode):
+                return
+            self.names.pop((node, name), None)
+            node = self.lookup(node, name)
 
     def read(self, node: Node) -> bytes:
         file = self.tree.open(node, os.O_RDONLY)
@@ -200,18 +210,21 @@ class WatchModel(RuleBasedStateMachine):
 
     # Outside
 
-    @rule(kind=CHANGES, path=PATHS, other=PATHS, data=DATA, look=st.booleans(), at=PATHS)
-    def outside(self, kind: str, path: bytes, other: bytes, data: bytes, look: bool, at: bytes) -> None:
-        """One change; *look*: an operation may come before the events are read."""
+    @rule(kind=CHANGES, path=PATHS, other=PATHS, data=DATA, look=st.sampled_from(["", "path", "other", "both"]))
+    def outside(self, kind: str, path: bytes, other: bytes, data: bytes, look: str) -> None:
+        """One change; *look*: names may be looked up before the events are read."""
         try:
             self._outside(kind, self.at(path), self.at(other), data)
         except OSError:
             return
-        if look:
-            try:
-                self.kernel.walk(at)
-            except OSError:
-                return  # stale: the kernel would ask again; the events are read later
+        try:
+            if look in ("path", "both"):
+                self.kernel.walk_afresh(path)
+            if look in ("other", "both"):
+                self.kernel.walk_afresh(other)
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # then the kernel would ask again, by other names
+                raise
         self.kernel.settle(self.watcher)
 
     def _outside(self, kind: str, path: bytes, other: bytes, data: bytes) -> None:

@@ -23,6 +23,8 @@ clivefs mount --at /mnt/work        at another mountpoint, made if it does not e
 clivefs mount --foreground          stay, and log to standard error, as systemd wants it"""
 
 NETWORK_TIMEOUT_S = 30.0
+NOT_MOUNTED = ("error", "not-allowed", "unsupported")
+"""States of an entry that shows an empty directory instead of its source."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +126,20 @@ def _tell(call: Call, daemon: daemons.Daemon, roots: list[str], names: list[str]
     for each in mine:
         state = "mounted" if each["name"] in names else "already mounted"
         call.out.line(f"{state}: {os.path.join(daemon.mountpoint, each['name'])}")
-        report.entries(call.out, each)
+        report.entries(call.out, each, errors=False)
     if mine and names:
         call.out.line(f"try: cd {os.path.join(daemon.mountpoint, mine[0]['name'])}; clivefs status; clivefs unmount")
-    return 0
+    return _tell_wrong(call, mine)
+
+
+def _tell_wrong(call: Call, workspaces: list[dict[str, Any]]) -> int:
+    """Say what could not be mounted though the rest was, in one message; the exit status."""
+    wrong = [report.problem(each, entry) for each in workspaces for entry in each["mounts"] if entry.get("error")]
+    if not wrong:
+        return 0
+    missing = [entry for each in workspaces for entry in each["mounts"] if entry["state"] in NOT_MOUNTED]
+    if not missing:
+        call.out.note("\n".join(wrong))
+        return 0
+    call.out.error(ClivefsError("\n".join(wrong)))
+    return 1
