@@ -22,7 +22,7 @@ def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
     Who stands in the mount means the directory of the workspace that he sees there: so `../checkout` is
     what lies beside the workspace, since nothing but workspaces lies beside it in the mount.
     """
-    parsed = source_notation.parse_source(text, ref=ref)
+    parsed = source_notation.parse_source(_with_home(text, call.around.home), ref=ref)
     here = call.around.directory
     if place.shown_at is not None and is_below(here, place.shown_at):
         here = os.path.normpath(os.path.join(place.root, os.path.relpath(here, place.shown_at)))
@@ -36,6 +36,14 @@ def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:
         return source_notation.format_source(parsed._replace(location=location))
     anchored = source_notation.anchor(parsed, here, place.root)
     return source_notation.format_source(anchored)
+
+
+def _with_home(text: str, home: str) -> str:
+    """SOURCE with `~/` after its scheme put in full: the shell does that only at the start of a word."""
+    for scheme in ("git+", "archive:"):
+        if text.startswith(scheme + "~/"):
+            return scheme + os.path.join(home, text[len(scheme) + 2 :])
+    return text
 
 
 def patch(call: Call, place: Workspace, path: str) -> str:

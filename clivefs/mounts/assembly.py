@@ -169,8 +169,8 @@ class Assembly:
         mount_over: Callable[[str], str | None],
         unpacked: str,
     ) -> None:
-        """*unpacked*: where large and converted content becomes plain files. *clive_mounts*: the mount ids of all
-        clivefs mounts, into which no source may lead."""
+        """*unpacked*: where large and converted content becomes plain files. *mount_over*: the clivefs mountpoint
+        that a path (absolute, without links) is or lies in; no source may."""
         self._store = store
         self._workspace_id = workspace_id
         self._root = root

@@ -86,16 +86,17 @@ def scan_kinds(dir_fd: int, hidden: Callable[[bytes], bool]) -> list[DirEntry]:
     """
     found: list[DirEntry] = []
     try:
-        listing = os.scandir(dir_fd)
+        with os.scandir(dir_fd) as listing:
+            for entry in listing:
+                name = os.fsencode(entry.name)
+                try:
+                    found.append(DirEntry(name, stat.S_IFDIR if hidden(name) else _kind(entry)))
+                except FileNotFoundError:
+                    continue
     except OSError as error:
-        raise refuse(errno.EACCES) if error.errno == errno.EBADF else error from None
-    with listing:
-        for entry in listing:
-            name = os.fsencode(entry.name)
-            try:
-                found.append(DirEntry(name, stat.S_IFDIR if hidden(name) else _kind(entry)))
-            except FileNotFoundError:
-                continue
+        if error.errno == errno.EBADF:
+            raise refuse(errno.EACCES) from None
+        raise
     found.sort()
     return found
 

@@ -121,6 +121,8 @@ def test_modes_of_new_files(pair: Pair, mode: int) -> None:
     pair("stat", b"a")
     pair("mkdir", b"d", mode & 0o1777)
     pair("stat", b"d")
+    pair("chmod", b"a", 0o644)
+    pair("chmod", b"d", 0o755)
 
 
 def test_unlinked_file_works_while_open(pair: Pair) -> None:

@@ -238,7 +238,8 @@ def test_roots_and_mountpoints_in_a_mount_are_refused(bench: Bench) -> None:
     (inner / "Clive.toml").write_text('[workspace]\nname = "inner"\n')
     bench.mount()
     refused(bench.cli("mount", bench.live / "inner", check=False), "clivefs mount")
-    refused(bench.cli("mount", cwd=bench.live / "inner", check=False), "clivefs mount")
+    # In the mount, a workspace's directory stands for the workspace, which is mounted already.
+    refused(bench.cli("mount", cwd=bench.live, check=False), "mounted already")
     refused(bench.cli("mount", inner, "--at", bench.live / "point", check=False), "clivefs mount")
     refused(bench.cli("mount", inner, "--store", bench.live / "store", "--at", bench.base / "m2", check=False), "clivefs mount")
     link = bench.base / "link"
@@ -271,7 +272,7 @@ def test_sources_in_a_mount_are_refused(bench: Bench) -> None:
     try:
         done = bench.cli("mount", other, "--at", second, "--allow", check=False, timeout=30)
         said = refused(done, "direct", "linked")
-        assert said.count("clivefs mount") >= 2
+        assert said.count("clivefs mount") == 4
         for name in ("direct", "linked", "itself", "repository"):
             assert bench.run(["ls", "-R", second / "other" / name], cwd=bench.base, timeout=20).stdout.count("\n") <= 2
     finally:
@@ -288,7 +289,8 @@ def test_a_store_in_a_workspace_is_refused(bench: Bench) -> None:
     assert not bench.is_mounted()
 
 
-def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench) -> None:
+@pytest.mark.parametrize("write", ["through", "overlay", "none"])
+def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench, write: str) -> None:
     """Neither listing it, nor a link that leads into it, makes the daemon wait for itself."""
     bench.mountpoint = bench.root / "deep" / "mnt"
     bench.mountpoint.mkdir(parents=True)
@@ -298,7 +300,7 @@ def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench) -> None
     data = bench.base / "data"
     data.mkdir()
     (data / "into").symlink_to(bench.mountpoint / "shop")
-    bench.write_toml(PLAIN + entry("over", local="../data", write="overlay") + entry("all", local=".", write="overlay"))
+    bench.write_toml(PLAIN + f'write = "{write}"\n' + entry("over", local="../data", write="overlay"))
     bench.mount(timeout=30)
     assert os.listdir(bench.live / "deep" / "mnt") == []
     assert sorted(os.listdir(bench.live / "deep")) == ["file", "mnt"]
@@ -308,7 +310,6 @@ def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench) -> None
     assert (bench.live / "into" / "deep" / "file").read_text() == "file\n"
     assert (bench.live / "relative" / "file").read_text() == "file\n"
     assert (bench.live / "over" / "into" / "deep" / "file").read_text() == "file\n"
-    assert bench.run(["ls", "-R", bench.live / "all" / "deep" / "mnt"], timeout=20).stdout.count("\n") == 1
     with pytest.raises(OSError):
         (bench.live / "deep" / "mnt" / "new").touch()
     with pytest.raises(OSError):
@@ -386,7 +387,6 @@ def test_the_socket_of_a_dead_daemon(bench: Bench) -> None:
     os.kill(pid, 9)
     until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
     assert list(bench.store.glob("run/*.sock"))
-    refused(bench.cli("attach", "x", "../data", check=False, cwd=bench.root)) if False else None
     done = bench.cli("status", "--at", bench.mountpoint, check=False)
     refused(done, "clivefs mount", "clivefs unmount")
     refused(bench.cli("overlay", "diff", "x", "--at", bench.mountpoint, check=False), "clivefs mount")
@@ -399,8 +399,7 @@ def test_a_socket_that_says_nonsense(bench: Bench) -> None:
     bench.mount()
     bench.unmount()
     run = bench.store / "run"
-    (facts,) = run.glob("*.lock")
-    key = facts.name.removesuffix(".lock")
+    (key,) = [each.stem for each in run.glob("*.lock") if not each.name.startswith("workspace-")]
     (run / f"{key}.json").write_text(json.dumps({"pid": 1, "mountpoint": str(bench.mountpoint)}))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(run / f"{key}.sock"))
@@ -481,14 +480,22 @@ def nobody_bench() -> Iterator[tuple[Bench, int]]:
         shutil.rmtree(base)
 
 
+def needs_readable_code(uid: int) -> None:
+    command = [sys.executable, "-c", "import clivefs.cli"]
+    try:
+        readable = subprocess.run(command, user=uid, cwd="/", check=False, capture_output=True).returncode == 0
+    except PermissionError:
+        readable = False
+    if not readable:
+        pytest.skip("this interpreter or checkout cannot be read by another user")
+
+
 def test_a_user_who_may_not_open_the_device(nobody_bench: tuple[Bench, int]) -> None:
     bench, uid = nobody_bench
     if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
         pytest.skip("/dev/fuse is everybody's here")
     bench.write_toml(PLAIN)
-    probe = subprocess.run([sys.executable, "-c", "import clivefs.cli"], user=uid, cwd="/", check=False, capture_output=True)
-    if probe.returncode != 0:
-        pytest.skip("this interpreter or checkout cannot be read by another user")
+    needs_readable_code(uid)
     refused(bench.mount(check=False, user=uid, group=uid), "/dev/fuse", "chmod 666")
 
 
@@ -496,9 +503,7 @@ def test_a_mountpoint_or_store_that_may_not_be_written(nobody_bench: tuple[Bench
     bench, uid = nobody_bench
     bench.write_toml(PLAIN)
     bench.store.mkdir(mode=0o700)
-    probe = subprocess.run([sys.executable, "-c", "import clivefs.cli"], user=uid, cwd="/", check=False, capture_output=True)
-    if probe.returncode != 0:
-        pytest.skip("this interpreter or checkout cannot be read by another user")
+    needs_readable_code(uid)
     refused(bench.cli("status", check=False, user=uid, group=uid), str(bench.store))
     refused(bench.cli("fsck", check=False, user=uid, group=uid), str(bench.store))
 
