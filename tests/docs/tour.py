@@ -96,8 +96,10 @@ class Shell:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
 
 def rewritten(markdown: str, home: Path) -> str:
