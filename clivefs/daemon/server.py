@@ -213,6 +213,8 @@ class Daemon:
             self.invalidator.inode(node.nodeid)
             if node.parent is not None:
                 self.invalidator.entry(self.view.kernel_node(node.parent).nodeid, node.name)
+        for nodeid, name in self.operations.take_absent_names():
+            self.invalidator.entry(nodeid, name)
         self.workspaces.reload_all()
 
     async def _tick(self) -> None:

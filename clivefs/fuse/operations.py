@@ -23,6 +23,7 @@ from clivefs.mounts.view import View
 
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
+ABSENT_NAMES_MAX = 200_000
 _RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
 
 
@@ -87,6 +88,8 @@ class Operations:
         self._files: dict[int, OpenHandle] = {}
         self._directories: dict[int, DirHandle] = {}
         self._next_handle = 1
+        self._absent_names: dict[int, set[bytes]] = {}
+        self._absent_count = 0
 
     # Replies
 
@@ -102,8 +105,32 @@ class Operations:
             return Entry(node.nodeid, attr, 0.0, 0.0)
         return Entry(node.nodeid, attr, CACHE_S, CACHE_S)
 
-    def _absent(self, directory: Node) -> Entry:
-        return Entry(0, None, DEGRADED_CACHE_S if directory.tree.degraded else CACHE_S, 0.0)
+    def _absent(self, directory: Node, name: bytes) -> Entry:
+        """A reply that the kernel may remember as "there is no such name". Noted, so that it can be taken back
+        when nobody knows any more what changed."""
+        if directory.tree.degraded:
+            return Entry(0, None, DEGRADED_CACHE_S, 0.0)
+        names = self._absent_names.get(directory.nodeid)
+        if names is None or name not in names:
+            if self._absent_count >= ABSENT_NAMES_MAX:
+                self._forget_absent_of_the_dead()
+                if self._absent_count >= ABSENT_NAMES_MAX:
+                    return Entry(0, None, DEGRADED_CACHE_S, 0.0)
+            self._absent_names.setdefault(directory.nodeid, set()).add(name)
+            self._absent_count += 1
+        return Entry(0, None, CACHE_S, 0.0)
+
+    def _forget_absent_of_the_dead(self) -> None:
+        for nodeid in [nodeid for nodeid in self._absent_names if self._table.find(nodeid) is None]:
+            self._absent_count -= len(self._absent_names.pop(nodeid))
+
+    def take_absent_names(self) -> list[tuple[int, bytes]]:
+        """(directory, name) of everything that the kernel may remember as absent; forgotten here."""
+        self._forget_absent_of_the_dead()
+        taken = [(nodeid, name) for nodeid, names in self._absent_names.items() for name in names]
+        self._absent_names.clear()
+        self._absent_count = 0
+        return taken
 
     # Names
 
@@ -112,7 +139,7 @@ class Operations:
         try:
             node, attr = self.view.lookup(directory, name)
         except FileNotFoundError:
-            return self._absent(directory)
+            return self._absent(directory, name)
         return self._entry(node, attr)
 
     def forget(self, nodeid: int, count: int) -> None:

@@ -122,7 +122,7 @@ class Submodules(Protocol):
 class GitRef(LowerRef):
     """One file of a git tree. Equal to another of the same path with the same content."""
 
-    __slots__ = ("entry", "name", "parent", "rules", "space", "tree")
+    __slots__ = ("attr", "entry", "name", "parent", "rules", "space", "tree")
 
     def __init__(self, entry: ShownEntry, parent: GitRef | None, name: bytes, space: TreeSpace) -> None:
         self.kind = stat.S_IFMT(ST_MODES[entry.mode])
@@ -133,6 +133,8 @@ class GitRef(LowerRef):
         self.tree: bytes | None = entry.oid if entry.mode == MODE_TREE else None
         """A directory's tree; None for a submodule whose content was not had (yet)."""
         self.rules: Rules | None = None
+        self.attr: Attr | None = None
+        """Its attributes once they are known: they never change."""
 
     def __hash__(self) -> int:
         return hash((self.name, self.entry.oid))
@@ -197,6 +199,12 @@ class GitLower(Lower):
             raise refuse(errno.ENOTDIR, ref.name)
         return [DirEntry(name, stat.S_IFMT(ST_MODES[entry.mode])) for name, entry in self._entries(ref).items()]
 
+    def names(self, directory: LowerRef) -> list[bytes]:
+        ref = _git(directory)
+        if ref.kind != stat.S_IFDIR:
+            raise refuse(errno.ENOTDIR, ref.name)
+        return list(self._entries(ref))
+
     def _entries(self, ref: GitRef) -> dict[bytes, ShownEntry]:
         if ref.tree is None:
             self._enter_submodule(ref)
@@ -235,17 +243,21 @@ class GitLower(Lower):
 
     def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
         ref = _git(ref)
+        if ref.attr is not None:
+            return ref.attr
         mode = ST_MODES[ref.entry.mode]
         owner = self._owner
         if ref.kind == stat.S_IFDIR:
-            return Attr(mode, DIRECTORY_BYTES, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+            ref.attr = Attr(mode, DIRECTORY_BYTES, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+            return ref.attr
         try:
             size = self._size(ref)
         except Blocked:
             if fetch:
                 raise
             return Attr(mode, 0, self._mtime(ref), uid=owner.uid, gid=owner.gid, unsized=True)
-        return Attr(mode, size, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+        ref.attr = Attr(mode, size, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+        return ref.attr
 
     def _mtime(self, ref: GitRef) -> int:
         if self._times is None:

@@ -38,6 +38,10 @@ class Lower(ABC):
     def entries(self, directory: LowerRef) -> list[DirEntry]:
         """The names of a directory, sorted by their bytes. Fetches no blob."""
 
+    def names(self, directory: LowerRef) -> list[bytes]:
+        """The names of `entries` alone, in the same order."""
+        return [entry.name for entry in self.entries(directory)]
+
     @abstractmethod
     def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
         """The attributes. Where the size is not known locally: `Blocked` if *fetch*, else `Attr.unsized`."""
@@ -75,6 +79,12 @@ class Lower(ABC):
                 return None
             ref = self.child(ref, name)
         return ref
+
+    degraded = False
+    """Changes underneath are not noticed at once; see `Tree.degraded`."""
+
+    def unwatch(self, directory: LowerRef) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """Nobody shows *directory* any more: its changes need not be told."""
 
     def close(self) -> None:  # noqa: B027 - nothing to do is a fine answer
         """Release what it holds."""

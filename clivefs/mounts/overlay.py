@@ -19,7 +19,7 @@ from clivefs.mounts.copyup import dress
 from clivefs.mounts.host import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay_edits import Affected, OverlayChange, changes, replace_lower, reset
-from clivefs.mounts.overlay_names import OverlayNames, merged_entries, open_flags
+from clivefs.mounts.overlay_names import OverlayNames, merged_entries, merged_names, open_flags
 from clivefs.mounts.overlay_nodes import OverlayFile, OverlayNode, OverlayNodes, UpperFile, shown
 from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
 from clivefs.mounts.upper import Upper
@@ -55,6 +55,10 @@ class OverlayTree(Tree):
     def lower(self) -> Lower:
         return self._nodes.lower
 
+    @property
+    def degraded(self) -> bool:  # type: ignore[override]
+        return self._nodes.lower.degraded
+
     def _changing(self) -> OverlayNames:
         if self._names is None:
             raise refuse(errno.EROFS)
@@ -64,6 +68,12 @@ class OverlayTree(Tree):
 
     def lookup(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
         return self._nodes.get(_own(directory), name)
+
+    def names(self, directory: Node) -> list[bytes]:
+        node = _own(directory)
+        if not node.is_dir:
+            raise refuse(errno.ENOTDIR)
+        return merged_names(self._nodes, node)
 
     def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
         return self._nodes.get(_own(directory), name, fetch=False)

@@ -486,6 +486,16 @@ def merged_entries(nodes: OverlayNodes, directory: OverlayNode) -> list[DirEntry
     return [DirEntry(name, kind) for name, kind in sorted(found.items())]
 
 
+def merged_names(nodes: OverlayNodes, directory: OverlayNode) -> list[bytes]:
+    """The names of `merged_entries`. Of a directory that is as in the lower they are the lower's."""
+    mark = directory.mark
+    if directory.upper or directory.removed or nodes.lower.live or directory.lower is None:
+        return [entry.name for entry in merged_entries(nodes, directory)]
+    if mark is not None and mark.children:
+        return [entry.name for entry in merged_entries(nodes, directory)]
+    return nodes.lower.names(directory.lower)
+
+
 def open_flags(flags: int) -> int:
     """open(2) flags for a file of the upper. Not O_APPEND: every write says where it goes, and nobody else
     appends. Reading is always wanted (see `host_flags`)."""

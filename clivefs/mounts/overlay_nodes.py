@@ -441,6 +441,8 @@ class OverlayNodes:
                 if not directory.children:
                     directory.children = None
                 self._table.release(directory)
+        if node.is_dir and node.lower is not None and self.lower.live:
+            self.lower.unwatch(node.lower)
         node.links = None
         node.removed = True
         if self._linked.get(node.upper) is node:

@@ -27,7 +27,20 @@ NAME_BYTES_MAX = 255
 class Attr:
     """What stat(2) tells of one file, but for its inode number. Times in nanoseconds, sizes in bytes."""
 
-    __slots__ = ("atime_ns", "blocks", "ctime_ns", "gid", "mode", "mtime_ns", "nlink", "rdev", "size", "uid", "unsized")
+    __slots__ = (
+        "atime_ns",
+        "blocks",
+        "ctime_ns",
+        "gid",
+        "mode",
+        "mtime_ns",
+        "nlink",
+        "rdev",
+        "reply",
+        "size",
+        "uid",
+        "unsized",
+    )
 
     def __init__(
         self,
@@ -57,6 +70,8 @@ class Attr:
         """In units of 512 bytes."""
         self.unsized = unsized
         """The size is not known yet (a blob that was not fetched): must not be cached."""
+        self.reply: object | None = None
+        """What `fuse` last made of this very object. Who gives one out again must not have changed it."""
 
     @classmethod
     def of(cls, st: os.stat_result) -> Attr:
@@ -73,7 +88,23 @@ class Attr:
         self.rdev = st.st_rdev
         self.blocks = st.st_blocks
         self.unsized = False
+        self.reply = None
         return self
+
+    def tells_of(self, st: os.stat_result) -> bool:
+        """Whether `of(st)` would be equal to this."""
+        return (
+            self.mtime_ns == st.st_mtime_ns
+            and self.ctime_ns == st.st_ctime_ns
+            and self.size == st.st_size
+            and self.mode == st.st_mode
+            and self.nlink == st.st_nlink
+            and self.blocks == st.st_blocks
+            and self.atime_ns == st.st_atime_ns
+            and self.uid == st.st_uid
+            and self.gid == st.st_gid
+            and self.rdev == st.st_rdev
+        )
 
 
 class SetAttr(NamedTuple):
@@ -203,6 +234,10 @@ class Tree(ABC):
     def entries(self, directory: Node) -> list[DirEntry]:
         """All names of a directory but `.` and `..`, in the order in which they are listed. Never `Blocked`
         by content: listing a directory fetches no blob."""
+
+    def names(self, directory: Node) -> list[bytes]:
+        """The names of `entries` alone, in the same order."""
+        return [entry.name for entry in self.entries(directory)]
 
     def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
         """As `lookup`, for a name that a listing shows: fetches nothing, so the size may be unknown
@@ -400,10 +435,18 @@ class NodeTable:
             self._pinned.discard(new.nodeid)
         new.nodeid = old.nodeid
         new.lookups += old.lookups
-        new.opens += old.opens
-        old.lookups = old.opens = old.nodeid = 0  # who lets go of the old one must not let go of the new
+        old.lookups = old.nodeid = 0  # who lets go of the old one must not let go of the new
         old.removed = True
         self._nodes[new.nodeid] = new
+
+    def exchange(self, one: Node, other: Node) -> None:
+        """Swap the numbers of two directories, and with each number what the kernel and the view hold by it."""
+        one.nodeid, other.nodeid = other.nodeid, one.nodeid
+        one.lookups, other.lookups = other.lookups, one.lookups
+        self._nodes[one.nodeid], self._nodes[other.nodeid] = one, other
+        pinned = {number for number in (one.nodeid, other.nodeid) if number in self._pinned}
+        if len(pinned) == 1:
+            self._pinned ^= {one.nodeid, other.nodeid}
 
 
 def kind_of(mode: int) -> int:

@@ -8,6 +8,7 @@ renamed from under a mount; nothing is renamed or linked from one tree into anot
 from __future__ import annotations
 
 import errno
+import functools
 import stat
 from collections.abc import Callable
 
@@ -80,7 +81,7 @@ class View:
         for part in parents:
             below = (directory.mounts or {}).get(part)
             if below is None:
-                below = self.synthetic.bridge(directory, part)
+                below = self._bridge(directory, part)
             directory = below
         old = (directory.mounts or {}).get(name)
         if old is not None:
@@ -99,8 +100,7 @@ class View:
         while at > 0 and isinstance(chain[at], Bridge) and not chain[at].mounts:
             bridge = chain[at]
             assert isinstance(bridge, Bridge)
-            self._set_real(bridge, None)
-            self.synthetic.remove(bridge)
+            self._take_bridge_away(bridge)
             at -= 1
         return chain[at], parts[at]
 
@@ -142,6 +142,27 @@ class View:
                     self.table.release(found)
 
     # Bridges
+
+    def _bridge(self, directory: Node, name: bytes) -> Bridge:
+        """A new bridge. It gets the number of the layer's directory that it stands over: who works there sees
+        the mount entry come, and the number stays what it was."""
+        bridge = self.synthetic.bridge(directory, name)
+        real = self._real(bridge)
+        if real is not None:
+            self._exchange(bridge, real)
+        return bridge
+
+    def _take_bridge_away(self, bridge: Bridge) -> None:
+        real = self._real(bridge)
+        if real is not None:
+            self._exchange(bridge, real)
+        self._set_real(bridge, None)
+        self.synthetic.remove(bridge)
+
+    def _exchange(self, bridge: Bridge, real: Node) -> None:
+        del self._bridge_of[real.nodeid]
+        self.table.exchange(bridge, real)
+        self._bridge_of[real.nodeid] = bridge
 
     def _real(self, node: Node) -> Node | None:
         """The directory of a layer that a bridge stands over, if there is one now; other nodes: themselves."""
@@ -216,6 +237,19 @@ class View:
         if real is None:
             raise refuse(errno.ENOENT, name)
         return real.tree.listed(real, name)
+
+    def names(self, directory: Node) -> list[bytes]:
+        """The names of `entries`."""
+        if directory.mounts or directory.nodeid in self._controls:
+            return [entry.name for entry in self.entries(directory)]
+        real = self._real(directory)
+        return real.tree.names(real) if real is not None else []
+
+    def lister(self, directory: Node) -> Callable[[bytes], tuple[Node, Attr]]:
+        """`listed` for many names of one directory in a row."""
+        if directory.mounts or isinstance(directory, Bridge | SyntheticDirectory):
+            return functools.partial(self.listed, directory)
+        return functools.partial(directory.tree.listed, directory)
 
     def entries(self, directory: Node) -> list[DirEntry]:
         """The names of a directory: those of its layer, with the mount entries over them; never `.clive`."""

@@ -110,8 +110,9 @@ def test_sources_are_named_from_where_one_stands(tmp_path: Path) -> None:
     assert entries.source(call, place, "vendor", None) == "lib/vendor"
     assert entries.source(call, place, "git+../repo@v1", None) == "git+repo@v1"
     assert entries.source(call, place, "/mnt/point/shop/x", None) == "/src/shop/x"
-    # ... elsewhere it is what the path leads to.
-    assert entries.source(call, place, "../../../else", None) == "../../mnt/else"
+    # ... also on the way out of it, since in the mount nothing but workspaces lies beside one ...
+    assert entries.source(call, place, "../../../else", None) == "../../else"
+    assert entries.source(call, place, "git+~/repo@v1", None) == "git+/home/me/repo@v1"
     assert entries.source(call, place, "/data", None) == "/data"
     assert entries.source(call, place, "git+https://example.org/x.git", "main") == "git+https://example.org/x.git@main"
     assert entries.patch(call, place, "../p.patch") == "p.patch"

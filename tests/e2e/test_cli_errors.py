@@ -308,7 +308,7 @@ def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench, write: 
     # -L follows the links into the mount: find(1) tells of the loops itself.
     bench.run(["find", "-L", bench.live, "-maxdepth", "12"], check=False, timeout=60)
     assert (bench.live / "into" / "deep" / "file").read_text() == "file\n"
-    assert (bench.live / "relative" / "file").read_text() == "file\n"
+    assert not (bench.live / "relative").exists()  # in the mount it leads to the empty directory
     assert (bench.live / "over" / "into" / "deep" / "file").read_text() == "file\n"
     with pytest.raises(OSError):
         (bench.live / "deep" / "mnt" / "new").touch()
@@ -427,7 +427,7 @@ def test_a_socket_that_says_nonsense(bench: Bench) -> None:
             out, said = asked.communicate(timeout=20)
     assert asked.returncode == 1
     assert "Traceback" not in said
-    assert said.startswith("clivefs: ")
+    assert str(bench.mountpoint) in said
 
 
 def test_requests_that_are_nonsense_do_not_harm_the_daemon(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.fuse.operations import CACHE_S, Entry, Operations
+from clivefs.fuse.operations import CACHE_S, DEGRADED_CACHE_S, Entry, Operations
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
@@ -77,6 +77,17 @@ def test_an_absent_name_is_remembered_as_absent() -> None:
     workspace = kernel.lookup(b"w").nodeid
     entry = kernel.operations.lookup(workspace, b"nothing")
     assert entry == Entry(0, None, CACHE_S, 0.0)
+
+
+def test_absent_names_can_be_taken_back_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clivefs.fuse.operations.ABSENT_NAMES_MAX", 2)
+    kernel = Kernel()
+    workspace = kernel.lookup(b"w").nodeid
+    timeouts = [kernel.operations.lookup(workspace, name).entry_timeout_s for name in (b"x", b"y", b"x", b"z")]
+    assert timeouts == [CACHE_S, CACHE_S, CACHE_S, DEGRADED_CACHE_S]
+    assert sorted(kernel.operations.take_absent_names()) == [(workspace, b"x"), (workspace, b"y")]
+    assert kernel.operations.take_absent_names() == []
+    assert kernel.operations.lookup(workspace, b"z").entry_timeout_s == CACHE_S
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 1000])
