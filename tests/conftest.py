@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator
 
@@ -28,3 +29,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where mount tests must run: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warnings(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Generator[None]:
+    """A warning that the product logged and the test did not expect (marker `warns`) is a failure."""
+    yield
+    if request.node.get_closest_marker("warns") is not None:
+        return
+    logged = [
+        f"{record.name}: {record.getMessage()}"
+        for record in caplog.get_records("call")
+        if record.levelno >= logging.WARNING and record.name.startswith("clivefs")
+    ]
+    assert not logged, "logged, and not expected: " + "; ".join(logged)

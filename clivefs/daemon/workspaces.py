@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
 import trio
@@ -23,6 +23,8 @@ from clivefs.daemon.settings import Settings
 from clivefs.mounts import config, identity, trust
 from clivefs.mounts.assembly import Assembly, Mounted, Prepared, State
 from clivefs.mounts.config import MountEntry, Workspace
+from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.locallower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlaydiff import scratch_directory
@@ -62,6 +64,20 @@ class LiveWorkspace:
     @property
     def root(self) -> str:
         return self.settings.root
+
+    @property
+    def directory(self) -> Hashable:
+        """The workspace's own directory, as the watcher names it."""
+        tree = self.root_tree
+        return tree.lower.root if isinstance(tree, OverlayTree) else tree.root
+
+    def watch_directory(self) -> None:
+        """Hear of changes of Clive.toml, whether or not anybody looks into the directory."""
+        tree = self.root_tree
+        if isinstance(tree, HostTree):
+            tree.watch(tree.root)
+        elif isinstance(tree, OverlayTree) and isinstance(tree.lower, LocalLower):
+            tree.lower.watch(tree.lower.root)
 
 
 class Workspaces:
@@ -180,14 +196,15 @@ class Workspaces:
         self._view.synthetic.file(live.control, b"status", lambda: _json(self.describe(live)))
         self._live[live.name] = live
         self._on_change([each.root for each in self._live.values()])
-        self._watcher.also_report.add((live.root_tree.root, config.FILE_NAME.encode()))
+        live.watch_directory()
+        self._watcher.also_report.add((live.directory, config.FILE_NAME.encode()))
         self._invalidator.entry(self._view.root.nodeid, name)
 
     def remove(self, name: str) -> None:
         live = self.get(name)
         for path in list(live.entries):
             self._drop_entry(live, path)
-        self._watcher.also_report.discard((live.root_tree.root, config.FILE_NAME.encode()))
+        self._watcher.also_report.discard((live.directory, config.FILE_NAME.encode()))
         self._view.remove_workspace(os.fsencode(name))
         self._invalidator.entry(self._view.root.nodeid, os.fsencode(name))
         live.root_tree.close()
@@ -265,7 +282,7 @@ class Workspaces:
         if change.name != config.FILE_NAME.encode():
             return
         for live in self._live.values():
-            if change.directory is live.root_tree.root:
+            if change.directory == live.directory:
                 self._reloads.add(live.name)
                 self._reload_asked.set()
 
@@ -295,9 +312,7 @@ class Workspaces:
         that was made already."""
         async with live.reloading:
             try:
-                settings = await trio.to_thread.run_sync(
-                    lambda: config.load(os.path.join(live.root, config.FILE_NAME), root=live.root)
-                )
+                settings = await trio.to_thread.run_sync(_load_again, live)
                 if settings.name != live.name:
                     raise ClivefsError(
                         f"the workspace is mounted as {live.name}",
@@ -493,6 +508,15 @@ def _refuse_clive_path(path: str, what: str) -> None:
             place=path,
             remedy="name the real directory, outside the mount",
         )
+
+
+def _load_again(live: LiveWorkspace) -> Workspace:
+    """The workspace as its Clive.toml has it now. An empty file is one that somebody is about to write."""
+    file = os.path.join(live.root, config.FILE_NAME)
+    settings = config.load(file, root=live.root)
+    if live.entries and not settings.mounts and os.path.getsize(file) == 0:
+        raise ClivefsError("the file is empty", place=file, remedy="`clivefs detach` takes mount entries away")
+    return settings
 
 
 def _json(value: Any) -> bytes:

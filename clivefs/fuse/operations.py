@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Owner, SetAttr, refuse
+from clivefs.mounts.tree import Attr, Blocked, Node, OpenFile, Owner, SetAttr, refuse
 from clivefs.mounts.view import View
 
 CACHE_S = 86_400.0
@@ -62,7 +62,7 @@ class DirHandle:
 
     def __init__(self, nodeid: int) -> None:
         self.nodeid = nodeid  # not the node: another may answer to the number after a change of the mount table
-        self.listing: list[DirEntry] | None = None
+        self.listing: list[bytes] | None = None
 
 
 class Statfs(NamedTuple):
@@ -288,11 +288,11 @@ class Operations:
         opened = self._directories[handle]
         directory = self._table.get(opened.nodeid)
         if opened.listing is None or offset == 0:
-            dots = [DirEntry(b".", stat.S_IFDIR), DirEntry(b"..", stat.S_IFDIR)]
-            opened.listing = dots + self.view.entries(directory)
+            opened.listing = [b".", b"..", *self.view.names(directory)]
         listing = opened.listing
+        listed = self.view.lister(directory)
         for position in range(offset, len(listing)):
-            name = listing[position].name
+            name = listing[position]
             if position < 2:
                 dot = directory if position == 0 or directory.parent is None else directory.parent
                 entry = Entry(dot.nodeid, Attr(stat.S_IFDIR, 0, 0, uid=0, gid=0), 0.0, 0.0)
@@ -300,7 +300,7 @@ class Operations:
                     return
                 continue
             try:
-                node, attr = self.view.listed(directory, name)
+                node, attr = listed(name)
             except OSError:
                 continue  # gone since the listing was made
             except Blocked:

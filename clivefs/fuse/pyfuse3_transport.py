@@ -135,11 +135,20 @@ async def _run(blocked: Blocked) -> None:
 
 
 def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:
+    attr = entry.attr
+    kept = attr.reply if attr is not None else None
+    if (
+        isinstance(kept, pyfuse3.EntryAttributes)
+        and kept.st_ino == entry.nodeid
+        and kept.attr_timeout == entry.attr_timeout_s
+        and kept.entry_timeout == entry.entry_timeout_s
+    ):
+        return kept
     reply = pyfuse3.EntryAttributes()
     reply.entry_timeout = entry.entry_timeout_s
-    attr = entry.attr
     if attr is None:
         return reply  # number 0: the name does not exist, and that may be remembered
+    attr.reply = reply
     reply.st_ino = pyfuse3.InodeT(entry.nodeid)
     reply.attr_timeout = entry.attr_timeout_s
     reply.st_mode = pyfuse3.ModeT(attr.mode)

@@ -101,6 +101,15 @@ def scan_kinds(dir_fd: int, hidden: Callable[[bytes], bool]) -> list[DirEntry]:
     return found
 
 
+def scan_names(dir_fd: int) -> list[bytes]:
+    """The names of a directory, sorted. EACCES as `scan_kinds`."""
+    try:
+        names = os.listdir(dir_fd)
+    except OSError as error:
+        raise refuse(errno.EACCES) if error.errno == errno.EBADF else error from None
+    return sorted(map(os.fsencode, names))
+
+
 def _kind(entry: os.DirEntry[str]) -> int:
     """The file type bits of a name: what the directory itself says, else what stat says."""
     if entry.is_file(follow_symlinks=False):

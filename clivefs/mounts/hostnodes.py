@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from clivefs.mounts.host import PATH_FLAGS, DirFds, HostFile, open_directory, proc_path, stat_at
-from clivefs.mounts.tree import Node, NodeTable, Tree, inode_number, refuse
+from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, inode_number, refuse
 
 Identity = tuple[int, int]
 """Device and inode number on the host."""
@@ -38,7 +38,7 @@ def facts_of(st: os.stat_result) -> Facts:
 class HostNode(Node):
     """A file of a host tree. `parent` and `name` are its main place; other hard links are `aliases`."""
 
-    __slots__ = ("aliases", "files", "held", "identity", "kind", "racy", "seen", "watched")
+    __slots__ = ("aliases", "attr", "files", "held", "identity", "kind", "racy", "seen", "watched")
     identity: Identity | None
     """None: a mountpoint of ours, which is shown as an empty directory."""
 
@@ -56,10 +56,19 @@ class HostNode(Node):
         self.racy = False
         """`seen` was taken within a tick of the last change, or events were lost: being equal proves nothing."""
         self.watched = False
+        self.attr: Attr | None = None
+        """What was last told of it: see `attr_of`."""
 
     @property
     def is_dir(self) -> bool:
         return self.kind == stat.S_IFDIR
+
+    def attr_of(self, st: os.stat_result) -> Attr:
+        """The attributes that *st* tells: the object of last time, where they are the same."""
+        attr = self.attr
+        if attr is None or not attr.tells_of(st):
+            self.attr = attr = Attr.of(st)
+        return attr
 
     def remember(self, st: os.stat_result, *, own: bool = False) -> None:
         """Take *st* as what was seen last; *own*: after a change of our own."""

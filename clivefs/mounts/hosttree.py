@@ -140,7 +140,32 @@ class HostTree(Tree):
             raise
         node = self._nodes.at(directory, name, st)
         self.saw(node, st)
-        return node, Attr.of(st)
+        return node, node.attr_of(st)
+
+    def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        node = directory.children.get(name) if directory.children else None
+        if not isinstance(directory, HostNode) or not isinstance(node, HostNode) or directory.identity is None:
+            return self.lookup(directory, name)
+        if not directory.watched or self._hidden(directory.identity, name):
+            return self.lookup(directory, name)
+        try:
+            st = os.stat(name, dir_fd=self._nodes.dir_fd(directory), follow_symlinks=False)
+        except FileNotFoundError:
+            return self.lookup(directory, name)
+        if node.identity != (st.st_dev, st.st_ino) or node.kind != stat.S_IFMT(st.st_mode):
+            return self.lookup(directory, name)
+        attr = node.attr
+        if attr is None or not attr.tells_of(st):
+            node.attr = attr = Attr.of(st)
+        if node.seen != (attr.size, attr.mtime_ns, attr.ctime_ns):
+            self.saw(node, st)
+        return node, attr
+
+    def names(self, directory: Node) -> list[bytes]:
+        assert isinstance(directory, HostNode)
+        if directory.identity is None:
+            return []
+        return host.scan_names(self._directory(directory)[1])
 
     def entries(self, directory: Node) -> list[DirEntry]:
         assert isinstance(directory, HostNode)
@@ -156,7 +181,7 @@ class HostTree(Tree):
             return self._hidden_attr
         st = self._nodes.stat(node)
         self.saw(node, st)
-        return Attr.of(st)
+        return node.attr_of(st)
 
     def readlink(self, node: Node) -> bytes:
         assert isinstance(node, HostNode)

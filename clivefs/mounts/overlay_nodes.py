@@ -302,6 +302,7 @@ class OverlayNodes:
         if attr.nlink != 1:
             attr = copy.copy(attr)
             attr.nlink = 1
+            attr.reply = None
         return attr
 
     def _make(
@@ -486,6 +487,7 @@ class OverlayNodes:
             node.last = self._lower_attr(self.lower_of(node), node.lower, fetch=True)
         attr = copy.copy(node.last)
         attr.nlink = 0
+        attr.reply = None
         return attr
 
     def open_upper(self, node: OverlayNode, flags: int) -> int:

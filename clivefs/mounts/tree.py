@@ -435,14 +435,16 @@ class NodeTable:
             self._pinned.discard(new.nodeid)
         new.nodeid = old.nodeid
         new.lookups += old.lookups
-        old.lookups = old.nodeid = 0  # who lets go of the old one must not let go of the new
+        new.opens += old.opens
+        old.lookups = old.opens = old.nodeid = 0  # who lets go of the old one must not let go of the new
         old.removed = True
         self._nodes[new.nodeid] = new
 
     def exchange(self, one: Node, other: Node) -> None:
-        """Swap the numbers of two directories, and with each number what the kernel and the view hold by it."""
+        """Swap the numbers of two directories, and with each number what is held by it."""
         one.nodeid, other.nodeid = other.nodeid, one.nodeid
         one.lookups, other.lookups = other.lookups, one.lookups
+        one.opens, other.opens = other.opens, one.opens
         self._nodes[one.nodeid], self._nodes[other.nodeid] = one, other
         pinned = {number for number in (one.nodeid, other.nodeid) if number in self._pinned}
         if len(pinned) == 1:

@@ -162,6 +162,8 @@ class View:
     def _exchange(self, bridge: Bridge, real: Node) -> None:
         del self._bridge_of[real.nodeid]
         self.table.exchange(bridge, real)
+        bridge.opens -= 1  # the bridge holds the directory, whatever their numbers
+        real.opens += 1
         self._bridge_of[real.nodeid] = bridge
 
     def _real(self, node: Node) -> Node | None:

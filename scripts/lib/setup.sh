@@ -108,7 +108,7 @@ install_python_packages() {
     pip_install --require-hashes --only-binary :all: -r "$venv/wheels.txt"
     pip_install --require-hashes --no-build-isolation -r "$venv/compiled.txt"
     pip_install --no-build-isolation --editable "$root"
-    "$venv/bin/python" -I -c 'import asyncssh, clivefs, lmdb, msgspec, pyfuse3, pygit2, tomlkit, trio' ||
+    "$venv/bin/python" -I -c 'import asyncssh, clivefs, lmdb, msgspec, pyfuse3, pygit2, trio' ||
         die "the packages in $venv do not load (above); remove $venv and run this again"
     # The stamp comes last and at once: an interrupted set-up is simply done again.
     wanted_stamp > "$venv/.clivefs-setup.new"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,25 +16,32 @@ pytestmark = pytest.mark.mount
 PLUS = '\n[mounts."more/data"]\nlocal = "../data"\nwrite = "none"\n'
 
 
-def shell_in(directory: Path) -> subprocess.Popen[str]:
+class Shell:
     """A shell that works in *directory*, and answers each line."""
-    return subprocess.Popen(["bash"], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __init__(self, directory: Path) -> None:
+        self._bash = subprocess.Popen(["bash"], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, command: str) -> str:
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
+        self._bash.stdin.write(f"{{ {command}; }} 2>&1 | tr '\\n' ' '; echo\n")
+        self._bash.stdin.flush()
+        return self._bash.stdout.readline().strip()
+
+    def close(self) -> None:
+        with self._bash:
+            self._bash.kill()
 
 
-def ask(shell: subprocess.Popen[str], command: str) -> str:
-    assert shell.stdin is not None
-    assert shell.stdout is not None
-    shell.stdin.write(f"{command} 2>&1 | tr '\\n' ' '; echo\n")
-    shell.stdin.flush()
-    return shell.stdout.readline().strip()
+@pytest.fixture()
+def shell_in() -> Iterator[Callable[[Path], Shell]]:
+    with contextlib.ExitStack() as stack:
 
+        def start(directory: Path) -> Shell:
+            return stack.enter_context(contextlib.closing(Shell(directory)))
 
-def end(shell: subprocess.Popen[str]) -> None:
-    assert shell.stdin is not None
-    assert shell.stdout is not None
-    shell.stdin.close()
-    shell.stdout.close()
-    shell.wait(10)
+        yield start
 
 
 @pytest.mark.parametrize("where", ["inside", "outside"])
@@ -80,34 +89,32 @@ def test_a_broken_clive_toml_leaves_the_last_good_one(shop: Bench) -> None:
     assert (shop.live / "over/one.txt").read_text() == "one\n"
 
 
-def test_attach_and_detach_while_in_use(shop: Bench) -> None:
+def test_attach_and_detach_while_in_use(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
     write_files(shop.root, {"vendor/own.txt": "own\n", "vendor/data/hidden.txt": "hidden\n"})
     until((shop.live / "vendor/own.txt").exists, "the new directory")
     above = shell_in(shop.live / "vendor")
-    assert ask(above, "ls data") == "hidden.txt"
+    assert above("ls data") == "hidden.txt"
     shop.cli("attach", "vendor/data", "../data", "--write", "overlay", cwd=shop.live)
     assert "[mounts" in (shop.root / "Clive.toml").read_text()
-    assert ask(above, "ls data") == "one.txt sub"
-    assert ask(above, "ls") == "data own.txt"
+    assert above("ls data") == "one.txt sub"
+    assert above("ls") == "data own.txt"
     below = shell_in(shop.live / "vendor/data/sub")
-    assert ask(below, "cat two.txt") == "two"
+    assert below("cat two.txt") == "two"
     with (shop.live / "vendor/data/one.txt").open("r+") as held:
         held.write("ONE")
         held.flush()
         shop.cli("detach", "vendor/data", cwd=shop.live)
-        assert ask(above, "ls data") == "hidden.txt"
+        assert above("ls data") == "hidden.txt"
         held.seek(0)
         assert held.read() == "ONE\n"
         held.write("after")
         held.flush()
         assert os.fstat(held.fileno()).st_size == 9
-    assert ask(above, "cat own.txt") == "own"
-    ask(below, "ls")  # whatever it says, it must not hang or end the daemon
+    assert above("cat own.txt") == "own"
+    below("ls")  # whatever it says, it must not hang or end the daemon
     # Attached again, the edits are there again.
     shop.cli("attach", "vendor/data", "../data", "--write", "overlay", cwd=shop.live)
     assert (shop.live / "vendor/data/one.txt").read_text() == "ONE\nafter"
-    end(above)
-    end(below)
 
 
 def test_an_entry_can_be_attached_where_nothing_is(shop: Bench) -> None:
@@ -131,11 +138,11 @@ def test_an_entry_can_be_attached_where_nothing_is(shop: Bench) -> None:
     assert os.listdir(shop.live / "a/b") == []
 
 
-def test_replace_by_a_local_checkout_and_back(shop: Bench) -> None:
+def test_replace_by_a_local_checkout_and_back(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
     shop.git("clone", "-q", "thing", "checkout", cwd=shop.base)
     thing = shop.live / "lib/thing"
     shell = shell_in(thing / "src/deep")
-    assert ask(shell, "cat b.c") == "int b;"
+    assert shell("cat b.c") == "int b;"
     (thing / "README").write_text("edited in the ref\n")
     (thing / "only-here").write_text("x\n")
     with (thing / "src/a.c").open() as held:
@@ -147,24 +154,23 @@ def test_replace_by_a_local_checkout_and_back(shop: Bench) -> None:
     assert (thing / ".git").is_dir()
     (thing / "src/deep/b.c").write_text("int through;\n")
     assert (shop.base / "checkout/src/deep/b.c").read_text() == "int through;\n"
-    assert ask(shell, "cat b.c") == "int through;"
-    assert ask(shell, "pwd -P") == str(thing / "src/deep")
+    assert shell("cat b.c") == "int through;"
+    assert shell("pwd -P") == str(thing / "src/deep")
     assert shop.git("status", "--porcelain", cwd=thing) == " M src/deep/b.c\n"
 
     shop.cli("replace", "lib/thing", "git+../thing@main", cwd=shop.live)
     assert (thing / "README").read_text() == "edited in the ref\n"
     assert (thing / "only-here").read_text() == "x\n"
     assert (thing / "src/deep/b.c").read_text() == "int b;\n"
-    assert ask(shell, "cat b.c") == "int b;"
-    assert ask(shell, "echo new > new; cat ../deep/new") == "new"
+    assert shell("cat b.c") == "int b;"
+    assert shell("echo new > new; cat ../deep/new") == "new"
     assert shop.git("status", "--porcelain", cwd=thing) == " M README\n?? only-here\n?? src/deep/new\n"
 
     shop.cli("replace", "lib/thing", "../checkout", cwd=shop.live)
     assert (thing / "src/deep/b.c").read_text() == "int through;\n"
-    end(shell)
 
 
-def test_replace_by_another_ref(shop: Bench) -> None:
+def test_replace_by_another_ref(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
     origin = shop.base / "thing"
     shop.git("switch", "-q", "-c", "next", cwd=origin)
     write_files(origin, {"README": "next\n", "added": "a\n"})
@@ -179,9 +185,8 @@ def test_replace_by_another_ref(shop: Bench) -> None:
         assert held.read() == "hello\n"
     assert (thing / "README").read_text() == "next\n"
     assert sorted(os.listdir(thing)) == [".git", "README", "added", "src"]
-    assert ask(shell, "cat README added") == "next a"
+    assert shell("cat README added") == "next a"
     assert shop.git("status", "--porcelain", cwd=thing) == ""
-    end(shell)
 
 
 def test_a_source_that_is_missing_and_comes(shop: Bench) -> None:
@@ -232,7 +237,7 @@ def test_control_directory_is_closed(shop: Bench) -> None:
             act()
 
 
-def test_many_changes_in_a_row(shop: Bench) -> None:
+def test_many_changes_in_a_row(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
     shell = shell_in(shop.live / "over/sub")
     for i in range(10):
         shop.cli("attach", f"many/{i}", "../data", "--write", "overlay", cwd=shop.live)
@@ -242,5 +247,4 @@ def test_many_changes_in_a_row(shop: Bench) -> None:
         assert (shop.live / f"many/{i}/own").read_text() == str(i)
         shop.cli("detach", f"many/{i}", cwd=shop.live)
     assert not (shop.live / "many").exists()
-    assert ask(shell, "cat two.txt") == "two"
-    end(shell)
+    assert shell("cat two.txt") == "two"

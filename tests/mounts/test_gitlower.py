@@ -162,6 +162,7 @@ def test_times_may_differ_by_path(repo: Path) -> None:
     assert lower.attr(found(lower, b"g"), fetch=True).mtime_ns == 7
 
 
+@pytest.mark.warns
 def test_bad_entries_are_hidden_and_told_once(repo: Path, caplog: pytest.LogCaptureFixture) -> None:
     blob = blob_of(repo, b"good")
     below = tree_of(repo, [("100644", b"f", blob)])
@@ -203,6 +204,7 @@ def test_a_tree_of_ten_thousand_levels_can_be_walked(tmp_path: Path) -> None:
     assert hash(ref) == hash(found(lower, lower.path(ref)))
 
 
+@pytest.mark.warns
 def test_corrupt_and_missing_objects_are_eio(repo: Path) -> None:
     blob = blob_of(repo, b"x")
     lower = lower_of(repo, tree_of(repo, [("100644", b"lost", b"\1" * 20), ("40000", b"file", blob)]))
