@@ -268,12 +268,11 @@ class Workspaces:
     def _invalidate_way(self, live: LiveWorkspace, parent: Node, name: bytes) -> None:
         """The kernel forgets the name, the names of the bridges on the way, and the listings around them."""
         node: Node | None = parent
-        self._invalidator.entry(parent.nodeid, name)
         while node is not None:
-            self._invalidator.inode(node.nodeid)
-            if node.parent is not None:
-                self._invalidator.entry(node.parent.nodeid, node.name)
-            node = node.parent
+            number = self._view.kernel_node(node).nodeid
+            self._invalidator.entry(number, name)
+            self._invalidator.inode(number)
+            name, node = node.name, node.parent
 
     # Changes of Clive.toml
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
+from clivefs.base.errors import ClivefsError
 from clivefs.fuse.operations import Entry, Opened, Operations
 from clivefs.mounts.tree import Blocked, Owner, SetAttr
 
@@ -28,6 +29,7 @@ R = TypeVar("R")
 
 _WORKERS = 128
 """Requests under way at once; those that wait for the network or the disk each hold one."""
+_slow: trio.CapacityLimiter | None = None
 _RETRIES_MAX = 16
 _BURST_S = 0.004
 """For how long requests are answered before other tasks of the daemon get their turn."""
@@ -123,15 +125,27 @@ async def _run(blocked: Blocked) -> None:
     """Run the job of *blocked* in a thread, for at most as long as it says."""
     try:
         with trio.fail_after(blocked.timeout_s if blocked.timeout_s is not None else float("inf")):
-            await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True)
+            limiter = _slow_jobs() if blocked.timeout_s is not None else None
+            await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True, limiter=limiter)
     except trio.TooSlowError:
         log.warning("gave up waiting: %s", blocked.what)
         raise pyfuse3.FUSEError(errno.EIO) from None
     except OSError as error:
         raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+    except ClivefsError as error:
+        log.warning("%s failed: %s", blocked.what, error)
+        raise pyfuse3.FUSEError(errno.EIO) from None
     except Exception:
         log.exception("%s failed", blocked.what)
         raise pyfuse3.FUSEError(errno.EIO) from None
+
+
+def _slow_jobs() -> trio.CapacityLimiter:
+    """The limit of jobs that wait for others (the network): they must not take the threads of fsync and read."""
+    global _slow
+    if _slow is None:
+        _slow = trio.CapacityLimiter(_WORKERS)
+    return _slow
 
 
 def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:

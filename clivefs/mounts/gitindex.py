@@ -26,6 +26,8 @@ from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, tree_sort_key
 from clivefs.objects.errors import ObjectMissing
 
 ENTRIES_MAX = 2_000_000
+_COUNTED_FROM = 150_000
+"""Trees with fewer files are walked without being counted first."""
 _JOBS_MAX = 4
 _HEADER = struct.Struct(">4sLL")
 _STAT = struct.Struct(">10L20sH")
@@ -49,6 +51,34 @@ class BuiltIndex(NamedTuple):
 
     content: bytes
     entries: int
+
+
+def _refuse_too_many(reader: Objects, root: bytes, entries_max: int) -> None:
+    """Refuse a tree with more than *entries_max* files before they are walked: a few objects that name each other
+    many times over are enough for that. Each tree object is read once."""
+    counts: dict[bytes, int] = {}
+    pending = [root]
+    while pending:
+        oid = pending[-1]
+        if oid in counts:
+            pending.pop()
+            continue
+        shown, _ = visible(reader.read_tree(oid))
+        inner = [entry.oid for entry in shown if entry.mode == MODE_TREE]
+        unknown = [each for each in dict.fromkeys(inner) if each not in counts]
+        if unknown:
+            pending += unknown  # a tree cannot hold itself: it is named by its content
+            continue
+        counts[oid] = len(shown) - len(inner) + sum(counts[each] for each in inner)
+        pending.pop()
+        if counts[oid] > entries_max:
+            raise _too_many(entries_max)
+
+
+def _too_many(entries_max: int) -> ClivefsError:
+    return ClivefsError(
+        f"the tree has more than {entries_max} files", remedy="Set `git_dir = false` for this entry."
+    )
 
 
 def build_index(reader: Objects, root: bytes, stat_of: StatOf, *, entries_max: int = ENTRIES_MAX) -> BuiltIndex:
@@ -82,10 +112,10 @@ def build_index(reader: Objects, root: bytes, stat_of: StatOf, *, entries_max: i
             continue
         count += 1
         top.cached.count += 1
+        if count == _COUNTED_FROM:
+            _refuse_too_many(reader, root, entries_max)
         if count > entries_max:
-            raise ClivefsError(
-                f"the tree has more than {entries_max} files", remedy="Set `git_dir = false` for this entry."
-            )
+            raise _too_many(entries_max)
         told = None if mode == MODE_GITLINK else stat_of(path, oid, mode)
         size = seconds = nanoseconds = 0
         if told is not None:

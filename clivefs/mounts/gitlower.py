@@ -252,9 +252,9 @@ class GitLower(Lower):
             return ref.attr
         try:
             size = self._size(ref)
-        except Blocked:
+        except (Blocked, OSError):
             if fetch:
-                raise
+                raise  # a listing shows also what cannot be had
             return Attr(mode, 0, self._mtime(ref), uid=owner.uid, gid=owner.gid, unsized=True)
         ref.attr = Attr(mode, size, self._mtime(ref), uid=owner.uid, gid=owner.gid)
         return ref.attr
@@ -292,7 +292,14 @@ class GitLower(Lower):
             return self._open_converted(ref, converted)
         if self._raw_size(ref) > BLOB_BYTES_INLINE:
             return self._open_large(ref)
-        return BytesFile(self._content(ref))
+        try:
+            ref.space.reader.header(ref.entry.oid)
+        except ObjectMissing:  # it was here when its size was read
+            raise self._fetch_directory(ref) from None
+        except CorruptObject as error:
+            log.warning("%s", error)
+            raise refuse(errno.EIO) from error
+        return BlobFile(self, ref)
 
     def _content(self, ref: GitRef) -> bytes:
         try:
@@ -467,6 +474,26 @@ class BytesFile(OpenFile):
         self.keep_cache = True
 
     def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+
+class BlobFile(OpenFile):
+    """A small blob, read when somebody first reads: who has it in the kernel's cache never does.
+
+    It is here when it is opened.
+    """
+
+    __slots__ = ("_content", "_lower", "_ref", "keep_cache")
+
+    def __init__(self, lower: GitLower, ref: GitRef) -> None:
+        self._lower = lower
+        self._ref = ref
+        self._content: bytes | None = None
+        self.keep_cache = True
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._content is None:
+            self._content = self._lower._content(self._ref)
         return self._content[offset : offset + size]
 
 

@@ -30,7 +30,7 @@ class DirFds(Generic[K]):
     one longer, or gives it to a thread, must `os.dup` it.
     """
 
-    def __init__(self, limit: int = 256) -> None:
+    def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
         self._fds: OrderedDict[K, int] = OrderedDict()
 

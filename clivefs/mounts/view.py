@@ -97,12 +97,15 @@ class View:
             chain.append((chain[-1].mounts or {})[part])
         at = len(parts) - 1
         self._unhang(chain[at], parts[at])
+        left: tuple[Node, bytes] | None = None
         while at > 0 and isinstance(chain[at], Bridge) and not chain[at].mounts:
             bridge = chain[at]
             assert isinstance(bridge, Bridge)
-            self._take_bridge_away(bridge)
+            real = self._take_bridge_away(bridge)
+            if left is None and real is not None:
+                left = real, parts[at]
             at -= 1
-        return chain[at], parts[at]
+        return left or (chain[at], parts[at])
 
     def _hang(self, directory: Node, name: bytes, root: Node) -> None:
         # A tree's root keeps no parent: walking up from a node must end at its own tree.
@@ -152,12 +155,14 @@ class View:
             self._exchange(bridge, real)
         return bridge
 
-    def _take_bridge_away(self, bridge: Bridge) -> None:
+    def _take_bridge_away(self, bridge: Bridge) -> Node | None:
+        """Remove a bridge; the directory of the layer that now answers to its number, if there is one."""
         real = self._real(bridge)
         if real is not None:
             self._exchange(bridge, real)
         self._set_real(bridge, None)
         self.synthetic.remove(bridge)
+        return real
 
     def _exchange(self, bridge: Bridge, real: Node) -> None:
         del self._bridge_of[real.nodeid]
