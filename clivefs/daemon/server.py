@@ -16,13 +16,13 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
 from clivefs import __version__
 from clivefs.base.errors import ClivefsError
-from clivefs.daemon import control, recovery
+from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.lock import Held, Lock
@@ -30,7 +30,7 @@ from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
-from clivefs.mounts.tree import NodeTable, Owner
+from clivefs.mounts.tree import Node, NodeTable, Owner
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Outside, Watcher
 from clivefs.objects.store import Store
@@ -217,11 +217,18 @@ class Daemon:
             self.invalidator.entry(nodeid, name)
         self.workspaces.reload_all()
 
+    def _let_go(self, nodes: Iterable[Node]) -> None:
+        """The kernel shall give these back."""
+        for node in nodes:
+            if node.parent is not None:
+                self.invalidator.entry(self.view.kernel_node(node.parent).nodeid, node.name)
+
     async def _tick(self) -> None:
         while True:
             with _logged("the regular look around"):
                 if self.watcher.degraded:
                     self._apply(self.watcher.read_events())
+                self._let_go(pressure.surplus(self.view.table))
                 self.workspaces.refresh_hidden()
                 await self.workspaces.follow()
             await trio.sleep(_TICK_S)

@@ -316,12 +316,18 @@ class Assembly:
 
     def build(self, prepared: Prepared, old: Mounted | None) -> tuple[Mounted, list[Affected]]:
         """The entry as it is to be shown; where the old tree goes on over another lower layer, also the names
-        that changed in it. One span: nothing here waits."""
+        that changed in it. What turns out wrong here is shown as what `prepare` finds wrong: as an empty directory
+        and its reason. One span: nothing here waits."""
+        try:
+            if prepared.root_fd is not None:
+                return self._build_local(prepared, prepared.root_fd), []
+            if prepared.source is not None and prepared.resolved is not None:
+                return self._build_git(prepared, prepared.source, prepared.resolved, old)
+        except ClivefsError as error:
+            prepared = Prepared(prepared.entry, State.ERROR, str(error))
+        except OSError as error:
+            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {error.strerror}")
         entry = prepared.entry
-        if prepared.root_fd is not None:
-            return self._build_local(prepared, prepared.root_fd), []
-        if prepared.source is not None and prepared.resolved is not None:
-            return self._build_git(prepared, prepared.source, prepared.resolved, old)
         lower = MemoryLower()
         tree = self._overlay(lower, self._identity(entry.path), b"empty", None)
         return Mounted(entry, tree, prepared.state, prepared.error, lower), []
@@ -357,7 +363,11 @@ class Assembly:
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
         if prepared.git_dir is not None:
-            self._show_git_dir(tree, prepared, prepared.git_dir, lower)
+            try:
+                self._show_git_dir(tree, prepared, prepared.git_dir, lower)
+            except BaseException:
+                tree.close()
+                raise
         mounted = Mounted(entry, tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir)
         return mounted, []
 
