@@ -23,6 +23,7 @@ from clivefs.daemon.settings import Settings
 from clivefs.mounts import config, identity, trust
 from clivefs.mounts.assembly import Assembly, Mounted, Prepared, State
 from clivefs.mounts.config import MountEntry, Workspace
+from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.hosttree import HostTree
 from clivefs.mounts.locallower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
@@ -207,7 +208,7 @@ class Workspaces:
         self._watcher.also_report.discard((live.directory, config.FILE_NAME.encode()))
         self._view.remove_workspace(os.fsencode(name))
         self._invalidator.entry(self._view.root.nodeid, os.fsencode(name))
-        live.root_tree.close()
+        DetachedTree(live.root_tree, self._view.table, live.root_tree.close)
         live.lock.release()
         del self._live[name]
         self._on_change([each.root for each in self._live.values()])
@@ -257,13 +258,13 @@ class Workspaces:
             self._invalidator.entry(directory, known)
         if old is not None:
             self._invalidator.inode(mounted.tree.root.nodeid)
-            old.close()
+            DetachedTree(old.tree, self._view.table, old.close)
 
     def _drop_entry(self, live: LiveWorkspace, path: str) -> None:
         mounted = live.entries.pop(path)
         parent, name = self._view.remove_entry(live.root_tree.root, os.fsencode(path))
         self._invalidate_way(live, parent, name)
-        mounted.close()
+        DetachedTree(mounted.tree, self._view.table, mounted.close)
 
     def _invalidate_way(self, live: LiveWorkspace, parent: Node, name: bytes) -> None:
         """The kernel forgets the name, the names of the bridges on the way, and the listings around them."""

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.tree import Attr, Blocked, Node, OpenFile, Owner, SetAttr, refuse
 from clivefs.mounts.view import View
 
@@ -173,6 +174,10 @@ class Operations:
 
     def getattr(self, nodeid: int) -> Entry:
         node = self._table.get(nodeid)
+        if isinstance(node.tree, DetachedTree):
+            for opened in self._files.values():
+                if opened.node is node:
+                    return self._shown(node, node.tree.getattr_open(node, opened.file))
         return self._shown(node, self.view.getattr(node))
 
     def setattr(self, nodeid: int, change: SetAttr, handle: int | None) -> Entry:

@@ -12,9 +12,8 @@ of the tree, also by way of other links. Decided here, where tools differ:
 
 from __future__ import annotations
 
-import os
 import tempfile
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from clivefs.mounts.archivemember import Member, MemberKind, Meter, damaged, refuse_member, shown
 from clivefs.objects.encode import (
@@ -208,53 +207,69 @@ class ArchiveTree:
 
     def _check_links(self, root: Directory) -> None:
         """No symlink leads out of *root*, resolved as the kernel does: by the links that it meets on its way."""
-        links: list[tuple[list[Directory], bytes, bytes]] = []
-        pending: list[tuple[list[Directory], list[bytes]]] = [([root], [])] if self._targets else []
+        links: list[tuple[_Place, bytes, bytes]] = []
+        pending: list[_Place] = [_Place(root, None, b"")] if self._targets else []
         while pending:
-            chain, path = pending.pop()
-            for name, child in chain[-1].items():
+            place = pending.pop()
+            for name, child in (place.directory or {}).items():
                 if isinstance(child, dict):
-                    pending.append(([*chain, child], [*path, name]))
+                    pending.append(_Place(child, place, name))
                 elif child[0] == MODE_SYMLINK:
-                    links.append((chain, b"/".join([*path, name]), self._targets[child[1]]))
+                    links.append((place, name, self._targets[child[1]]))
         steps_left = max(_STEPS_MIN, _STEPS_PER_LINK * len(links))
-        for chain, shown_path, target in links:
-            steps_left -= self._follow(chain, shown_path, target, steps_left)
+        for place, name, target in links:
+            steps_left -= self._follow(place, name, target, steps_left)
 
-    def _follow(self, start: list[Directory], path: bytes, target: bytes, steps_left: int) -> int:
-        """How many steps it took to follow a symlink to its end. *start*: the directories from the root to its own."""
-        chain: list[Directory | None] = list(start)  # None: a directory that the archive does not have
+    def _follow(self, start: _Place, name: bytes, target: bytes, steps_left: int) -> int:
+        """How many steps it took to follow the symlink *name* of the directory *start* to its end."""
+        at: _Place | None = start
         parts = target.split(b"/")[::-1]
-        absolute = target.startswith(b"/")
+        if target.startswith(b"/"):
+            at = None
         steps = links = 0
-        while parts or absolute:
-            if absolute:
-                why = f"is a symbolic link to {shown(target)}, which leads out of the archive"
-                raise refuse_member(path, why, self._place)
+        while parts and at is not None:
             steps += 1
             if steps > steps_left:
-                raise refuse_member(path, "leads through too many other symbolic links", self._place)
+                raise refuse_member(start.path(name), "leads through too many other symbolic links", self._place)
             part = parts.pop()
             if part in (b"", b"."):
                 continue
             if part == b"..":
-                chain.pop()
-                absolute = not chain
+                at = at.parent
                 continue
-            here = chain[-1]
-            child = here.get(part) if here is not None else None
-            if child is None or isinstance(child, dict):
-                chain.append(child)
-            elif child[0] == MODE_SYMLINK:
+            child = at.directory.get(part) if at.directory is not None else None
+            if isinstance(child, tuple) and child[0] == MODE_SYMLINK:
                 links += 1
                 if links > _LINKS_MAX:
                     return steps  # ELOOP: it leads nowhere
                 inner = self._targets[child[1]]
-                absolute = inner.startswith(b"/")
+                if inner.startswith(b"/"):
+                    at = None
                 parts.extend(inner.split(b"/")[::-1])
             else:
-                chain.append(None)  # a file: what follows is ENOTDIR, unless somebody replaces it
+                # What is missing, or is a file, may be a directory one day: `..` after it is taken at its word.
+                at = _Place(child if isinstance(child, dict) else None, at, part)
+        if at is None:
+            why = f"is a symbolic link to {shown(target)}, which leads out of the archive"
+            raise refuse_member(start.path(name), why, self._place)
         return steps
+
+
+class _Place(NamedTuple):
+    """A directory and the way to it. Linked upwards: a list for each would be quadratic in a deep tree."""
+
+    directory: Directory | None
+    """None for one that the archive does not have."""
+    parent: _Place | None
+    name: bytes
+
+    def path(self, name: bytes) -> bytes:
+        parts = [name]
+        at = self
+        while at.parent is not None:
+            parts.append(at.name)
+            at = at.parent
+        return b"/".join(reversed(parts))
 
 
 class _Pieces:
@@ -282,8 +297,3 @@ class _Pieces:
 
 def _kind(leaf: Leaf) -> str:
     return MemberKind.SYMLINK.value if leaf[0] == MODE_SYMLINK else MemberKind.FILE.value
-
-
-def spool_directory(store_path: str | os.PathLike[str] | None) -> str | None:
-    """Where nameless temporary files go: beside the store's own, so that space runs out in one place."""
-    return None if store_path is None else os.fspath(store_path)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, SetAttr, Tree, refuse
 
 
 class DetachedTree(Tree):
-    """The held nodes of *tree*, which is closed here."""
+    """The held nodes of *tree*, which *close* closes: while this is made, once the nodes' facts are known."""
 
     writable = False
     degraded = True
 
-    def __init__(self, tree: Tree, table: NodeTable) -> None:
+    def __init__(self, tree: Tree, table: NodeTable, close: Callable[[], None]) -> None:
         self.root = tree.root
         self._known: dict[Node, Attr] = {}
         held = [node for node in table.nodes() if node.tree is tree]
@@ -29,7 +30,7 @@ class DetachedTree(Tree):
                 self._known[node] = tree.getattr(node)
             except OSError:
                 continue  # answered ESTALE from now on
-        tree.close()
+        close()
         for node in held:
             node.tree = self
 
@@ -70,7 +71,8 @@ class DetachedTree(Tree):
             st = os.fstat(fd)
             times = (change.atime_ns, change.mtime_ns)
             now = (st.st_atime_ns, st.st_mtime_ns)
-            os.utime(fd, ns=tuple(old if new is None else new for old, new in zip(now, times, strict=True)))  # type: ignore[arg-type]
+            atime_ns, mtime_ns = (old if new is None else new for old, new in zip(now, times, strict=True))
+            os.utime(fd, ns=(atime_ns, mtime_ns))
         return self.getattr_open(node, file)
 
     def dropped(self, node: Node) -> None:

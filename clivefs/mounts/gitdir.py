@@ -91,6 +91,9 @@ class GitDir:
 
     def head(self) -> bytes | None:
         """The commit that HEAD is at; None on a branch without commits."""
+        found = _head_in_files(self.path)
+        if found is not None:
+            return found
         try:
             return Repository(self.path).resolve("HEAD")
         except UnknownRef:
@@ -324,6 +327,25 @@ def _remote_refs(source: GitSource) -> dict[str, bytes]:
 
 def _whole_tree(resolved: Resolved) -> bytes:
     return resolved.repository.read_commit(resolved.commit).tree
+
+
+def _head_in_files(gitdir: str) -> bytes | None:
+    """The commit of HEAD as plain files say it, without starting git; None where they do not."""
+    try:
+        with open(os.path.join(gitdir, "HEAD"), "rb") as file:
+            text = file.read(4096).strip()
+        if text.startswith(b"ref: refs/heads/") and b".." not in text:
+            name = text.removeprefix(b"ref: ")
+            try:
+                with open(os.path.join(os.fsencode(gitdir), name), "rb") as file:
+                    text = file.read(64).strip()
+            except FileNotFoundError:
+                with open(os.path.join(gitdir, "packed-refs"), "rb") as file:
+                    before, found, _ = file.read().partition(b" %b\n" % name)
+                text = before[-40:] if found else b""
+    except OSError:
+        return None
+    return bytes.fromhex(text.decode()) if _HEX.fullmatch(text) else None
 
 
 def _read_oid(path: str) -> bytes:

@@ -7,6 +7,7 @@ them. `JoinedObjects` is a `gitlower.ObjectReader`.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -53,8 +54,10 @@ class JoinedObjects:
         except ObjectTooLarge as error:
             if error.size > CONTENT_BYTES_MAX:
                 raise
-        with open(self.materialize(oid, self._scratch), "rb") as file:
-            return file.read()
+        with tempfile.TemporaryDirectory(prefix="blob-", dir=self._scratch) as directory:
+            path = self.materialize(oid, directory)
+            with open(path, "rb") as file:
+                return file.read()
 
     def _first(self, oid: bytes, question: Callable[[Reader], T]) -> T:
         for reader in self._readers[:-1]:

@@ -550,7 +550,8 @@ class OverlayNodes:
 
     def sync_place(self, node: OverlayNode) -> None:
         """Make the names that lead to *node* survive a power loss. May run in a thread."""
-        if self.upper is not None and node.upper and not node.removed:
+        closed = self.upper is None or self.upper.tree_fd < 0
+        if self.upper is not None and not closed and node.upper and not node.removed:
             self.upper.sync_chain(self.names_to(node if node.is_dir or node.parent is None else node.parent))
 
 

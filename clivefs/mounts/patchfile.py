@@ -214,6 +214,8 @@ class _Parser:
             old_raw = self._header_name(line, git=True)
             new_raw = self._header_name(self._peek(1), git=True)
             self._at += 2
+            if what == "modify" and (old_raw is None) != (new_raw is None):
+                what = "create" if old_raw is None else "delete"
             old, new = old_raw or old, new_raw or new
             hunks = self._hunks(strip)
         elif line.startswith(b"GIT binary patch"):

@@ -252,7 +252,7 @@ class Repository:
         """Write the blob to the empty file *fd* and make sure that it is the right one."""
         result = git(self.gitdir, "cat-file", "blob", oid.hex(), stdout=fd)
         if result.returncode:
-            if b"No space left" in result.stderr:
+            if _is_full(fd):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
             if not self.has(oid):
                 raise ObjectMissing(oid, self.path)
@@ -264,6 +264,14 @@ class Repository:
             offset += len(piece)
         if file_size(fd) != size or hasher.digest() != oid:
             raise CorruptObject("its content has another name", oid=oid, place=self.path)
+
+
+def _is_full(fd: int) -> bool:
+    """Whether the disk of the file *fd* takes no more; git says that it could not write, and not why."""
+    try:
+        return os.pwrite(fd, bytes(CHUNK_BYTES), file_size(fd)) < CHUNK_BYTES
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _short(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,26 @@ class Bench:
         self.git("commit", "-q", "-m", message, cwd=path)
         return path
 
+    def check_sound(self, *, allowed: str = "") -> None:
+        """Nothing unexpected in the daemon's log, and a store in which `fsck` finds nothing. Unmounts."""
+        if self.is_mounted():
+            self.unmount()
+        until(lambda: not self._daemons(), "the end of the daemon")
+        for log in self.store.glob("run/*.log"):
+            lines = [line for line in log.read_text().splitlines() if " INFO " not in line and " DEBUG " not in line]
+            unexpected = [line for line in lines if not (allowed and re.search(allowed, line))]
+            assert not unexpected, "\n".join(unexpected)
+        self.cli("fsck", "--store", self.store)
+
+    def _daemons(self) -> list[int]:
+        found = []
+        for facts in self.store.glob("run/*.lock"):
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                pid = int(json.loads(facts.read_text())["pid"])
+                if b"clivefs.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
     def close(self) -> None:
         """Leave no mount and no daemon behind, whatever the test did."""
         if self.is_mounted():
@@ -210,3 +231,4 @@ def sample_workspace(base: Path) -> Iterator[Bench]:
         fill_sample(bench)
         bench.mount()
         yield bench
+        bench.check_sound()

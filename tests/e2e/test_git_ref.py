@@ -219,20 +219,26 @@ def test_odd_names_modes_and_links(bench: Bench) -> None:
     bench.run(["diff", "-r", "--no-dereference", "-x", ".git", str(path), str(bench.live / "clone")])
 
 
-def test_submodules_are_empty_directories(bench: Bench, origin: Path) -> None:
+def test_submodules_do_not_confuse_git(bench: Bench, origin: Path) -> None:
     bench.repository("inner", {"in": "in\n"})
     bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../inner", "sub", cwd=origin)
     bench.git("commit", "-qm", "with a submodule", cwd=origin)
+    with (origin / ".gitmodules").open("a") as file:
+        file.write('[submodule "gone"]\n\tpath = gone\n\turl = ../not-there\n')
+    bench.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},gone", cwd=origin)
+    bench.git("commit", "-qam", "and one that cannot be had", cwd=origin)
     tree = mount(bench)
     assert bench.git("status", "--porcelain", cwd=tree) == ""
-    assert (tree / "sub").is_dir()
-    layer = os.getxattr(tree / "sub", "user.clive.layer").decode()
-    assert "submodule" in layer, layer
-    (tree / "README").write_text("x\n")
-    bench.git("commit", "-qam", "beside a submodule", cwd=tree)
-    assert bench.git("ls-tree", "HEAD", "sub", cwd=tree).startswith("160000 commit")
-    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", cwd=tree)
     assert (tree / "sub/in").read_text() == "in\n"
+    assert os.listdir(tree / "gone") == []
+    assert "submodule" in os.getxattr(tree / "gone", "user.clive.layer").decode()
+    (tree / "README").write_text("x\n")
+    (tree / "new").write_text("x\n")
+    bench.git("add", "-A", cwd=tree)
+    bench.git("commit", "-qm", "beside a submodule", cwd=tree)
+    assert bench.git("ls-tree", "HEAD", "sub", "gone", cwd=tree).count("160000 commit") == 2
+    bench.git("switch", "-q", "--detach", "v1", cwd=tree)
+    bench.git("switch", "-q", "main", cwd=tree)
     assert bench.git("status", "--porcelain", cwd=tree) == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import zlib
+from collections.abc import Iterator
 from hashlib import sha1
 from pathlib import Path
 
@@ -105,7 +106,18 @@ def test_names_that_no_checkout_may_have(bench: Bench, write: str) -> None:
     assert not (bench.base / "up").exists()
 
 
-def test_a_tree_ten_thousand_levels_deep(bench: Bench) -> None:
+@pytest.fixture()
+def deep_bench(bench: Bench) -> Iterator[Bench]:
+    """A bench whose upper may become so deep that only rm(1) can remove it."""
+    try:
+        yield bench
+    finally:
+        bench.close()
+        subprocess.run(["rm", "-rf", bench.store], check=True)
+
+
+def test_a_tree_ten_thousand_levels_deep(deep_bench: Bench) -> None:
+    bench = deep_bench
     path = repository(bench)
     blob = put(path, "blob", b"bottom\n")
     below = tree(path, ("100644", b"file", blob))
@@ -132,7 +144,7 @@ def test_a_tree_ten_thousand_levels_deep(bench: Bench) -> None:
     finally:
         os.close(fd)
     assert resident_mib(bench) - before < 150
-    assert len(os.listdir(f"/proc/{bench.daemon_pid()}/fd")) < 1000
+    assert len(os.listdir(f"/proc/{bench.daemon_pid()}/fd")) < 1500  # a fixed number of directories is kept open
     # Whatever walks it may fail, but must not stop the mount.
     bench.run("find evil -maxdepth 400 | wc -l; git -C evil status --porcelain | head -3", check=False, timeout=100)
     assert (bench.live / "Clive.toml").exists()

@@ -1,0 +1,117 @@
+"""Which files of a tree a patch means: how many leading components its names have too many, and which of two counts.
+
+One number of components is stripped from all names of a patch file (`-p` of both tools). It is the one by which
+most of the files that the patch changes are there; where several do equally well, the one that the names suggest:
+1 for `a/` and `b/` (and git's mnemonic prefixes) or two different first components, else 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from clivefs.mounts.patchfile import FilePatch, Patch
+
+STRIP_MAX = 12
+_PREFIXES = frozenset((b"a", b"b", b"i", b"w", b"c", b"o", b"1", b"2"))
+"""What git puts before names (diff.mnemonicPrefix has all but the first two)."""
+
+
+class Names(NamedTuple):
+    """A file of a patch in the tree. *source* is None for a new file, *target* for a deleted one."""
+
+    what: str
+    source: bytes | None
+    target: bytes | None
+
+
+def name_files(patch: Patch, exists: Callable[[bytes], bool]) -> tuple[list[Names], int]:
+    """The names of each file in *patch*, in its order; and how many components were stripped.
+
+    *exists* tells whether a file is in the tree. Nothing about the names has been checked.
+    """
+    made: set[bytes] = set()
+    order = _preferred(patch)
+    best = order[0]
+    best_count = -1
+    for strip in order:
+        count = 0
+        made.clear()
+        for file in patch.files:
+            names = _names(file, strip, lambda path: exists(path) or path in made)
+            if names.target is not None:
+                made.add(names.target)
+            if names.what != "create" and names.source is not None and (exists(names.source) or names.source in made):
+                count += names.source not in made or exists(names.source)
+        if count > best_count:
+            best, best_count = strip, count
+    made.clear()
+    found = []
+    for file in patch.files:
+        names = _names(file, best, lambda path: exists(path) or path in made)
+        if names.target is not None:
+            made.add(names.target)
+        found.append(names)
+    return found, best
+
+
+def stripped(name: bytes, strip: int) -> bytes:
+    """*name* without its first *strip* components; empty if it has no more. Leading `./` do not count."""
+    parts = [part for part in name.split(b"/") if part]
+    while parts and parts[0] == b".":
+        del parts[0]
+    return b"/".join(parts[strip:])
+
+
+def _names(file: FilePatch, strip: int, exists: Callable[[bytes], bool]) -> Names:
+    if file.what in ("rename", "copy") and file.source_name is not None and file.target_name is not None:
+        less = max(strip - 1, 0)
+        return Names(file.what, stripped(file.source_name, less), stripped(file.target_name, less))
+    old = stripped(file.old_name, strip) if file.old_name is not None else None
+    new = stripped(file.new_name, strip) if file.new_name is not None else None
+    if file.is_git:
+        if file.what == "create":
+            return Names("create", None, new or old)
+        if file.what == "delete":
+            return Names("delete", old or new, None)
+        return Names("modify", old or new, old or new)
+    given = [name for name in (old, new) if name]
+    if file.index_name is not None and not any(exists(name) for name in given):
+        given.append(stripped(file.index_name, 0))
+    there = sorted((name for name in given if exists(name)), key=_likeliness)
+    named = there or sorted(given, key=_likeliness)
+    name = named[0] if named else b""
+    if not there and len(file.hunks) == 1 and file.hunks[0].old_count == 0:
+        return Names("create", None, new or name)
+    if file.what == "create" and not there:
+        return Names("create", None, new or name)
+    if file.what == "create" and file.old_name is None:
+        return Names("create", None, name)
+    if file.what == "delete":
+        return Names("delete", name, None)
+    return Names("modify", name, name)
+
+
+def _likeliness(name: bytes) -> tuple[int, int, int]:
+    """GNU patch's order of the names that a file may have: fewest components, shortest last one, shortest."""
+    return name.count(b"/"), len(name.rpartition(b"/")[2]), len(name)
+
+
+def _preferred(patch: Patch) -> list[int]:
+    """The numbers of components to try, the likeliest first."""
+    one = zero = 0
+    deepest = 0
+    for file in patch.files:
+        old, new = file.old_name, file.new_name
+        for name in (old, new):
+            if name is not None:
+                deepest = max(deepest, name.count(b"/"))
+        parts = [name.partition(b"/") for name in (old, new) if name is not None]
+        if not parts or not all(part[1] for part in parts):
+            zero += 1
+        elif all(part[0] in _PREFIXES for part in parts) or (len(parts) == 2 and parts[0][0] != parts[1][0]):
+            one += 1
+        else:
+            zero += 1
+    first = [1, 0] if one >= zero else [0, 1]
+    return first + list(range(2, min(deepest, STRIP_MAX) + 1))
