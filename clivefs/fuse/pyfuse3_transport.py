@@ -31,6 +31,8 @@ _WORKERS = 128
 """Requests under way at once; those that wait for the network or the disk each hold one."""
 _slow: trio.CapacityLimiter | None = None
 _RETRIES_MAX = 16
+_SLOW_S = 0.005
+_SLOW_WRITES = 64
 _BURST_S = 0.004
 """For how long requests are answered before other tasks of the daemon get their turn."""
 _LINGER_S = 0.0002
@@ -198,6 +200,7 @@ class _Handlers(pyfuse3.Operations):
     def __init__(self, operations: Operations) -> None:
         super().__init__()
         self._ops = operations
+        self._slow_writes = 0
 
     async def _entry(self, call: Callable[P, Entry], *args: P.args, **kwargs: P.kwargs) -> pyfuse3.EntryAttributes:
         try:
@@ -274,7 +277,16 @@ class _Handlers(pyfuse3.Operations):
         return await _in_thread(self._ops.read, fh, off, size)
 
     async def write(self, fh: Any, off: int, buf: bytes) -> int:
-        return await _finish(self._ops.write, fh, off, buf)
+        # A write goes to the page cache in microseconds, until the disk is behind and the host makes writers
+        # wait: then they wait in threads, not on the loop.
+        if self._slow_writes:
+            self._slow_writes -= 1
+            return await _in_thread(self._ops.write, fh, off, buf)
+        began = time.monotonic()
+        written = await _finish(self._ops.write, fh, off, buf)
+        if time.monotonic() - began > _SLOW_S:
+            self._slow_writes = _SLOW_WRITES
+        return written
 
     async def flush(self, fh: Any) -> None:
         await _finish(self._ops.flush, fh)

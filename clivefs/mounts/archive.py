@@ -7,7 +7,6 @@ by their name. An archive is taken whole or not at all: nothing refers to what w
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -20,8 +19,6 @@ from clivefs.mounts.archivezip import is_zip, zip_members
 from clivefs.objects.interface import ObjectStore
 
 __all__ = ["ArchiveError", "ArchiveLimits", "Unpacked", "open_archive", "unpack"]
-
-_WHEEL = ".whl"
 
 
 class Unpacked(NamedTuple):
@@ -46,7 +43,7 @@ def unpack(
 ) -> Unpacked:
     """Unpack *source* (a path, or a seekable binary file) into *store*. Blocks: for threads.
 
-    *strip*: how many leading directories to leave out; None for one if there is a single one and this is no wheel.
+    *strip*: how many leading directories to leave out; None for one if there is a single one (never of a wheel).
     *place*: what messages call the archive. *spool_dir*: where the nameless temporary files of content over
     1 MiB go. ArchiveError for what is not unpacked; OSError of the disk, be it of the archive or the store.
     """
@@ -58,8 +55,6 @@ def unpack(
     packed_bytes = source.seek(0, os.SEEK_END)
     source.seek(0)
     meter = Meter(limits or ArchiveLimits(), packed_bytes, name)
-    if strip is None and _is_wheel(source, name):
-        strip = 0
     with store.batch() as batch:
         tree = ArchiveTree(batch, meter, strip=strip, place=name, spool_dir=spool_dir)
         for member in _members(source, meter, name):
@@ -82,12 +77,6 @@ def open_archive(path: str, place: str) -> BinaryIO:
             "it is no regular file", place=place, remedy="Name an archive, or use `local` for a directory."
         )
     return open(fd, "rb")
-
-
-def _is_wheel(file: BinaryIO, name: str) -> bool:
-    start = file.read(4)
-    file.seek(0)
-    return is_zip(start) and re.split("[?#]", name)[0].lower().endswith(_WHEEL)
 
 
 def _members(file: BinaryIO, meter: Meter, place: str) -> Iterator[Member]:

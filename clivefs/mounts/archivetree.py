@@ -31,6 +31,8 @@ from clivefs.objects.values import LARGE_BYTES
 PATH_BYTES_MAX = 4096
 TARGET_BYTES_MAX = 4095
 """The longest symlink that Linux can show."""
+_WHEEL_METADATA = b".dist-info"
+"""A wheel without any module has this directory alone, and it is no wrapping."""
 _CHUNK_BYTES = 1 << 18
 _LINKS_MAX = 40
 """As many links as the kernel follows."""
@@ -181,8 +183,8 @@ class ArchiveTree:
         """Write the trees; the root's name. ArchiveError for a symlink that leads out."""
         root = self._root
         if self._strip is None and len(root) == 1:
-            only = next(iter(root.values()))
-            if isinstance(only, dict):
+            name, only = next(iter(root.items()))
+            if isinstance(only, dict) and not name.endswith(_WHEEL_METADATA):
                 root = only
         self._check_links(root)
         return self._write(root)
