@@ -66,7 +66,8 @@ def refused(call: Callable[[], object]) -> None:
 def append(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(fd, data)
+        while data:  # there may be room for some of it
+            data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
 
