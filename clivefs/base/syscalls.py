@@ -44,6 +44,21 @@ IN_ISDIR = 0x40000000
 _INOTIFY_HEADER = struct.Struct("=iIII")
 
 
+def make_directories(path: str, mode: int = 0o700) -> None:
+    """Make the directory *path* and those above it that are missing, all of them with *mode*, where `os.makedirs`
+    gives it to the last alone: with the daemon's umask of 0 the others would be everybody's."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path.rstrip("/"))
+    if above and above != path:
+        make_directories(above, mode)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
 def _check(result: int, path: bytes | None = None) -> int:
     if result < 0:
         code = ctypes.get_errno()

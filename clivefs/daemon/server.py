@@ -22,6 +22,7 @@ import trio
 
 from clivefs import __version__
 from clivefs.base.errors import ClivefsError
+from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.invalidation import Invalidator
@@ -68,7 +69,7 @@ class Daemon:
         _raise_file_limit()
         os.umask(0)
         run = os.path.join(settings.store, "run")
-        os.makedirs(run, mode=0o700, exist_ok=True)
+        make_directories(run)
         self._take_mountpoint(run)
         store = self._cleanup.enter_context(Store.open(settings.store, create=True))
 
@@ -258,7 +259,7 @@ def _check_mountpoint(mountpoint: str, existing: recovery.Mount | None) -> None:
             remedy="choose a place outside with --at",
         )
     try:
-        os.makedirs(mountpoint, mode=0o700, exist_ok=True)
+        make_directories(mountpoint)
         content = os.listdir(mountpoint)
     except (FileExistsError, NotADirectoryError):
         raise ClivefsError(

@@ -29,6 +29,8 @@ R = TypeVar("R")
 
 _WORKERS = 128
 """Requests under way at once; those that wait for the network or the disk each hold one."""
+_WORKERS_MAX = 2048
+"""As many there may be while all of them wait: a reader of a dead network must not keep out the others."""
 _slow: trio.CapacityLimiter | None = None
 _RETRIES_MAX = 16
 _SLOW_S = 0.005
@@ -369,7 +371,7 @@ class Pyfuse3Transport:
 
     async def serve(self) -> None:
         """Answer requests until the mount ends, from outside or by `stop`."""
-        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS_MAX)
 
     def stop(self) -> None:
         """Let `serve` return; from the loop's thread."""

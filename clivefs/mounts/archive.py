@@ -27,7 +27,8 @@ class Unpacked(NamedTuple):
     tree: bytes
     files: int
     """Members, and the directories that they imply."""
-    bytes: int
+    size: int
+    """Bytes of the files."""
     latest_ns: int
     """The latest modification time of a file; 0 if none says."""
 

@@ -17,8 +17,10 @@ from hashlib import sha256
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
+from clivefs.base.syscalls import make_directories
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.gitattributes import GitAttributes
+from clivefs.mounts.gitconflicts import Copy, InTheWay, in_the_way, untouched
 from clivefs.mounts.gitdir import GitDir, Moved
 from clivefs.mounts.gitindex import stat_from
 from clivefs.mounts.gitlocation import borrowed
@@ -71,6 +73,8 @@ class Prepared:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     git_lower: GitLower | None = None
+    copies: list[Copy] = field(default_factory=list)
+    """Files of the upper layer that cover what the entry moves to, and are no edits."""
 
     def discard(self) -> None:
         """It is not to be shown."""
@@ -94,6 +98,8 @@ class Mounted:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     looked_at: float = field(default_factory=time.monotonic)
+    behind_at: tuple[bytes | None, int, bool] | None = None
+    """While it is behind: what its git working tree was when it last could not move."""
     has_blobs: bool = False
     """All blobs are here, of an entry that wants them all."""
     fetch_again_at: float = 0.0
@@ -238,33 +244,46 @@ class Assembly:
         """The entry at *resolved*; or where its git working tree is, if that does not follow."""
         state = State.MOUNTED
         error = None
+        copies: list[Copy] = []
         if entry.git_dir and entry.write == "overlay" and not entry.subdir:
             path = os.path.join(os.fspath(self._store.path), "gitdirs", self._upper_name(entry))
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_directories(os.path.dirname(path))
             git_dir = git_dir or GitDir.create_or_open(path, resolved, source)
             if git_dir.base != resolved.commit:
-                lower, times = self._git_lower(entry, source, resolved)
-                try:
-                    moved = git_dir.move(resolved, stat_from(lower), source)
-                finally:
-                    lower.close()
-                if moved is Moved.BEHIND:
+                base = git_dir.base
+                tree = resolved.repository.read_commit(base).tree
+                covering = InTheWay(None, [])
+                if git_dir.head() == base:
+                    upper = self._entry_directory(self._upper_name(entry))
+                    covering = in_the_way(upper, resolved.repository, tree, resolved.tree)
+                if covering.edit is not None or self._move(git_dir, entry, source, resolved) is Moved.BEHIND:
                     state = State.BEHIND
+                    work = f"an edit of {os.fsdecode(covering.edit)!r}" if covering.edit is not None else "work"
                     error = (
-                        f"the ref is at {resolved.commit.hex()[:12]} now; there is work of yours on "
-                        f"{git_dir.base.hex()[:12]}: commit or stash it, or merge `origin`, and mount again"
+                        f"the ref is at {resolved.commit.hex()[:12]} now; there is {work} of yours on "
+                        f"{base.hex()[:12]}: stash it, or commit it and `git pull`"
                     )
-                    tree = resolved.repository.read_commit(git_dir.base).tree
-                    resolved = dataclasses.replace(resolved, commit=git_dir.base, tree=tree)
+                    resolved = dataclasses.replace(resolved, commit=base, tree=tree)
+                else:
+                    copies = covering.copies
         lower, times = self._git_lower(entry, source, resolved)
         times.save()
-        return Prepared(entry, state, error, source=source, resolved=resolved, git_dir=git_dir, git_lower=lower)
+        return Prepared(
+            entry, state, error, source=source, resolved=resolved, git_dir=git_dir, git_lower=lower, copies=copies
+        )
+
+    def _move(self, git_dir: GitDir, entry: MountEntry, source: GitSource, resolved: Resolved) -> Moved:
+        lower, _ = self._git_lower(entry, source, resolved)
+        try:
+            return git_dir.move(resolved, stat_from(lower), source)
+        finally:
+            lower.close()
 
     def _git_lower(self, entry: MountEntry, source: GitSource, resolved: Resolved) -> tuple[GitLower, GitTimes]:
         """The layer, and its times, which are to be saved when it is shown."""
         directory = self._entry_directory(self._upper_name(entry))
         times = GitTimes.read(directory).at(resolved.repository, resolved.tree, resolved.commit_time_ns, time.time_ns())
-        os.makedirs(self._unpacked, mode=0o700, exist_ok=True)
+        make_directories(self._unpacked)
         converter = GitAttributes(self._unpacked, info_attributes=source.info_attributes())
         lower = GitLower(
             source.space(resolved, converter),
@@ -290,9 +309,21 @@ class Assembly:
             resolved = source.poll()
         except (OSError, ClivefsError):
             return None  # `source.error` says why, and `status` shows it
+        git_dir = mounted.git_dir
+        if mounted.state == State.BEHIND and git_dir is not None:
+            facts = git_dir.facts()
+            if resolved is None and facts == mounted.behind_at:
+                return None
+            mounted.behind_at = facts
+            resolved = resolved or source.current
         if resolved is None:
             return None
-        return self._at(entry, source, resolved, mounted.git_dir)
+        prepared = self._at(entry, source, resolved, git_dir)
+        if mounted.state == prepared.state == State.BEHIND:
+            mounted.error = prepared.error
+            prepared.discard()
+            return None
+        return prepared
 
     def _refuse_mounted(self, path: str, named: str) -> None:
         """A source must not lie in a clivefs mount, be it by links: reading it we would wait for ourselves."""
@@ -354,7 +385,8 @@ class Assembly:
             and old.resolved is not None
             and _same_upper(old.entry, entry)
         ):
-            affected = old.tree.replace_lower(lower, self._source_identity(entry))
+            affected = self._uncover(old.tree, prepared)
+            affected += old.tree.replace_lower(lower, self._source_identity(entry))
             if prepared.git_dir is not None:
                 self._show_git_dir(old.tree, prepared, prepared.git_dir, lower)
             return Mounted(
@@ -362,6 +394,7 @@ class Assembly:
             ), affected
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
+        self._uncover(tree, prepared)
         if prepared.git_dir is not None:
             try:
                 self._show_git_dir(tree, prepared, prepared.git_dir, lower)
@@ -370,6 +403,12 @@ class Assembly:
                 raise
         mounted = Mounted(entry, tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir)
         return mounted, []
+
+    def _uncover(self, tree: OverlayTree, prepared: Prepared) -> list[Affected]:
+        """Take the copies away that cover the new content, unless somebody has written to one meanwhile."""
+        if not prepared.copies:
+            return []
+        return tree.reset(untouched(self._entry_directory(self._upper_name(prepared.entry)), prepared.copies))
 
     def _host_tree(self, fd: int, identity: bytes) -> HostTree:
         return HostTree(fd, self._view.table, entry=identity, writable=True, hidden=self._hidden, watcher=self._watcher)
@@ -417,7 +456,7 @@ class Assembly:
 
     def _entry_directory(self, name: str) -> str:
         path = os.path.join(os.fspath(self._store.path), "uppers", self._workspace_id, name)
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        make_directories(path)
         return path
 
 

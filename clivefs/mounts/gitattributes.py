@@ -53,6 +53,7 @@ class GitAttributes(Converter):
         """*cache_dir*: where the scratch repository is made. *info_attributes*: the source's own rules."""
         self._cache_dir = cache_dir
         self._info = info_attributes
+        self._always = bool(_CONCERNS.search(info_attributes)) or b"[attr]" in info_attributes
         self._git = git or GitCommand()
         self._lock = threading.RLock()
         self._scratch: str | None = None
@@ -62,7 +63,7 @@ class GitAttributes(Converter):
 
     @property
     def always(self) -> bool:
-        return bool(_CONCERNS.search(self._info)) or b"[attr]" in self._info
+        return self._always
 
     def find(
         self,

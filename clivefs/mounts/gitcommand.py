@@ -105,6 +105,7 @@ class GitCommand:
                 stderr=subprocess.PIPE,
                 cwd=cwd,
                 env=self._environment(variables),
+                umask=0o077,  # what git makes is in the store; the daemon's own is 0
                 start_new_session=not self.interactive,  # no controlling terminal: ssh has nobody to ask
             )
         except OSError as error:

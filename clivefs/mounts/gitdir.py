@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
+from clivefs.base.syscalls import make_directories
 from clivefs.mounts.gitcommand import GitCommand, GitFailed, alternates_text, config_text, quoted_section
 from clivefs.mounts.gitfetch import write_whole
 from clivefs.mounts.gitindex import StatOf, build_index
@@ -68,7 +69,7 @@ class GitDir:
             return self
         temporary = f"{path}.{os.getpid()}.new"
         shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary, mode=0o700)
+        make_directories(temporary)
         _populate(temporary, resolved, source)
         try:
             os.rename(temporary, path)
@@ -155,6 +156,10 @@ class GitDir:
         none. *stat_of* tells what the mount will report. Runs again harmlessly."""
         self._borrow(source.objects_dir)
         old, new = self.base, resolved.commit
+        if self._holds(new) and not self.git_at_work():
+            # The user pulled or merged it: git has written into the upper layer all that differs.
+            write_whole(os.path.join(self.path, _BASE), new.hex().encode() + b"\n")
+            return Moved.MOVED
         lock = self._lock_index()
         if lock is None:
             return Moved.BEHIND
@@ -182,6 +187,25 @@ class GitDir:
         FAULTS.hit("gitdir.move.pointed")
         self._finish(new)
         return Moved.MOVED
+
+    def _holds(self, commit: bytes) -> bool:
+        """Whether HEAD went on from the base and has *commit* among its ancestors."""
+        head = self.head()
+        if head is None or head == self.base:
+            return False
+        try:
+            self._git.run(["merge-base", "--is-ancestor", commit.hex(), head.hex()], git_dir=self.path)
+        except GitFailed:
+            return False
+        return True
+
+    def facts(self) -> tuple[bytes | None, int, bool]:
+        """What changes when a git in the working tree has done something."""
+        try:
+            written_ns = os.stat(os.path.join(self.path, "index")).st_mtime_ns
+        except FileNotFoundError:
+            written_ns = 0
+        return self.head(), written_ns, self.git_at_work()
 
     def _nothing_staged(self, commit: bytes) -> bool:
         if not self.has_index():
@@ -248,7 +272,7 @@ class GitDir:
 def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
     """Write a new gitdir's files."""
     for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads"), ("refs", "tags"), ("info",)):
-        os.makedirs(os.path.join(path, *part), mode=0o700)
+        make_directories(os.path.join(path, *part))
     write_whole(os.path.join(path, "config"), os.fsencode(config_text(_config(resolved, source))))
     write_whole(os.path.join(path, "objects", "info", "alternates"), alternates_text(source.objects_dir))
     refs = _remote_refs(source)
@@ -272,7 +296,7 @@ def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
 
 def _log_detached_head(path: str, resolved: Resolved) -> None:
     """Note what HEAD was detached at, as `git checkout` does: `git status` and `git branch` tell it from there."""
-    os.makedirs(os.path.join(path, "logs"), mode=0o700)
+    make_directories(os.path.join(path, "logs"))
     who = f"clivefs <clivefs@localhost> {resolved.commit_time_ns // 1_000_000_000} +0000"
     line = f"{'0' * 40} {resolved.commit.hex()} {who}\tcheckout: moving from main to {resolved.ref}\n"
     write_whole(os.path.join(path, "logs", "HEAD"), os.fsencode(line))

@@ -6,6 +6,7 @@ enclosing repository would call it untracked and `git clean` would empty it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from clivefs.objects.errors import RepositoryError
@@ -25,8 +26,10 @@ def exclude(root: str, path: str) -> str | None:
     line = b"/" + _escaped(os.fsencode(relative)) + b"\n"
     info = os.path.join(common, "info")
     file = os.path.join(info, "exclude")
-    os.makedirs(info, exist_ok=True)
-    with open(file, "a+b") as opened:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(info, 0o755)
+    # The mode is said here: the daemon's umask is 0.
+    with open(file, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o644)) as opened:
         opened.seek(0)
         lines = opened.read()
         if line in lines.splitlines(keepends=True):

@@ -20,6 +20,7 @@ from hashlib import sha256
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock
+from clivefs.base.syscalls import make_directories
 from clivefs.mounts.gitcommand import GitCommand, GitFailed, alternates_text, config_text
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,7 @@ class PartialClone:
         with self._locked():
             if os.path.isdir(self.path):
                 return
-            temporary = f"{self.path}.{os.getpid()}.new"
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary = self._temporary()
             try:
                 self._create(temporary)
                 try:
@@ -100,15 +100,22 @@ class PartialClone:
         with self._locked():
             if os.path.isdir(self.path):
                 return
-            temporary = f"{self.path}.{os.getpid()}.new"
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary = self._temporary()
             self._create(temporary)
             write_whole(os.path.join(temporary, "objects", "info", "alternates"), alternates_text(objects_dir))
             os.rename(temporary, self.path)
 
+    def _temporary(self) -> str:
+        """A path to make it at. What others left at theirs is removed: they are dead, we hold the lock."""
+        directory, name = os.path.split(self.path)
+        for each in os.listdir(directory):
+            if each.startswith(name + ".") and each.endswith(".new"):
+                shutil.rmtree(os.path.join(directory, each), ignore_errors=True)
+        return f"{self.path}.{os.getpid()}.new"
+
     def _create(self, path: str) -> None:
         for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads")):
-            os.makedirs(os.path.join(path, *part), mode=0o700)
+            make_directories(os.path.join(path, *part))
         text = config_text(
             {
                 "core": {"repositoryformatversion": "1", "bare": "true"},
@@ -206,7 +213,7 @@ class PartialClone:
     def _locked(self) -> Iterator[None]:
         """One thread of one process at a time."""
         with self._mine:
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            make_directories(os.path.dirname(self.path))
             fd = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)

@@ -76,9 +76,7 @@ def _refuse_too_many(reader: Objects, root: bytes, entries_max: int) -> None:
 
 
 def _too_many(entries_max: int) -> ClivefsError:
-    return ClivefsError(
-        f"the tree has more than {entries_max} files", remedy="Set `git_dir = false` for this entry."
-    )
+    return ClivefsError(f"the tree has more than {entries_max} files", remedy="Set `git_dir = false` for this entry.")
 
 
 def build_index(reader: Objects, root: bytes, stat_of: StatOf, *, entries_max: int = ENTRIES_MAX) -> BuiltIndex:

@@ -61,8 +61,11 @@ def borrowed(objects: str) -> list[str]:
     for _ in range(_ALTERNATES_DEPTH):
         lines: list[tuple[str, str]] = []
         for directory in newest:
+            path = os.path.join(directory, "info", "alternates")
+            if not os.path.isfile(path):
+                continue
             try:
-                with open(os.path.join(directory, "info", "alternates"), "rb") as file:
+                with open(path, "rb") as file:
                     text = os.fsdecode(file.read(_ALTERNATES_BYTES_MAX))
             except OSError:
                 continue

@@ -127,8 +127,11 @@ class GitSource:
 
     def info_attributes(self) -> bytes:
         """The source's own `info/attributes`, which a checkout of it obeys; empty without one."""
+        path = os.path.join(self.refs.commondir, "info", "attributes")
+        if not os.path.isfile(path):  # a pipe would keep us waiting
+            return b""
         try:
-            with open(os.path.join(self.refs.commondir, "info", "attributes"), "rb") as file:
+            with open(path, "rb") as file:
                 return file.read(_INFO_ATTRIBUTES_BYTES_MAX)
         except OSError:
             return b""
@@ -306,6 +309,12 @@ class GitSource:
         )
 
     # News
+
+    @property
+    def current(self) -> Resolved:
+        """What the ref was when it was last looked at."""
+        assert self._current is not None, "open() comes first"
+        return self._current
 
     def poll(self) -> Resolved | None:
         """What the ref is now, if it has moved since `open` or the last news; None if it has not.

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from clivefs.base.syscalls import make_directories
 from clivefs.mounts.gitcommand import GitCommand
 
 
@@ -97,5 +98,5 @@ SCRATCH = "scratch"
 def scratch_directory(store: str) -> str:
     """The store's folder for such temporary files, made if it is missing."""
     path = os.path.join(store, SCRATCH)
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    make_directories(path)
     return path

@@ -28,8 +28,9 @@ _PIP_VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 _PIP_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 _PIP_PYTHON = re.compile(r"Ignored the following versions that require a different python version: (.*)")
 _NO_NETWORK = re.compile(
-    r"NewConnectionError|ConnectTimeout|ReadTimeout|NameResolution|Failed to establish|[Cc]onnection (?:broken|reset|refused)"
-    r"|ProxyError|SSLError|RemoteDisconnected|Network is unreachable|Temporary failure in name resolution|[Tt]imed out"
+    r"NewConnectionError|ConnectTimeout|ReadTimeout|NameResolution|Failed to establish|ProxyError|SSLError"
+    r"|RemoteDisconnected|[Cc]onnection (?:broken|reset|refused)|Network is unreachable|[Tt]imed out"
+    r"|Temporary failure in name resolution"
 )
 _NPM_NO_NETWORK = re.compile(
     r"E(?:CONN\w+|AI_AGAIN|TIMEDOUT|NOTFOUND|HOSTUNREACH|NETUNREACH|SOCKETTIMEDOUT)|ERR_SOCKET\w*"
@@ -46,7 +47,7 @@ class Fetched(NamedTuple):
     """npm's own digest (`sha512-BASE64`), checked by npm."""
 
 
-class DigestDiffers(Exception):  # noqa: N818
+class DigestDiffers(Exception):
     """What was fetched has not the digest that was asked for; the found one is the argument. Internal."""
 
 
@@ -81,7 +82,7 @@ class PackageClients:
         else:
             output = self._pip(directory, place, ["--only-binary", ":all:", "--", release])
             if output.status and "No matching distribution" in output.stderr and not _NO_NETWORK.search(output.stderr):
-                progress(f"{place}: there is no wheel for this interpreter, asking for the sdist")
+                progress(f"{place}: no wheel was found, asking for the sdist")
                 output = self._pip(directory, place, ["--", release])
         if output.status:
             raise _pip_error(output.stderr, name, version, place)

@@ -187,8 +187,8 @@ class _Work:
             why = check_path(path, mode or MODE_REGULAR)
             if why is not None:
                 raise self._fail(file, f"refused: {why}", path)
-            obstacle = self.editor.obstacle(path)
-            if obstacle is not None and stat.S_ISLNK(obstacle[1]) and obstacle[0] not in self._gone:
+            obstacle = self.editor.obstacle(path) if path == names.source and path not in self._outputs else None
+            if obstacle is not None and stat.S_ISLNK(obstacle[1]):
                 raise self._fail(file, f"refused: it leads through the symlink {show(obstacle[0])}", path)
 
     def _file(self, file: FilePatch, names: Names) -> None:
@@ -208,7 +208,8 @@ class _Work:
             if names.what == "delete" and content:
                 raise self._fail(file, "the patch deletes it, and it has more content than the patch knows",
                                  names.source)  # fmt: skip
-            self._outputs.pop(names.source, None)
+            if names.source not in self._new or self.editor.get(names.source) is None:
+                self._outputs.pop(names.source, None)
             self._gone[names.source] = file
         if names.target is None:
             return
@@ -221,7 +222,7 @@ class _Work:
         """The file that a diff starts from."""
         output = self._outputs.get(path)
         version = self.editor.get(path)
-        if output is not None and (what in ("modify", "delete") or version is None):
+        if output is not None and self._goes_on(what, path, version):
             before = output
         elif version is None or (what in ("modify", "delete") and path in self._gone):
             kind = "a directory" if self.editor.is_directory(path) else "no such file"
@@ -232,10 +233,18 @@ class _Work:
             before = _Output(version.mode, b"Subproject commit %b\n" % version.oid.hex().encode())
         else:
             before = _Output(version.mode, self._read(file, path, version.oid))
+        if file.old_mode is None and not file.hunks and file.binary is None:
+            return before  # it is only moved
         wanted = stat.S_IFMT(file.old_mode) if file.old_mode is not None else stat.S_IFREG
         if stat.S_IFMT(before.mode) != wanted:
             raise self._fail(file, f"it is {_kind(before.mode)}, and the patch is for {_kind(wanted)}", path)
         return before
+
+    def _goes_on(self, what: str, path: bytes, version: Version | None) -> bool:
+        """Whether a diff of *path* goes on from what an earlier one made, not from the tree."""
+        if version is None or what in ("modify", "delete"):
+            return True
+        return what == "rename" and path not in self._new
 
     def _read(self, file: FilePatch, path: bytes, oid: bytes) -> bytes:
         if oid in self.blobs:

@@ -30,29 +30,25 @@ def name_files(patch: Patch, exists: Callable[[bytes], bool]) -> tuple[list[Name
 
     *exists* tells whether a file is in the tree. Nothing about the names has been checked.
     """
-    made: set[bytes] = set()
     order = _preferred(patch)
-    best = order[0]
-    best_count = -1
-    for strip in order:
-        count = 0
-        made.clear()
-        for file in patch.files:
-            names = _names(file, strip, lambda path: exists(path) or path in made)
-            if names.target is not None:
-                made.add(names.target)
-            if names.what != "create" and names.source is not None and (exists(names.source) or names.source in made):
-                count += names.source not in made or exists(names.source)
-        if count > best_count:
-            best, best_count = strip, count
-    made.clear()
-    found = []
+    named = {strip: _name_all(patch, strip, exists) for strip in order}
+    best = max(order, key=lambda strip: named[strip][1])  # of equals the first
+    return named[best][0], best
+
+
+def _name_all(patch: Patch, strip: int, exists: Callable[[bytes], bool]) -> tuple[list[Names], int]:
+    """The names with *strip* components less, and how well they fit the tree."""
+    made: set[bytes] = set()
+    found: list[Names] = []
+    fit = 0
     for file in patch.files:
-        names = _names(file, best, lambda path: exists(path) or path in made)
+        names = _names(file, strip, lambda path: exists(path) or path in made)
+        # A new file says nothing: to be there already would be a mistake, not a sign.
+        fit += file.what != "create" and names.source is not None and exists(names.source)
         if names.target is not None:
             made.add(names.target)
         found.append(names)
-    return found, best
+    return found, fit
 
 
 def stripped(name: bytes, strip: int) -> bytes:

@@ -41,7 +41,11 @@ class _Directory:
         self.changed = False
 
     def is_empty(self) -> bool:
-        return not self.entries and all(each.is_empty() for each in self.inner.values())
+        """No file is below it."""
+        for name, entry in self.entries.items():
+            if not entry.is_tree or name not in self.inner:
+                return False
+        return all(each.is_empty() for each in self.inner.values())
 
 
 class TreeEditor:
@@ -98,8 +102,8 @@ class TreeEditor:
         for part in head:
             entry = directory.entries.get(part)
             if entry is not None and not entry.is_tree:
-                what = "a symlink" if stat.S_ISLNK(entry.mode) else "a file"
-                raise RefusedPath(f"its directory {show(part)} is {what}", place=show(path))
+                what = "symlink" if stat.S_ISLNK(entry.mode) else "file"
+                raise RefusedPath(f"it leads through the {what} {show(part)}", place=show(path))
             inner = self._inner(directory, part)
             if inner is None:
                 inner = directory.inner[part] = _Directory({})

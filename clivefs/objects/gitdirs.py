@@ -15,6 +15,7 @@ from typing import IO
 from clivefs.objects.errors import RepositoryError
 
 _TIMEOUT_S = 60.0
+_READ_ALWAYS = (("config",), ("packed-refs",), ("shallow",), ("objects", "info", "alternates"), ("info", "attributes"))
 
 
 def find_gitdir(path: str) -> tuple[str, str]:
@@ -32,18 +33,27 @@ def find_gitdir(path: str) -> tuple[str, str]:
     if not os.path.lexists(os.path.join(gitdir, "HEAD")):
         raise RepositoryError("this is no git repository", place=path, remedy="Name a checkout or a bare repository.")
     common = gitdir
-    try:
-        with open(os.path.join(gitdir, "commondir"), "rb") as file:
+    pointer = os.path.join(gitdir, "commondir")
+    if os.path.isfile(pointer):  # a pipe would keep us waiting
+        with open(pointer, "rb") as file:
             common = os.path.join(gitdir, os.fsdecode(file.read(8192).rstrip(b"\r\n")))
-    except FileNotFoundError:
-        pass
     if not os.path.isdir(os.path.join(common, "objects")):
         raise RepositoryError("this is no git repository: it has no objects", place=path)
     if not os.access(os.path.join(common, "objects"), os.R_OK | os.X_OK):
         raise RepositoryError(
             "its objects may not be read by this user", place=path, remedy="Ask its owner for read permission."
         )
+    _refuse_special_files(path, gitdir, common)
     return os.path.realpath(gitdir), os.path.realpath(common)
+
+
+def _refuse_special_files(path: str, gitdir: str, common: str) -> None:
+    """What is read without asking must be plain files: a pipe would keep whoever opens it waiting for ever."""
+    read = [os.path.join(gitdir, "HEAD")]
+    read += [os.path.join(common, *name) for name in _READ_ALWAYS]
+    for file in read:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise RepositoryError(f"its {os.path.relpath(file, common)} is not a regular file", place=path)
 
 
 def _read_gitfile(path: str) -> str:

@@ -60,17 +60,27 @@ class Bench:
     def write_toml(self, text: str) -> None:
         (self.root / "Clive.toml").write_text(text)
 
-    def cli(self, *args: object, check: bool = True, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *args: object, check: bool = True, cwd: Path | None = None, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run `clivefs ARGS`."""
         return self.run(
             [sys.executable, "-m", "clivefs.cli", *map(str, args)], check=check, cwd=cwd or self.root, **more
         )
 
     def run(
-        self, command: list[Any] | str, *, check: bool = True, cwd: Path | None = None, timeout: float = 120, **more: Any
+        self,
+        command: list[Any] | str,
+        *,
+        check: bool = True,
+        cwd: Path | None = None,
+        timeout: float = 120,
+        **more: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command, in the mounted workspace unless said otherwise; a string goes to bash."""
-        words = ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else [str(each) for each in command]
+        words = (
+            ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else [str(each) for each in command]
+        )
         done = subprocess.run(
             words,
             cwd=cwd or self.live,

@@ -55,20 +55,26 @@ def test_no_clive_toml(bench: Bench) -> None:
     [
         pytest.param("[workspace\n", ["Clive.toml:1"], id="malformed"),
         pytest.param('[workspace]\nname = "shop"\ncolour = "red"\n', ["Clive.toml:3", "colour"], id="unknown-key"),
-        pytest.param('[workspace]\nname = "shop"\n[mouts.x]\nlocal = "x"\n', ["Clive.toml:3", "mouts", "mounts"], id="table"),
-        pytest.param('[workspace]\nname = 7\n', ["Clive.toml:2", "name"], id="type"),
+        pytest.param(
+            '[workspace]\nname = "shop"\n[mouts.x]\nlocal = "x"\n', ["Clive.toml:3", "mouts", "mounts"], id="table"
+        ),
+        pytest.param("[workspace]\nname = 7\n", ["Clive.toml:2", "name"], id="type"),
         pytest.param('[workspace]\nname = "a/b"\n', ["Clive.toml:2", "name"], id="name"),
         pytest.param('[workspace]\nname = ".."\n', ["Clive.toml:2", "name"], id="name-dots"),
         pytest.param(PLAIN + entry("../x", local="d"), ["Clive.toml:", "../x"], id="escaping"),
         pytest.param(PLAIN + entry("/x", local="d"), ["Clive.toml:", "/x"], id="absolute"),
         pytest.param(PLAIN + entry("a/.git/hooks", local="d"), ["Clive.toml:", ".git"], id="dot-git"),
         pytest.param(PLAIN + entry(".clive/x", local="d"), ["Clive.toml:", ".clive"], id="dot-clive"),
-        pytest.param(PLAIN + entry("a", local="d") + entry("a/b", local="d"), ["Clive.toml:", "a/b", "overlap"], id="overlap"),
+        pytest.param(
+            PLAIN + entry("a", local="d") + entry("a/b", local="d"), ["Clive.toml:", "a/b", "overlap"], id="overlap"
+        ),
         pytest.param(PLAIN + entry("a", local="d") + entry("a/", local="d"), ["Clive.toml:", "a"], id="twice"),
         pytest.param(PLAIN + entry("a", local="d", git="e"), ["Clive.toml:", "a"], id="two-sources"),
         pytest.param(PLAIN + entry("a", write="none"), ["Clive.toml:", "a"], id="no-source"),
         pytest.param(PLAIN + entry("a", git="-u/x"), ["Clive.toml:", "-u/x"], id="option-url"),
-        pytest.param(PLAIN + entry("a", git="../t", ref="--upload-pack=x"), ["Clive.toml:", "--upload-pack"], id="option-ref"),
+        pytest.param(
+            PLAIN + entry("a", git="../t", ref="--upload-pack=x"), ["Clive.toml:", "--upload-pack"], id="option-ref"
+        ),
         pytest.param(PLAIN + entry("a", git="ext::sh -c true"), ["ext::sh"], id="ext"),
     ],
 )
@@ -90,7 +96,7 @@ def test_a_clive_toml_that_is_not_a_file(bench: Bench) -> None:
     os.mkfifo(toml)
     refused(bench.mount(check=False, timeout=20), "not a regular file")
     toml.unlink()
-    toml.write_bytes(b"[workspace]\nname = \"\xff\"\n")
+    toml.write_bytes(b'[workspace]\nname = "\xff"\n')
     refused(bench.mount(check=False), "UTF-8")
 
 
@@ -189,7 +195,9 @@ def test_mountpoints_that_cannot_be_used(bench: Bench) -> None:
     refused(bench.cli("mount", "--at", dangling, check=False), "/proc/nothing")
     refused(bench.cli("mount", "--at", "/", check=False), "/")
     refused(bench.cli("mount", "--at", "/proc", check=False), "something else is mounted", "proc")
-    assert "fuse.clivefs" not in [line.split()[-1] for line in Path("/proc/mounts").read_text().splitlines() if str(bench.base) in line]
+    assert "fuse.clivefs" not in [
+        line.split()[-1] for line in Path("/proc/mounts").read_text().splitlines() if str(bench.base) in line
+    ]
 
 
 def test_a_mountpoint_of_another_store(bench: Bench) -> None:
@@ -225,7 +233,9 @@ def test_two_workspaces_of_one_name(bench: Bench) -> None:
 def test_a_foreground_daemon_for_a_mountpoint_that_has_one(bench: Bench) -> None:
     bench.write_toml(PLAIN)
     bench.mount()
-    refused(bench.mount("--foreground", check=False, timeout=20), "serves this mountpoint already", str(bench.daemon_pid()))
+    refused(
+        bench.mount("--foreground", check=False, timeout=20), "serves this mountpoint already", str(bench.daemon_pid())
+    )
 
 
 # A mount in itself
@@ -241,14 +251,19 @@ def test_roots_and_mountpoints_in_a_mount_are_refused(bench: Bench) -> None:
     # In the mount, a workspace's directory stands for the workspace, which is mounted already.
     refused(bench.cli("mount", cwd=bench.live, check=False), "mounted already")
     refused(bench.cli("mount", inner, "--at", bench.live / "point", check=False), "clivefs mount")
-    refused(bench.cli("mount", inner, "--store", bench.live / "store", "--at", bench.base / "m2", check=False), "clivefs mount")
+    refused(
+        bench.cli("mount", inner, "--store", bench.live / "store", "--at", bench.base / "m2", check=False),
+        "clivefs mount",
+    )
     link = bench.base / "link"
     link.symlink_to(bench.live / "inner")
     refused(bench.cli("mount", link, check=False), "clivefs mount")
     way = bench.base / "way"
     way.symlink_to(bench.live)
     refused(bench.cli("mount", inner, "--at", way / "point", check=False), "clivefs mount")
-    refused(bench.cli("mount", inner, "--store", way / "store", "--at", bench.base / "m2", check=False), "clivefs mount")
+    refused(
+        bench.cli("mount", inner, "--store", way / "store", "--at", bench.base / "m2", check=False), "clivefs mount"
+    )
     assert (bench.live / "Clive.toml").exists()
 
 
@@ -281,7 +296,9 @@ def test_sources_in_a_mount_are_refused(bench: Bench) -> None:
 
 def test_a_store_in_a_workspace_is_refused(bench: Bench) -> None:
     bench.write_toml(PLAIN)
-    refused(bench.cli("mount", "--store", bench.root / "store", "--at", bench.mountpoint, check=False), "store", "workspace")
+    refused(
+        bench.cli("mount", "--store", bench.root / "store", "--at", bench.mountpoint, check=False), "store", "workspace"
+    )
     refused(bench.cli("mount", "--store", bench.root, "--at", bench.mountpoint, check=False), "store", "workspace")
     link = bench.base / "link"
     link.symlink_to(bench.root)
@@ -424,7 +441,7 @@ def test_a_socket_that_says_nonsense(bench: Bench) -> None:
                         pass
                 listener.settimeout(1)
         finally:
-            out, said = asked.communicate(timeout=20)
+            _out, said = asked.communicate(timeout=20)
     assert asked.returncode == 1
     assert "Traceback" not in said
     assert str(bench.mountpoint) in said
@@ -436,7 +453,8 @@ def test_requests_that_are_nonsense_do_not_harm_the_daemon(bench: Bench) -> None
     (path,) = bench.store.glob("run/*.sock")
     for request in (
         b"\n", b"[]\n", b"null\n", b'"x"\n', b"{\n", b"\xff\xfe\n", b'{"command": 1}\n', b'{"command": []}\n',
-        b'{"command": "mount"}\n', b'{"command": "mount", "args": []}\n', b'{"command": "mount", "args": {"root": 7}}\n',
+        b'{"command": "mount"}\n', b'{"command": "mount", "args": []}\n',
+        b'{"command": "mount", "args": {"root": 7}}\n',
         b'{"command": "leave", "args": {"name": {}}}\n', b'{"command": "attach", "args": {"workspace": "shop"}}\n',
         b"[" * 100_000 + b"\n",
     ):  # fmt: skip
@@ -463,7 +481,7 @@ def test_a_daemon_that_hangs(bench: Bench) -> None:
     assert bench.status()["workspaces"][0]["name"] == "shop"
 
 
-@pytest.fixture()
+@pytest.fixture
 def nobody_bench() -> Iterator[tuple[Bench, int]]:
     """A bench in a directory that the user nobody can enter and write."""
     if os.geteuid() != 0:
@@ -513,7 +531,16 @@ def test_a_mountpoint_or_store_that_may_not_be_written(nobody_bench: tuple[Bench
 
 @pytest.mark.parametrize(
     "words",
-    [["nonsense"], ["mount", "--nonsense"], ["attach"], ["attach", "x"], ["replace", "x"], ["overlay"], ["overlay", "x"], ["detach"]],
+    [
+        ["nonsense"],
+        ["mount", "--nonsense"],
+        ["attach"],
+        ["attach", "x"],
+        ["replace", "x"],
+        ["overlay"],
+        ["overlay", "x"],
+        ["detach"],
+    ],
 )
 def test_usage_is_exit_2(bench: Bench, words: list[str]) -> None:
     bench.write_toml(PLAIN)

@@ -28,7 +28,7 @@ def starting_files(prefix: str) -> dict[str, str | bytes]:
     return {f"{prefix}/d{at % 3}/f{at}": f"{prefix} {at}\n" * (at + 1) for at in range(12)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def stormy(bench: Bench) -> Bench:
     """A through root, an overlay on a directory and one on a git ref, with files in each."""
     bench.repository("thing", starting_files("w2"))
@@ -143,9 +143,14 @@ def test_whoever_waits_in_the_mount_is_let_go_when_its_daemon_dies(stormy: Bench
     """A stopped daemon leaves a reader waiting; killed then, it must not wait on."""
     pid = stormy.daemon_pid()
     os.kill(pid, signal.SIGSTOP)
-    reader = subprocess.Popen(["cat", str(stormy.live / "over/w0/d1/f1")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader = subprocess.Popen(
+        ["cat", str(stormy.live / "over/w0/d1/f1")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
-        until(lambda: Path(f"/proc/{reader.pid}/wchan").read_text() not in ("", "0") or reader.poll() is not None, "a wait")
+        until(
+            lambda: Path(f"/proc/{reader.pid}/wchan").read_text() not in ("", "0") or reader.poll() is not None,
+            "a wait",
+        )
         os.kill(pid, signal.SIGKILL)
         _, said = reader.communicate(timeout=10)
         assert reader.returncode == 1, said
@@ -168,7 +173,9 @@ def test_a_dead_mount_that_somebody_works_in_is_cleared(stormy: Bench) -> None:
         finally:
             with contextlib.suppress(OSError):
                 os.close(fd)
-        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {stormy.mountpoint} " in line]
+        mounts = [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {stormy.mountpoint} " in line
+        ]
         assert len(mounts) == 1
     finally:
         sleeper.kill()
@@ -203,3 +210,46 @@ def test_inode_numbers_are_the_same_after_a_crash(stormy: Bench) -> None:
     kill(stormy)
     stormy.mount(timeout=30)
     assert numbers() == before
+
+
+def test_a_kill_while_it_starts(stormy: Bench) -> None:
+    """Start-up is recovery: whatever a start that was killed left, the next one goes on from."""
+    os.rename(stormy.live / "over/w0/d0", stormy.live / "over/w0/moved")
+    (stormy.live / "over/w0/d1/f1").unlink()
+    (stormy.live / "lib/thing/new").write_text("new\n")
+    kill(stormy)
+    rng = random.Random(3)
+    for _ in range(8):
+        starting = subprocess.Popen(
+            [sys.executable, "-m", "clivefs.cli", "mount", str(stormy.root), "--at", str(stormy.mountpoint)],
+            env=stormy.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def children(parent: int = starting.pid) -> list[str]:
+            try:
+                return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            except OSError:
+                return []
+
+        try:
+            until(lambda: children() or starting.poll() is not None, "the daemon")  # noqa: B023
+            found = children()
+            time.sleep(rng.random() * 0.5)  # any moment of the start is a good one
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    if b"clivefs.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(int(pid), signal.SIGKILL)
+        finally:
+            _, said = starting.communicate(timeout=30)
+        assert "Traceback" not in said
+    with contextlib.suppress(AssertionError):  # the last one may have come up, or not
+        kill(stormy)
+    stormy.mount(timeout=30)
+    assert (stormy.live / "over/w0/moved/f0").read_text() == "w0 0\n"
+    assert not (stormy.live / "over/w0/d1/f1").exists()
+    assert (stormy.live / "lib/thing/new").read_text() == "new\n"
+    assert all(each["state"] == "mounted" for each in stormy.status()["workspaces"][0]["mounts"])
+    stormy.cli("fsck")

@@ -24,7 +24,7 @@ TIMEOUT_S = 2
 # A full disk
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(bench: Bench) -> Iterator[Bench]:
     """A bench whose store lies on a filesystem of 24 MiB; one overlay on a directory, one on a git ref."""
     if os.geteuid() != 0:
@@ -96,7 +96,8 @@ def test_a_full_disk_answers_enospc_and_keeps_what_is_there(small: Bench) -> Non
         try:
             os.rename(over / "sub", over / f"sub{number}")
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            if error.errno != errno.ENOSPC:
+                raise
             assert set(os.listdir(over)) == before
             break
         os.rename(over / f"sub{number}", over / "sub")
@@ -149,7 +150,8 @@ def test_a_kill_on_a_full_disk_loses_nothing(small: Bench) -> None:
     try:
         os.rename(over / "one.txt", over / "two.txt")
     except OSError as error:
-        assert error.errno == errno.ENOSPC
+        if error.errno != errno.ENOSPC:
+            raise
         renamed = False
     pid = small.daemon_pid()
     os.kill(pid, 9)
@@ -178,7 +180,7 @@ def test_commands_on_a_full_disk_say_so(small: Bench) -> None:
 # A lost network
 
 
-@pytest.fixture()
+@pytest.fixture
 def remote(bench: Bench) -> Bench:
     """A bench with a file: URL as source, `far`, and a short network timeout."""
     path = bench.repository("far", {f"d{at}/f{at}": f"content {at}\n" for at in range(6)})
@@ -257,7 +259,7 @@ class Silent:
             each.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def silent() -> Iterator[Silent]:
     made = Silent()
     yield made
@@ -313,11 +315,11 @@ def test_a_server_that_stops_answering(remote: Bench, silent: Silent, scheme: st
 
 
 def test_many_who_wait_for_the_network_hold_up_nobody(remote: Bench, silent: Silent) -> None:
-    """More readers than the daemon has threads for ordinary work."""
+    """More readers than the daemon has threads, or requests under way, for ordinary work."""
     (config,) = remote.store.glob("repositories/*.git/config")
     remote.git("config", "--file", config, "remote.origin.url", f"git://127.0.0.1:{silent.port}/x.git", cwd=remote.base)
     far = remote.live / "far"
-    paths = [far / f"d{at % 5 + 1}" / f"f{at % 5 + 1}" for at in range(60)]
+    paths = [far / f"d{at % 5 + 1}" / f"f{at % 5 + 1}" for at in range(300)]
 
     def read(path: Path) -> None:
         with pytest.raises(OSError):

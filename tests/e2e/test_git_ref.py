@@ -37,11 +37,26 @@ def test_first_status_is_clean_and_reads_no_content(bench: Bench, origin: Path) 
     tree = mount(bench)
     trace = bench.base / "trace"
     done = bench.run(
-        ["strace", "-f", "-e", "trace=open,openat", "-o", str(trace), "git", "--no-optional-locks", "status", "--porcelain"],
+        [
+            "strace",
+            "-f",
+            "-e",
+            "trace=open,openat",
+            "-o",
+            str(trace),
+            "git",
+            "--no-optional-locks",
+            "status",
+            "--porcelain",
+        ],
         cwd=tree,
     )
     assert done.stdout == ""
-    opened = [line for line in trace.read_text().splitlines() if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line]
+    opened = [
+        line
+        for line in trace.read_text().splitlines()
+        if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line
+    ]
     assert opened == [], opened[:3]
     assert "nothing to commit, working tree clean" in bench.git("status", cwd=tree)
     assert bench.git("diff", "HEAD", cwd=tree) == ""
@@ -49,7 +64,11 @@ def test_first_status_is_clean_and_reads_no_content(bench: Bench, origin: Path) 
     bench.mount()
     trace.unlink()
     bench.run(["strace", "-f", "-e", "trace=open,openat", "-o", str(trace), "git", "status", "--porcelain"], cwd=tree)
-    assert [line for line in trace.read_text().splitlines() if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line] == []
+    assert [
+        line
+        for line in trace.read_text().splitlines()
+        if "many/" in line and " = -1 " not in line and "O_DIRECTORY" not in line
+    ] == []
 
 
 def test_edit_add_commit_log_diff(bench: Bench, origin: Path) -> None:
@@ -197,7 +216,17 @@ def test_odd_names_modes_and_links(bench: Bench) -> None:
     path = bench.base / "thing"
     path.mkdir()
     bench.git("init", "-q", "-b", "main", cwd=path)
-    names = [b"latin-\xe9", b"tab\there", b"new\nline", b"quote\"d", b"back\\slash", "ünï".encode(), b"e\xcc\x81", b" lead", b"-dash"]
+    names = [
+        b"latin-\xe9",
+        b"tab\there",
+        b"new\nline",
+        b'quote"d',
+        b"back\\slash",
+        "ünï".encode(),
+        b"e\xcc\x81",
+        b" lead",
+        b"-dash",
+    ]
     for name in names:
         with open(os.path.join(os.fsencode(path), name), "wb") as file:
             file.write(name)
@@ -226,7 +255,8 @@ def test_submodules_do_not_confuse_git(bench: Bench, origin: Path) -> None:
     with (origin / ".gitmodules").open("a") as file:
         file.write('[submodule "gone"]\n\tpath = gone\n\turl = ../not-there\n')
     bench.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},gone", cwd=origin)
-    bench.git("commit", "-qam", "and one that cannot be had", cwd=origin)
+    bench.git("add", ".gitmodules", cwd=origin)
+    bench.git("commit", "-qm", "and one that cannot be had", cwd=origin)
     tree = mount(bench)
     assert bench.git("status", "--porcelain", cwd=tree) == ""
     assert (tree / "sub/in").read_text() == "in\n"
@@ -374,13 +404,86 @@ def test_follow_is_behind_local_commits(bench: Bench, origin: Path) -> None:
     bench.git("pull", "-q", "--no-rebase", cwd=tree)
     assert (tree / "second").read_text() == "changed\n"
     assert bench.git("status", "--porcelain", cwd=tree) == ""
+    until(lambda: bench.entry("lib/thing")["state"] == "mounted", "the entry going on")
+    assert bench.entry("lib/thing")["ref"] == bench.git("rev-parse", "main", cwd=origin).strip()
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_follow_does_not_hide_a_change_under_an_edit_of_the_same_file(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    bench.git("status", cwd=tree)
+    (tree / "README").write_text("my edit\n")
+    (tree / "third").write_text("mine\n")
+    commit(bench, origin, {"README": "theirs\n", "second": "changed\n"}, "moved")
+    until(lambda: bench.entry("lib/thing")["state"] == "behind", "the state `behind`")
+    assert "README" in bench.entry("lib/thing")["error"]
+    assert (tree / "README").read_text() == "my edit\n"
+    assert (tree / "second").read_text() == "2\n"
+    bench.git("stash", cwd=tree)
+    until(lambda: bench.entry("lib/thing")["state"] == "mounted", "the entry going on")
+    assert (tree / "README").read_text() == "theirs\n"
+    assert (tree / "second").read_text() == "changed\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == "?? third\n"
+    commit(bench, origin, {"third": "theirs\n"}, "adds what is untracked here")
+    until(lambda: bench.entry("lib/thing")["state"] == "behind", "the state `behind`")
+    assert (tree / "third").read_text() == "mine\n"
+
+
+def test_copies_that_git_wrote_back_do_not_hide_what_follows(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    bench.git("switch", "-q", "--detach", "HEAD~1", cwd=tree)
+    bench.git("switch", "-q", "main", cwd=tree)
+    (tree / "README").write_text("x\n")
+    (tree / "src/a.c").chmod(0o755)
+    bench.git("checkout", "-q", "README", "src/a.c", cwd=tree)
+    (origin / "second").unlink()
+    commit(bench, origin, {"README": "theirs\n", "src/a.c": "int new;\n"}, "moved")
+    until(lambda: (tree / "README").read_text() == "theirs\n", "the followed content")
+    assert (tree / "src/a.c").read_text() == "int new;\n"
+    assert not (tree / "second").exists()
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_a_branch_that_moved_while_nothing_was_mounted(bench: Bench, origin: Path) -> None:
+    tree = mount(bench)
+    (tree / "README").write_text("x\n")
+    bench.git("checkout", "-q", "README", cwd=tree)
+    (tree / "second").write_text("my edit\n")
+    bench.unmount()
+    commit(bench, origin, {"README": "theirs\n", "third": "3\n"}, "moved")
+    bench.mount()
+    assert (tree / "README").read_text() == "theirs\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == " M second\n"
+    bench.unmount()
+    commit(bench, origin, {"second": "theirs\n", "README": "again\n"}, "moved again")
+    bench.mount(check=False)
+    assert bench.entry("lib/thing")["state"] == "behind"
+    assert (tree / "README").read_text() == "theirs\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == " M second\n"
+    bench.git("commit", "-qam", "mine", cwd=tree)
+    done = bench.run("git pull -q --no-rebase -X ours && git status --porcelain", cwd=tree)
+    assert done.stdout == ""
+    assert (tree / "README").read_text() == "again\n"
+
+
+def test_follow_goes_on_once_nothing_is_staged(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    (tree / "staged").write_text("s\n")
+    bench.git("add", "staged", cwd=tree)
+    commit(bench, origin, {"second": "changed\n"}, "moved")
+    until(lambda: bench.entry("lib/thing")["state"] == "behind", "the state `behind`")
+    bench.git("reset", "-q", cwd=tree)
+    until(lambda: bench.entry("lib/thing")["state"] == "mounted", "the entry going on")
+    assert (tree / "second").read_text() == "changed\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == "?? staged\n"
 
 
 def test_open_files_keep_their_content_when_the_ref_moves(bench: Bench, origin: Path) -> None:
     tree = mount(bench, "follow = true\n")
-    with (tree / "second").open() as file, subprocess.Popen(
-        ["cat", "-"], cwd=tree / "src", stdin=subprocess.PIPE
-    ) as shell:
+    with (
+        (tree / "second").open() as file,
+        subprocess.Popen(["cat", "-"], cwd=tree / "src", stdin=subprocess.PIPE) as shell,
+    ):
         commit(bench, origin, {"second": "changed\n", "src/new": "n\n"}, "moved")
         until(lambda: (tree / "second").read_text() == "changed\n", "the followed content")
         assert file.read() == "2\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import zlib
@@ -64,7 +65,9 @@ def test_names_that_no_checkout_may_have(bench: Bench, write: str) -> None:
     path = repository(bench)
     blob = put(path, "blob", b"content\n")
     hook = put(path, "blob", f"#!/bin/sh\ntouch {bench.base}/{MARKER}\n".encode())
-    inner = tree(path, ("100644", b"good", blob), ("100644", b"..", blob), ("40000", b".git", tree(path, ("100755", b"x", hook))))
+    inner = tree(
+        path, ("100644", b"good", blob), ("100644", b"..", blob), ("40000", b".git", tree(path, ("100755", b"x", hook)))
+    )
     bad = [
         b"..", b".", b"", b".git", b".GIT", b".Git", b"git~1", b"GIT~1", b"a/b", b"/etc", b"../up", b"x" * 300,
         b".git ", b".git.", ".g\u200cit".encode(), b".git::$INDEX_ALLOCATION", b".\\.git", b".clive",
@@ -106,7 +109,7 @@ def test_names_that_no_checkout_may_have(bench: Bench, write: str) -> None:
     assert not (bench.base / "up").exists()
 
 
-@pytest.fixture()
+@pytest.fixture
 def deep_bench(bench: Bench) -> Iterator[Bench]:
     """A bench whose upper may become so deep that only rm(1) can remove it."""
     try:
@@ -189,7 +192,15 @@ def test_links_to_elsewhere_are_links(bench: Bench) -> None:
     secret.mkdir(mode=0o700)
     (secret / "file").write_text("secret\n")
     path = repository(bench)
-    targets = ["/etc/shadow", str(secret), "../../../../../../etc/shadow", "/proc/self/root", "../.git", "/dev/zero", "."]
+    targets = [
+        "/etc/shadow",
+        str(secret),
+        "../../../../../../etc/shadow",
+        "/proc/self/root",
+        "../.git",
+        "/dev/zero",
+        ".",
+    ]
     for at, target in enumerate(targets):
         os.symlink(target, path / f"link{at}")
     bench.git("add", "-A", cwd=path)
@@ -228,10 +239,8 @@ def test_a_link_in_the_way_of_an_upper_or_a_source_is_not_followed(bench: Bench)
                 assert file.read() == "inside\n"
         except OSError:
             pass
-        try:
+        with contextlib.suppress(OSError):
             os.close(os.open("planted", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=fd))
-        except OSError:
-            pass
         assert not (outside / "planted").exists()
     finally:
         os.close(fd)
@@ -287,8 +296,11 @@ def test_a_link_turned_elsewhere_asks_again(bench: Bench) -> None:
 
 
 def test_a_source_repository_runs_nothing(bench: Bench) -> None:
-    """Whatever its configuration, hooks and attributes say: reading, `git status` apart, starts no program of theirs."""
-    path = bench.repository("evil", {"a.txt": "a\n", "b.lfs": "pointer\n", ".gitattributes": "*.txt filter=evil diff=evil\n*.lfs filter=lfs\n"})
+    """Whatever its configuration, hooks and attributes say: reading it starts no program of theirs."""
+    path = bench.repository(
+        "evil",
+        {"a.txt": "a\n", "b.lfs": "pointer\n", ".gitattributes": "*.txt filter=evil diff=evil\n*.lfs filter=lfs\n"},
+    )
     marker = bench.base / MARKER
     script = bench.base / "script"
     script.write_text(f"#!/bin/sh\ntouch {marker}\ncat\n")
@@ -400,3 +412,29 @@ def test_a_commit_whose_tree_is_something_else(bench: Bench) -> None:
     assert (bench.live / "Clive.toml").exists()
     with pytest.raises(OSError):
         (bench.live / "evil" / "x").read_bytes()
+
+
+def test_pipes_in_a_repository_keep_nobody_waiting(bench: Bench) -> None:
+    path = bench.repository("evil", {"a": "a\n"})
+    for name in ("commondir", "objects/info/alternates", "info/attributes"):
+        (path / ".git" / name).unlink(missing_ok=True)
+        (path / ".git" / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(path / ".git" / name)
+    bench.write_toml('[workspace]\nname = "shop"\n[mounts."evil"]\ngit = "../evil"\nref = "main"\n')
+    done = bench.mount(check=False, timeout=100)
+    assert done.returncode == 1
+    assert "not a regular file" in done.stderr
+    assert bench.entry("evil")["state"] == "error"
+    assert (bench.live / "Clive.toml").exists()
+
+
+def test_fetched_leftovers_of_a_dead_daemon_are_removed(bench: Bench) -> None:
+    path = bench.repository("evil", {"a": "a\n"})
+    bench.write_toml(f'[workspace]\nname = "shop"\n[mounts."evil"]\ngit = "file://{path}"\nref = "main"\n')
+    bench.mount()
+    bench.unmount()
+    (repository,) = bench.store.glob("repositories/*.git")
+    repository.rename(f"{repository}.12345.new")
+    bench.mount()
+    assert [each.name for each in bench.store.glob("repositories/*.git*") if each.is_dir()] == [repository.name]
+    assert (bench.live / "evil" / "a").read_text() == "a\n"

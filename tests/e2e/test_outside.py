@@ -237,7 +237,12 @@ def test_both_sides_write_at_once(mounted: Bench) -> None:
             st = path.stat()
             regular = path.is_file()
             found.append(
-                (path.relative_to(root), st.st_size if regular else 0, st.st_nlink, path.read_bytes() if regular else b"")
+                (
+                    path.relative_to(root),
+                    st.st_size if regular else 0,
+                    st.st_nlink,
+                    path.read_bytes() if regular else b"",
+                )
             )
         return found
 
@@ -291,7 +296,9 @@ def test_latency_of_outside_edits(mounted: Bench) -> None:
         inside.read_text()
         started = time.monotonic()
         outside.write_text("x" * (i + 1))
-        until(lambda size=i + 1: inside.stat().st_size == size and inside.read_text() == "x" * size, f"edit {i}", LIMIT_S)
+        until(
+            lambda size=i + 1: inside.stat().st_size == size and inside.read_text() == "x" * size, f"edit {i}", LIMIT_S
+        )
         taken.append(time.monotonic() - started)
     p95 = statistics.quantiles(taken, n=20)[-1]
     print(f"outside edits: median {statistics.median(taken) * 1000:.1f} ms, 95th percentile {p95 * 1000:.1f} ms")  # noqa: T201

@@ -535,7 +535,9 @@ def test_names_of_255_bytes(place: Path) -> None:
     (place / ("m" * 255)).unlink()
 
 
-@pytest.mark.parametrize("name", [b"\xff\xfe", b"new\nline", b"-rf", b" ", b"*", "ü".encode(), b"e\xcc\x81", b"\x01", b"a\\b"])
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe", b"new\nline", b"-rf", b" ", b"*", "ü".encode(), b"e\xcc\x81", b"\x01", b"a\\b"]
+)
 def test_odd_names(mounted: Bench, name: bytes) -> None:
     for where in PLACES.values():
         directory = os.fsencode(mounted.live / where)

@@ -61,7 +61,9 @@ def facts(root: Path) -> list[tuple[object, ...]]:
 def sample(tmp_path: Path) -> Path:
     """A directory outside with one of everything."""
     root = tmp_path / "sample"
-    write_files(root, {"a": "a\n", "d/b": b"\0" * 5000, "d/e/c": "c", "odd \n name": "x", "run": "#!/bin/sh\necho ran\n"})
+    write_files(
+        root, {"a": "a\n", "d/b": b"\0" * 5000, "d/e/c": "c", "odd \n name": "x", "run": "#!/bin/sh\necho ran\n"}
+    )
     (root / "run").chmod(0o755)
     (root / "secret").write_text("s")
     (root / "secret").chmod(0o400)
@@ -76,7 +78,12 @@ def sample(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["cp -a {0} {1}", "rsync -aH {0}/ {1}", "mkdir {1} && tar -C {0} --format=posix -c . | tar -C {1} -xp", "mkdir {1} && cd {0} && find . | cpio -pdm --quiet {1}"],
+    [
+        "cp -a {0} {1}",
+        "rsync -aH {0}/ {1}",
+        "mkdir {1} && tar -C {0} --format=posix -c . | tar -C {1} -xp",
+        "mkdir {1} && cd {0} && find . | cpio -pdm --quiet {1}",
+    ],
     ids=["cp", "rsync", "tar", "cpio"],
 )
 def test_copies_are_faithful(mounted: Bench, place: Path, sample: Path, command: str) -> None:
@@ -221,7 +228,9 @@ class Terminal:
         self._tmux("send-keys", "-t", self._name, *keys)
 
     def ended(self) -> None:
-        until(lambda: self._tmux("has-session", "-t", self._name, check=False).returncode != 0, "the end of the program")
+        until(
+            lambda: self._tmux("has-session", "-t", self._name, check=False).returncode != 0, "the end of the program"
+        )
 
     def close(self) -> None:
         self._tmux("kill-server", check=False)
@@ -234,7 +243,9 @@ def test_vim(mounted: Bench, place: Path, backupcopy: str) -> None:
     path = place / "file.txt"
     path.write_text("first line\n")
     path.chmod(0o640)
-    terminal = Terminal(mounted, "vim", place, f"vim -u NONE -n --cmd 'set backup writebackup backupcopy={backupcopy}' file.txt")
+    terminal = Terminal(
+        mounted, "vim", place, f"vim -u NONE -n --cmd 'set backup writebackup backupcopy={backupcopy}' file.txt"
+    )
     try:
         terminal.shows("first line")
         terminal.type("ggOhello from vim", "Escape", ":w", "Enter")
@@ -303,12 +314,18 @@ def test_git_init_and_commits_inside(mounted: Bench, place: Path) -> None:
     mounted.run("git init -q -b main . && echo a > a && git add a && git commit -qm one", cwd=place)
     for i in range(5):
         mounted.run(f"echo {i} > f{i} && git add -A && git commit -qm {i}", cwd=place)
-    mounted.run("git switch -qc topic HEAD~2 && echo t > t && git add t && git commit -qm t && git rebase -q main", cwd=place)
+    mounted.run(
+        "git switch -qc topic HEAD~2 && echo t > t && git add t && git commit -qm t && git rebase -q main", cwd=place
+    )
     mounted.run("echo dirty >> a && git stash -q && git stash pop -q && git checkout -q a", cwd=place)
     mounted.run("git repack -adq && git gc -q --prune=now && git fsck --strict", cwd=place)
     assert mounted.git("status", "--porcelain", cwd=place) == ""
     assert len(mounted.git("log", "--oneline", cwd=place).splitlines()) == 7
-    mounted.run("git clone -q . sub && cd sub && git log -1 && cd .. && rm -rf sub .git && git -C . status", cwd=place, check=False)
+    mounted.run(
+        "git clone -q . sub && cd sub && git log -1 && cd .. && rm -rf sub .git && git -C . status",
+        cwd=place,
+        check=False,
+    )
     assert not (place / ".git").exists()
 
 
@@ -324,7 +341,9 @@ def test_pip_install(mounted: Bench, where: str) -> None:
     cwd = mounted.live / where
     env = {name: os.environ[name] for name in ("PIP_CONFIG_FILE", "PIP_INDEX_URL", "HOME") if name in os.environ}
     mounted.run([sys.executable, "-m", "venv", "env"], cwd=cwd, timeout=300)
-    mounted.run("env/bin/python -m pip install -q --disable-pip-version-check six==1.16.0", cwd=cwd, env=env, timeout=300)
+    mounted.run(
+        "env/bin/python -m pip install -q --disable-pip-version-check six==1.16.0", cwd=cwd, env=env, timeout=300
+    )
     assert mounted.run("env/bin/python -c 'import six; print(six.__version__)'", cwd=cwd).stdout == "1.16.0\n"
     mounted.run("env/bin/python -m pip uninstall -qy six", cwd=cwd, timeout=300)
     mounted.run("rm -rf env", cwd=cwd)

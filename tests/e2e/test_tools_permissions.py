@@ -64,7 +64,10 @@ def test_mounted_for_its_owner_alone(public: Bench) -> None:
 def test_permissions_are_enforced_for_others(public: Bench) -> None:
     public.mount("--allow-other")
     live = public.live
-    assert as_nobody(public, f"cat {live}/plain.txt {live}/over/one.txt {live}/lib/thing/README").stdout == "plain\none\nhello\n"
+    assert (
+        as_nobody(public, f"cat {live}/plain.txt {live}/over/one.txt {live}/lib/thing/README").stdout
+        == "plain\none\nhello\n"
+    )
     for refused in (
         f"cat {live}/private",
         f"echo x > {live}/plain.txt",
@@ -81,7 +84,10 @@ def test_permissions_are_enforced_for_others(public: Bench) -> None:
     ):
         done = as_nobody(public, refused)
         assert done.returncode != 0, refused
-    assert as_nobody(public, f"echo mine > {live}/drop/mine && mkdir {live}/drop/d && cat {live}/drop/mine").stdout == "mine\n"
+    assert (
+        as_nobody(public, f"echo mine > {live}/drop/mine && mkdir {live}/drop/d && cat {live}/drop/mine").stdout
+        == "mine\n"
+    )
     made = (public.root / "drop/mine").stat()
     assert (made.st_uid, made.st_gid) == (NOBODY, NOBODY)
     assert (live / "drop/d").stat().st_uid == NOBODY
@@ -169,7 +175,10 @@ def test_an_unprivileged_user_mounts_for_himself(bench: Bench) -> None:
         '[mounts.over]\nlocal = "../under"\nwrite = "overlay"\n[mounts.lib]\ngit = "../thing"\n'
     )
     opened_up(base)
-    for path in (base / "point", *[each for root in (ours, base / "under", thing, base / "nobody") for each in (root, *root.rglob("*"))]):
+    for path in (
+        base / "point",
+        *[each for root in (ours, base / "under", thing, base / "nobody") for each in (root, *root.rglob("*"))],
+    ):
         if path.exists():
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     os.chmod(base, 0o777)

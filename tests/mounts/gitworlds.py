@@ -104,12 +104,18 @@ def fresh(directory: Path) -> Path:
     return directory
 
 
-LINES = st.sampled_from([b"one", b"two", b"three", b"", b"  four", b"five\r", b"-- ", b"--- x", b"+++ y", b"@@ -1 +1 @@", b"\\ no"])
+LINES = st.sampled_from(
+    [b"one", b"two", b"three", b"", b"  four", b"five\r", b"-- ", b"--- x", b"+++ y", b"@@ -1 +1 @@", b"\\ no"]
+)
 TEXTS = st.builds(
-    lambda lines, end: b"\n".join(lines) + (b"\n" if end and lines else b""), st.lists(LINES, max_size=14), st.booleans()
+    lambda lines, end: b"\n".join(lines) + (b"\n" if end and lines else b""),
+    st.lists(LINES, max_size=14),
+    st.booleans(),
 )
 CONTENTS = st.one_of(TEXTS, TEXTS, TEXTS, st.binary(max_size=60))
-NAMES = st.sampled_from([b"a", b"b", b"c d", b"e\tf", b"g\xc3\xa9", b'q"uote', b"x.py", b"b.txt", b"\xff", b"back\\slash"])
+NAMES = st.sampled_from(
+    [b"a", b"b", b"c d", b"e\tf", b"g\xc3\xa9", b'q"uote', b"x.py", b"b.txt", b"\xff", b"back\\slash"]
+)
 FILES = st.one_of(
     st.tuples(st.just(0o100644), CONTENTS),
     st.tuples(st.just(0o100755), CONTENTS),

@@ -31,7 +31,7 @@ from tests.mounts.gitworlds import (
     write_world,
 )
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = "".join(f"line {number}\n" for number in range(1, 41))
 
 
@@ -77,20 +77,28 @@ def test_the_difference_of_two_trees_applied_to_the_first_is_the_second(data: st
     before = data.draw(worlds())
     after = data.draw(edited(before))
     changes = [
-        Changed(path, Version(*before[path]) if path in before else None, Version(*after[path]) if path in after else None)
+        Changed(
+            path, Version(*before[path]) if path in before else None, Version(*after[path]) if path in after else None
+        )
         for path in sorted(before.keys() | after.keys())
         if before.get(path) != after.get(path)
     ]
     patch = patch_of(changes, str(tmp_path))
     assert patched(before, patch) == after
     plain = write_world(fresh(tmp_path / "plain"), before)
-    if patch:
-        run("git", "apply", "-", cwd=plain, stdin=patch)
+    result = run("git", "apply", "-", cwd=plain, stdin=patch, check=False) if patch else None
+    if result is not None and b"beyond a symbolic link" in result.stderr:
+        return  # a directory in a symlink's place: git refuses its own patch there
     assert read_world(plain) == after
 
 
 @FEW
-@given(data=st.data(), options=st.sampled_from([["--binary", "-M", "-C"], ["--binary", "-U0"], ["--binary", "--no-prefix"], ["--binary", "-U1"]]))
+@given(
+    data=st.data(),
+    options=st.sampled_from(
+        [["--binary", "-M", "-C"], ["--binary", "-U0"], ["--binary", "--no-prefix"], ["--binary", "-U1"]]
+    ),
+)
 def test_every_kind_of_git_diff(data: st.DataObject, options: list[str], tmp_path: Path) -> None:
     before = data.draw(worlds())
     after = data.draw(edited(before))
@@ -172,7 +180,10 @@ def test_between_two_versions_of_a_standard_library(tmp_path: Path) -> None:
         place = here / name
         if place.exists():
             before[name.encode()] = text(place.read_bytes())
-    after = {path: (mode, content.replace(b"self, ", b"self,  ", 40).replace(b"return", b"return ", 9)) for path, (mode, content) in before.items()}
+    after = {
+        path: (mode, content.replace(b"self, ", b"self,  ", 40).replace(b"return", b"return ", 9))
+        for path, (mode, content) in before.items()
+    }
     for options in (["-U3"], ["-U1"], ["-U0", "--no-prefix"]):
         assert patched(before, git_patch(before, after, tmp_path / "git", *options)) == after
 
@@ -203,7 +214,9 @@ def test_a_mail_is_read_as_git_am_does(tmp_path: Path) -> None:
         "Subject: [PATCH] it\n\nText --- of it\n--- and more\n\n---\n f | 2 +-\n 1 file changed\n\n"
     )
     one = "diff --git a/f b/f\nindex 1..2 100644\n" + unified("1\n2\n", "1\n3\n") + "-- \n2.39.5\n\n"
-    two = "diff --git a/f b/g\nsimilarity index 50%\nrename from f\nrename to g\n" + unified("1\n3\n", "1\n4\n", ("a/f", "b/g"))
+    two = "diff --git a/f b/g\nsimilarity index 50%\nrename from f\nrename to g\n" + unified(
+        "1\n3\n", "1\n4\n", ("a/f", "b/g")
+    )
     assert patched({b"f": text("1\n2\n")}, mail + one + mail + two + "-- \n2.39.5\n\n") == {b"g": text("1\n4\n")}
 
 
@@ -226,7 +239,9 @@ def test_carriage_returns_are_content() -> None:
 
 
 def test_a_patch_without_its_last_newline_and_blank_context() -> None:
-    assert patched({b"f": text("1\n\n3\n")}, "--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n 1\n\n-3\n+4") == {b"f": text("1\n\n4\n")}
+    assert patched({b"f": text("1\n\n3\n")}, "--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n 1\n\n-3\n+4") == {
+        b"f": text("1\n\n4\n")
+    }
 
 
 def test_a_file_twice_in_one_patch() -> None:
@@ -253,7 +268,9 @@ def test_submodule_commits_are_moved() -> None:
 
 def test_what_does_not_apply_is_named_and_shown() -> None:
     patch = unified(NUMBERS, NUMBERS.replace("line 3\n", "LINE 3\n").replace("line 30\n", "LINE 30\n"))
-    world = {b"f": text(NUMBERS.replace("line 29\n", "other\n").replace("line 30\n", "more\n").replace("line 31\n", "yet\n"))}
+    world = {
+        b"f": text(NUMBERS.replace("line 29\n", "other\n").replace("line 30\n", "more\n").replace("line 31\n", "yet\n"))
+    }
     error = failure(world, "diff --git a/f b/f\n" + patch)
     assert isinstance(error, PatchFailed)
     assert (error.patch, error.target, error.hunk) == ("fix.patch", "f", 2)

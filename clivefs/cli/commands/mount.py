@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
+from clivefs.base.syscalls import make_directories
 from clivefs.cli import call as calls
 from clivefs.cli import daemons, locate, mountpoint, report, spawn
 from clivefs.cli.call import Call
@@ -102,8 +103,8 @@ def _is_served(daemon: daemons.Daemon, root: str) -> bool:
 
 def _config(call: Call, store: str, point: str, roots: list[str]) -> dict[str, Any]:
     run_directory = daemons.run_directory(store)
-    os.makedirs(store, mode=0o700, exist_ok=True)
-    os.makedirs(run_directory, mode=0o700, exist_ok=True)
+    make_directories(store)
+    make_directories(run_directory)
     args = call.args
     return {
         "mountpoint": point,

@@ -1,0 +1,339 @@
+"""The daemon's life: joining, leaving, stopping, and that nothing of it stays behind or grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Bench, until, write_files
+
+pytestmark = pytest.mark.mount
+
+
+def add_workspace(bench: Bench, name: str, *, entries: str = "") -> Path:
+    root = bench.base / name
+    root.mkdir()
+    (root / "Clive.toml").write_text(f'[workspace]\nname = "{name}"\n{entries}')
+    (root / "file").write_text(f"{name}\n")
+    return root
+
+
+def names(bench: Bench) -> list[str]:
+    return sorted(each["name"] for each in bench.status()["workspaces"])
+
+
+def gone(pid: int) -> None:
+    until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}")
+
+
+def test_a_second_mount_joins_and_one_workspace_leaves(shop: Bench) -> None:
+    pid = shop.daemon_pid()
+    other = add_workspace(shop, "other")
+    said = shop.cli("mount", other, "--at", shop.mountpoint, "--allow").stdout
+    assert str(shop.mountpoint / "other") in said
+    assert shop.daemon_pid() == pid
+    assert names(shop) == ["other", "shop"]
+    assert sorted(os.listdir(shop.mountpoint)) == ["other", "shop"]
+    assert (shop.mountpoint / "other" / "file").read_text() == "other\n"
+    assert "already mounted" in shop.cli("mount", other, "--at", shop.mountpoint).stdout
+    fd = os.open(shop.mountpoint / "other" / "file", os.O_RDONLY)
+    try:
+        left = json.loads(shop.cli("unmount", "other", "--json").stdout)
+        assert left["left"] == ["shop"]
+        assert os.listdir(shop.mountpoint) == ["shop"]
+        assert not (shop.mountpoint / "other").exists()
+        assert os.read(fd, 100) == b"other\n"  # an open file goes on
+    finally:
+        os.close(fd)
+    assert (shop.live / "lib" / "thing" / "README").read_text() == "hello\n"
+    # It can be mounted elsewhere now, and come back.
+    shop.cli("mount", other, "--at", shop.base / "m2")
+    try:
+        assert (shop.base / "m2" / "other" / "file").exists()
+    finally:
+        shop.cli("unmount", shop.base / "m2")
+    shop.cli("mount", other, "--at", shop.mountpoint)
+    assert (shop.mountpoint / "other" / "file").read_text() == "other\n"
+    # By its directory in the mount, too; the last one ends the daemon.
+    shop.cli("unmount", shop.mountpoint / "other")
+    assert names(shop) == ["shop"]
+    shop.cli("unmount", "shop")
+    gone(pid)
+    assert not shop.is_mounted()
+
+
+def test_two_daemons_of_one_store(shop: Bench) -> None:
+    other = add_workspace(shop, "other")
+    second = shop.base / "m2"
+    shop.cli("mount", other, "--at", second)
+    try:
+        several = shop.cli("status", check=False)
+        assert str(second) in several.stdout
+        assert str(shop.mountpoint) in several.stdout
+        assert shop.cli("status", "--json", check=False, cwd=shop.base).returncode == 2
+        assert shop.cli("unmount", check=False, cwd=shop.base).returncode == 2
+        (second / "other" / "new").write_text("new\n")
+        assert (other / "new").read_text() == "new\n"
+        assert shop.cli("fsck").returncode == 0
+    finally:
+        shop.cli("unmount", second)
+    assert (shop.live / "plain.txt").read_text() == "plain\n"
+
+
+def test_concurrent_mounts_start_one_daemon(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    command = [sys.executable, "-m", "clivefs.cli", "mount", str(bench.root), "--at", str(bench.mountpoint)]
+    several = [
+        subprocess.Popen(command, env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [each.communicate(timeout=60) for each in several]
+    assert any(each.returncode == 0 for each in several), said
+    assert all(each.returncode in (0, 1) for each in several)
+    assert not any("Traceback" in err or "internal" in err for _, err in said), said
+    assert names(bench) == ["shop"]
+    mounted = [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {bench.mountpoint} " in line
+    ]
+    assert len(mounted) == 1
+    bench.unmount()
+    assert not bench.is_mounted()
+
+
+def test_unmount_names_who_is_still_there(shop: Bench) -> None:
+    sleeper = subprocess.Popen(["sleep", "60"], cwd=shop.live / "over")
+    try:
+        pid = shop.daemon_pid()
+        done = shop.cli("unmount", shop.mountpoint)
+        assert f"sleep ({sleeper.pid})" in done.stderr
+        gone(pid)
+        assert not shop.is_mounted()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_unmount_from_outside_ends_the_daemon(shop: Bench) -> None:
+    pid = shop.daemon_pid()
+    subprocess.run(["fusermount3", "-u", str(shop.mountpoint)], check=True)
+    gone(pid)
+    shop.mount()
+    assert (shop.live / "plain.txt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_all_that_it_acknowledged(shop: Bench, number: int) -> None:
+    """Writers go on until they get an error; what they were told is written is there."""
+    pid = shop.daemon_pid()
+    acknowledged: dict[str, int] = {}
+
+    def write(area: str) -> None:
+        at = 0
+        try:
+            while True:
+                path = shop.live / area / f"n{at}"
+                path.write_bytes(b"%d\n" % at * 500)
+                acknowledged[area] = at
+                at += 1
+        except OSError:
+            return
+
+    threads = [threading.Thread(target=write, args=(area,)) for area in ("over", "lib/thing", ".")]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(acknowledged) == 3 and min(acknowledged.values()) > 20, "some writes")
+    os.kill(pid, number)
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    gone(pid)
+    assert not shop.is_mounted()
+    shop.mount()
+    for area, last in acknowledged.items():
+        for at in range(last + 1):
+            assert (shop.live / area / f"n{at}").read_bytes() == b"%d\n" % at * 500
+    assert list(shop.store.glob("run/*.sock")) != []
+    shop.cli("fsck")
+
+
+def test_sighup_does_not_end_a_daemon_in_the_background(shop: Bench) -> None:
+    os.kill(shop.daemon_pid(), signal.SIGHUP)
+    assert (shop.live / "plain.txt").read_text() == "plain\n"
+    assert names(shop) == ["shop"]
+
+
+# --foreground
+
+
+@pytest.fixture
+def notify(bench: Bench) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(bench.base / "notify"))
+        listener.settimeout(30)
+        yield listener
+
+
+def test_foreground_for_systemd(bench: Bench, notify: socket.socket) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clivefs.cli", "mount", str(bench.root), "--at", str(bench.mountpoint), "--foreground"],
+        env={**bench.environment, "NOTIFY_SOCKET": str(bench.base / "notify")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert notify.recv(1000) == b"READY=1"
+        assert (bench.live / "Clive.toml").exists()
+        assert bench.daemon_pid() == process.pid
+        assert not list(bench.store.glob("run/*.log"))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert str(bench.mountpoint) in out
+        assert "serving" in err
+        assert "Traceback" not in err
+        assert not bench.is_mounted()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_foreground_that_fails_says_why_and_exits(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.mountpoint.mkdir()
+    (bench.mountpoint / "something").touch()
+    done = bench.mount("--foreground", check=False, timeout=30)
+    assert done.returncode == 1
+    assert "not empty" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# What it leaves, and for whom
+
+
+def test_only_the_owner_gets_at_it(shop: Bench) -> None:
+    for directory in (shop.store, shop.store / "run", *shop.store.glob("uppers"), *shop.store.glob("gitdirs")):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
+    for path in (shop.store / "run").iterdir():
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600, path
+    (line,) = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {shop.mountpoint} " in line]
+    assert "nosuid" in line
+    assert "nodev" in line
+    assert "allow_other" not in line
+    if os.geteuid() == 0:
+        for command in (["ls", str(shop.mountpoint)], ["ls", str(shop.store / "run")]):
+            assert subprocess.run(command, user=65534, group=65534, capture_output=True, check=False).returncode != 0
+
+
+def test_status_is_what_its_readers_expect(shop: Bench) -> None:
+    facts = shop.status()
+    assert facts["daemon"].keys() >= {"pid", "mountpoint", "transport", "version"}
+    assert facts["daemon"]["mountpoint"] == str(shop.mountpoint)
+    (workspace,) = facts["workspaces"]
+    assert workspace.keys() >= {"name", "root", "session", "head", "mounts"}
+    assert workspace["root"] == str(shop.root)
+    for each in workspace["mounts"]:
+        assert each.keys() >= {"path", "source", "write", "state", "error"}
+        assert (each["state"], each["error"]) == ("mounted", None)
+    assert [(each["path"], each["write"]) for each in workspace["mounts"]] == [
+        ("lib/thing", "overlay"),
+        ("over", "overlay"),
+    ]
+    assert json.loads((shop.live / ".clive" / "status").read_text()) == workspace
+    nothing = json.loads(shop.cli("status", "--json", "--store", shop.base / "no-store", cwd=shop.base).stdout)
+    assert nothing == {"daemon": None, "workspaces": []}
+
+
+def test_it_logs_to_a_file(shop: Bench) -> None:
+    path = Path(shop.status()["daemon"]["log"])
+    assert path.parent == shop.store / "run"
+    text = path.read_text()
+    assert "serving" in text
+    assert "WARNING" not in text
+    assert "ERROR" not in text
+
+
+def test_coming_and_going_leaks_nothing(shop: Bench) -> None:
+    """Fifty times a workspace with an overlay and a git ref joins, is used, and leaves."""
+    pid = shop.daemon_pid()
+    write_files(shop.base / "more", {f"d{at}/f{at}": f"{at}\n" for at in range(30)})
+    other = add_workspace(
+        shop,
+        "other",
+        entries='[mounts."over"]\nlocal = "../more"\nwrite = "overlay"\n[mounts."thing"]\ngit = "../thing"\n',
+    )
+    (path,) = list(shop.store.glob("run/*.sock"))
+    run_fd = os.open(path.parent, os.O_PATH)
+
+    def ask(command: str, **args: object) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(f"/proc/self/fd/{run_fd}/{path.name}")
+            client.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
+            answers = client.makefile("rb")
+            while "progress" in (answer := json.loads(answers.readline())):
+                pass
+        assert answer["ok"], answer
+
+    def facts() -> tuple[int, int, int]:
+        status = Path(f"/proc/{pid}/status").read_text()
+        numbers = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.split(":")[1].strip()}
+        return len(os.listdir(f"/proc/{pid}/fd")), int(numbers["Threads"]), int(numbers["VmRSS"])
+
+    def come_and_go() -> None:
+        ask("mount", root=str(other), allow=True)
+        live = shop.mountpoint / "other"
+        for directory, _, found in os.walk(live):
+            for name in found:
+                Path(directory, name).read_bytes()
+        (live / "over" / "d1" / "f1").write_text("changed\n")
+        (live / "thing" / "README").write_text("changed\n")
+        (live / "thing" / "README").unlink()
+        (live / "over" / "made").write_text("made\n")
+        ask("leave", name="other")
+        assert not live.exists()
+
+    try:
+        for _ in range(10):
+            come_and_go()
+        fds, threads, resident = facts()
+        for _ in range(40):
+            come_and_go()
+
+        def back() -> bool:  # the kernel gives inodes back in its own time
+            return facts()[0] <= fds + 8
+
+        until(back, f"at most {fds + 8} descriptors")
+        assert facts()[1] <= threads + 4
+        assert facts()[2] - resident < 20_000  # KiB
+    finally:
+        os.close(run_fd)
+    text = Path(shop.status()["daemon"]["log"]).read_text()
+    assert "Traceback" not in text
+
+
+def test_mounting_and_unmounting_leaves_nothing_behind(shop: Bench) -> None:
+    pids = set()
+    for _ in range(5):
+        pids.add(shop.daemon_pid())
+        shop.unmount()
+        assert not shop.is_mounted()
+        assert os.listdir(shop.mountpoint) == []
+        assert not list(shop.store.glob("run/*.sock"))
+        assert not list(shop.store.glob("run/*.json"))
+        shop.mount()
+    assert len(pids) == 5
+    for pid in pids:
+        gone(pid)
