@@ -36,9 +36,13 @@ def main() -> int:
     _log_to(settings.log)
     os.set_inheritable(args.ready_fd, False)
 
+    ready_fd = [args.ready_fd]
+    """Empty once it is closed: a source goes on telling its progress, and the number may be a user's file then."""
+
     def say(message: dict[str, Any]) -> None:
         try:
-            os.write(args.ready_fd, json.dumps(message).encode() + b"\n")
+            for fd in ready_fd:
+                os.write(fd, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             log.debug("who started the daemon did not wait for it")
 
@@ -61,7 +65,7 @@ def main() -> int:
         say(control.failure(ClivefsError(f"the daemon could not start: {error!r}", remedy="see its log")))
         return 1
     say({"ok": True, "pid": os.getpid(), "mountpoint": settings.mountpoint, "workspaces": names})
-    os.close(args.ready_fd)
+    os.close(ready_fd.pop())
     # A mount makes objects by the hundred thousand and few cycles: with Python's own thresholds a collection stopped
     # the loop for 80 ms at 100,000 known files; with these, for 6 ms.
     gc.collect()

@@ -71,11 +71,13 @@ class Commands:
 
     async def _mount(self, args: dict[str, Any], progress: Progress) -> Any:
         name = await self._workspaces.add(args["root"], allow=bool(args.get("allow")), progress=_from_thread(progress))
+        await self._workspaces.settled()
         return {"name": name, "mountpoint": self._settings.mountpoint}
 
     async def _leave(self, args: dict[str, Any], progress: Progress) -> Any:
         name = args["name"]
         self._workspaces.remove(name)
+        await self._workspaces.settled()
         return {"name": name, "left": self._workspaces.names()}
 
     # The mount table
@@ -144,6 +146,7 @@ class Commands:
         await self._workspaces.reload(live, ready=ready)
         if live.error is not None:
             raise ClivefsError(live.error)
+        await self._workspaces.settled()
         return self._entry_result(live, args["path"])
 
     @staticmethod
@@ -154,12 +157,14 @@ class Commands:
     async def _reload(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
         await self._workspaces.reload(live, retry=True)
+        await self._workspaces.settled()
         return self._workspaces.describe(live)
 
     async def _allow(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
         await trio.to_thread.run_sync(lambda: self._workspaces.allow(live, config.load(live.settings.file)))
         await self._workspaces.reload(live, retry=True)
+        await self._workspaces.settled()
         return self._workspaces.describe(live)
 
     async def _fsck(self, args: dict[str, Any], progress: Progress) -> Any:

@@ -68,6 +68,7 @@ class Overlays:
         ]
         if not args.get("dry_run"):
             self._workspaces.forget_names(tree.reset(paths))
+            await self._workspaces.settled()
         return {
             "path": entry_path,
             "files": [os.fsdecode(each) for each in touched],

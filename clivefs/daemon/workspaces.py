@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 _FETCH_LOOK_S = 0.5
 _FETCH_RETRY_S = 30.0
+_SETTLE_S = 5.0
 
 
 class LiveWorkspace:
@@ -417,6 +418,11 @@ class Workspaces:
             number = self._view.kernel_node(directory).nodeid
             self._invalidator.entry(number, name)
             self._invalidator.inode(number)
+
+    async def settled(self) -> None:
+        """The kernel has forgotten what it was told to: who looks now sees the new state."""
+        if not await trio.to_thread.run_sync(self._invalidator.drain, _SETTLE_S):
+            log.warning("the kernel was not told of all changes within %.0f s", _SETTLE_S)
 
     def scratch(self) -> str:
         """A directory for temporary files."""

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, SetAttr, Tree, refuse
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, SetAttr, Tree, refuse
 
 
 class DetachedTree(Tree):
@@ -28,7 +28,7 @@ class DetachedTree(Tree):
         for node in held:
             try:
                 self._known[node] = tree.getattr(node)
-            except OSError:
+            except (OSError, Blocked):
                 continue  # answered ESTALE from now on
         close()
         for node in held:

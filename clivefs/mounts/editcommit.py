@@ -134,7 +134,7 @@ def _stream(
                 yield b"M 160000 %b %b\n" % (file.oid.hex().encode(), quoted(path))
                 continue
             assert reader is not None
-            file = FileVersion(file.mode, blob_content(reader, file.oid))  # noqa: PLW2901
+            file = FileVersion(file.mode, blob_content(reader, file.oid))
         if file is not None:
             yield b"M %o inline %b\ndata %d\n" % (file.mode, quoted(path), len(file.content))
             yield file.content

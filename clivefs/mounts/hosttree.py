@@ -9,6 +9,7 @@ The process's umask must be 0: the kernel has applied the caller's already.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable
@@ -142,24 +143,34 @@ class HostTree(Tree):
         self.saw(node, st)
         return node, node.attr_of(st)
 
-    def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
-        node = directory.children.get(name) if directory.children else None
-        if not isinstance(directory, HostNode) or not isinstance(node, HostNode) or directory.identity is None:
-            return self.lookup(directory, name)
-        if not directory.watched or self._hidden(directory.identity, name):
-            return self.lookup(directory, name)
+    def lister(self, directory: Node) -> Callable[[bytes], tuple[Node, Attr]]:
+        """A look at a known file that is as it was costs one stat and nothing more."""
+        anew = functools.partial(self.lookup, directory)
+        assert isinstance(directory, HostNode)
+        identity = directory.identity
+        if identity is None or not directory.watched or not directory.children:
+            return anew
         try:
-            st = os.stat(name, dir_fd=self._nodes.dir_fd(directory), follow_symlinks=False)
-        except FileNotFoundError:
-            return self.lookup(directory, name)
-        if node.identity != (st.st_dev, st.st_ino) or node.kind != stat.S_IFMT(st.st_mode):
-            return self.lookup(directory, name)
-        attr = node.attr
-        if attr is None or not attr.tells_of(st):
-            node.attr = attr = Attr.of(st)
-        if node.seen != (attr.size, attr.mtime_ns, attr.ctime_ns):
-            self.saw(node, st)
-        return node, attr
+            dir_fd = self._nodes.dir_fd(directory)
+        except OSError:
+            return anew
+        children = directory.children
+        hidden = self._hidden
+
+        def listed(name: bytes) -> tuple[Node, Attr]:
+            node = children.get(name)
+            if not isinstance(node, HostNode) or hidden(identity, name):
+                return anew(name)
+            try:
+                st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return anew(name)
+            attr = node.attr
+            if attr is None or node.identity != (st.st_dev, st.st_ino) or not attr.tells_of(st):
+                return anew(name)
+            return node, attr
+
+        return listed
 
     def names(self, directory: Node) -> list[bytes]:
         assert isinstance(directory, HostNode)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from clivefs.mounts.copyup import dress
 from clivefs.mounts.host import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.overlay_edits import Affected, OverlayChange, changes, replace_lower, reset
+from clivefs.mounts.overlay_edits import Affected, OverlayChange, changes, compare_lower, replace_lower, reset
 from clivefs.mounts.overlay_names import OverlayNames, merged_entries, merged_names, open_flags
 from clivefs.mounts.overlay_nodes import OverlayFile, OverlayNode, OverlayNodes, UpperFile, shown
 from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
@@ -259,6 +259,10 @@ class OverlayTree(Tree):
         *source* is its identity where that is another. May be `Blocked`, before any change.
         """
         return replace_lower(self._nodes, new, source)
+
+    def check_lower(self, new: Lower) -> None:
+        """`Blocked` as long as `replace_lower` with *new* would be."""
+        compare_lower(self._nodes, new)
 
     # Durability and life
 

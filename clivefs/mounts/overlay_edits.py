@@ -256,6 +256,28 @@ def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) 
     Unchanged files and all directories keep their nodes; edits stay. May be `Blocked`, before any change.
     """
     old = nodes.lower
+    kept, gone, fresh = compare_lower(nodes, new)
+    # From here on nothing raises.
+    for each in gone:
+        assert each.node is not None
+        for node in _known_from(nodes, each.parent, each.name):
+            nodes.keep_lower(node, old)
+        _take_name(nodes, each.parent, each.name, each.node)
+    nodes.lower = new
+    nodes.source = source if source is not None else nodes.source
+    for node, ref in kept:
+        node.lower = ref
+        node.identity = new.identity(ref) if new.live and ref is not None else None
+    nodes.retire(old)
+    return gone + fresh
+
+
+def compare_lower(
+    nodes: OverlayNodes, new: Lower
+) -> tuple[list[tuple[OverlayNode, LowerRef | None]], list[Affected], list[Affected]]:
+    """What becomes of the known nodes over *new*: those that stay, with their new lower file; the names that mean
+    something else; the names that are new. Changes nothing. May be `Blocked`."""
+    old = nodes.lower
     kept: list[tuple[OverlayNode, LowerRef | None]] = []
     gone: list[Affected] = []
     fresh: list[Affected] = []
@@ -276,19 +298,7 @@ def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) 
                 kept.append((child, found))
             else:
                 gone.append(Affected(directory, name, child))
-    # From here on nothing raises.
-    for each in gone:
-        assert each.node is not None
-        for node in _known_from(nodes, each.parent, each.name):
-            nodes.keep_lower(node, old)
-        _take_name(nodes, each.parent, each.name, each.node)
-    nodes.lower = new
-    nodes.source = source if source is not None else nodes.source
-    for node, ref in kept:
-        node.lower = ref
-        node.identity = new.identity(ref) if new.live and ref is not None else None
-    nodes.retire(old)
-    return gone + fresh
+    return kept, gone, fresh
 
 
 def _resolve(lower: Lower, directory: LowerRef | None, name: bytes, mark: Mark | None) -> LowerRef | None:

@@ -14,6 +14,7 @@ Two rules for every method of `Tree` and `OpenFile`:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -243,6 +244,10 @@ class Tree(ABC):
         """As `lookup`, for a name that a listing shows: fetches nothing, so the size may be unknown
         (`Attr.unsized`)."""
         return self.lookup(directory, name)
+
+    def lister(self, directory: Node) -> Callable[[bytes], tuple[Node, Attr]]:
+        """`listed` for many names of *directory*, to be used within one span."""
+        return functools.partial(self.listed, directory)
 
     @abstractmethod
     def getattr(self, node: Node) -> Attr:

@@ -16,6 +16,7 @@ from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
 from clivefs.mounts.tree import (
     Attr,
+    Blocked,
     DirEntry,
     Node,
     NodeTable,
@@ -133,11 +134,12 @@ class View:
             known = list((old.children or {}).items())
             self.table.replace(old, new)
             for name, child in known:
-                if child.children is None and not stat.S_ISDIR(child.tree.getattr(child).mode):
-                    continue
+                # Nothing here may wait or fail: what cannot be told at once is not carried over.
                 try:
-                    found, attr = tree.lookup(new, name)
-                except OSError:
+                    if child.children is None and not stat.S_ISDIR(child.tree.getattr(child).mode):
+                        continue
+                    found, attr = tree.listed(new, name)
+                except (OSError, Blocked):
                     continue
                 if stat.S_ISDIR(attr.mode):
                     pending.append((child, found))
@@ -256,7 +258,7 @@ class View:
         """`listed` for many names of one directory in a row."""
         if directory.mounts or isinstance(directory, Bridge | SyntheticDirectory):
             return functools.partial(self.listed, directory)
-        return functools.partial(directory.tree.listed, directory)
+        return directory.tree.lister(directory)
 
     def entries(self, directory: Node) -> list[DirEntry]:
         """The names of a directory: those of its layer, with the mount entries over them; never `.clive`."""

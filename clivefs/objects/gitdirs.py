@@ -49,7 +49,7 @@ def find_gitdir(path: str) -> tuple[str, str]:
 
 def _refuse_special_files(path: str, gitdir: str, common: str) -> None:
     """What is read without asking must be plain files: a pipe would keep whoever opens it waiting for ever."""
-    read = [os.path.join(gitdir, "HEAD")]
+    read = [os.path.join(gitdir, "HEAD"), os.path.join(gitdir, "commondir")]
     read += [os.path.join(common, *name) for name in _READ_ALWAYS]
     for file in read:
         if os.path.exists(file) and not os.path.isfile(file):

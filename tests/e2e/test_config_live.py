@@ -34,7 +34,7 @@ class Shell:
             self._bash.kill()
 
 
-@pytest.fixture()
+@pytest.fixture
 def shell_in() -> Iterator[Callable[[Path], Shell]]:
     with contextlib.ExitStack() as stack:
 

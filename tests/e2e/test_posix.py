@@ -228,12 +228,11 @@ def test_removed_directory_that_is_somebodys_cwd(place: Path) -> None:
 def test_mmap_shared(place: Path) -> None:
     path = place / "f"
     path.write_bytes(b"\0" * 10_000)
-    with path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 10_000) as mapped:
-            mapped[5000:5003] = b"abc"
-            mapped.flush()
-            assert path.read_bytes()[5000:5003] == b"abc"
-            mapped[9999:10_000] = b"z"
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 10_000) as mapped:
+        mapped[5000:5003] = b"abc"
+        mapped.flush()
+        assert path.read_bytes()[5000:5003] == b"abc"
+        mapped[9999:10_000] = b"z"
     assert path.read_bytes()[9999:] == b"z"
     assert path.stat().st_size == 10_000
 

@@ -57,7 +57,7 @@ def facts(root: Path) -> list[tuple[object, ...]]:
     return sorted(found, key=lambda each: str(each[0]))
 
 
-@pytest.fixture()
+@pytest.fixture
 def sample(tmp_path: Path) -> Path:
     """A directory outside with one of everything."""
     root = tmp_path / "sample"

@@ -32,7 +32,7 @@ def opened_up(path: Path) -> None:
             each.chmod(stat.S_IMODE(each.stat().st_mode) | 0o055)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bench() -> Iterator[Bench]:
     """A workspace in a directory of its own: nobody but its owner gets into those that pytest makes."""
     base = Path(tempfile.mkdtemp(prefix="clivefs-test-"))
@@ -43,7 +43,7 @@ def bench() -> Iterator[Bench]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def public(bench: Bench) -> Bench:
     fill_sample(bench)
     (bench.root / "private").write_text("secret\n")
@@ -122,7 +122,9 @@ set -e
 mount --make-rprivate /
 mkdir -p {base}/dev
 mount -t tmpfs -o mode=755 tmpfs {base}/dev
-for each in null zero full random urandom tty; do mknod -m 666 {base}/dev/$each c $(stat -c '0x%t 0x%T' /dev/$each); done
+for each in null zero full random urandom tty; do
+    mknod -m 666 {base}/dev/$each c $(stat -c '0x%t 0x%T' /dev/$each)
+done
 ln -s /proc/self/fd {base}/dev/fd
 mkdir {base}/dev/shm {base}/dev/pts; chmod 1777 {base}/dev/shm
 mknod -m 666 {base}/dev/fuse c 10 229
@@ -138,7 +140,8 @@ cd {base}/point/ours
 grep -o 'fuse.clivefs [^ ]*' /proc/mounts
 stat -c '%u' . f over/g
 echo edit > over/g; echo through > f; cat over/g f
-mkdir over/d; chmod 700 over/d; git -C lib status --porcelain; echo x >> lib/README; git -C lib commit -qam x; git -C lib log --format=%s
+mkdir over/d; chmod 700 over/d
+git -C lib status --porcelain; echo x >> lib/README; git -C lib commit -qam x; git -C lib log --format=%s
 chown 0 f 2> /dev/null && echo 'gave it away'
 cd /
 {python} -m clivefs.cli status --json --at {base}/point --store {base}/own-store
