@@ -44,10 +44,14 @@ def table(rows: list[Row]) -> str:
     lines = ["| | mount | outside | ratio | target | |", "|---|---|---|---|---|---|"]
     for row in rows:
         plain = _told(row.plain, row.unit) if row.plain is not None else ""
-        ratio = f"{row.ours / row.plain:.2f}x" if row.plain else ""
+        ratio = _ratio(row.ours / row.plain) if row.plain else ""
         met = {None: "", True: "met", False: "**missed**"}[row.met]
         lines.append(f"| {row.what} | {_told(row.ours, row.unit)} | {plain} | {ratio} | {row.target} | {met} |")
     return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"1/{1 / value:.0f}" if value < 0.2 else f"{value:.2f}x"
 
 
 def _told(value: float, unit: str) -> str:

@@ -119,6 +119,7 @@ class Commands:
         live = self._workspaces.get(args["workspace"])
         args["path"] = config_edit.normal_path(args["path"])
         file = live.settings.file
+        say = _from_thread(progress)
 
         def change() -> tuple[config.Workspace, Prepared | None]:
             dir_fd = os.open(live.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -129,12 +130,18 @@ class Commands:
             new = edit(old, live)
             parsed = config.parse(new, file=file, root=live.root)
             entry = parsed.entry(args["path"])
-            ready = live.assembly.prepare(entry, None, _from_thread(progress)) if entry is not None else None
-            if ready is not None and ready.state not in (State.MOUNTED, State.BEHIND):
-                raise ClivefsError(ready.error or "it cannot be mounted", place=args["path"])
-            if not args.get("dry_run"):
-                self._workspaces.allow(live, parsed, only=[args["path"]])
-                config_file.save(file, old, new)
+            dry_run = bool(args.get("dry_run"))
+            ready = live.assembly.prepare(entry, None, say, look_only=dry_run) if entry is not None else None
+            try:
+                if ready is not None and ready.state not in (State.MOUNTED, State.BEHIND):
+                    raise ClivefsError(ready.error or "it cannot be mounted", place=args["path"])
+                if not dry_run:
+                    self._workspaces.allow(live, parsed, only=[args["path"]])
+                    config_file.save(file, old, new)
+            except BaseException:
+                if ready is not None:
+                    ready.discard()
+                raise
             return parsed, ready
 
         parsed, ready = await trio.to_thread.run_sync(change)
@@ -172,7 +179,13 @@ class Commands:
 
 
 def _from_thread(progress: Progress) -> Callable[[str], None]:
+    """*progress* for any thread, also one that trio did not start, and at any time: a source keeps it."""
+    token = trio.lowlevel.current_trio_token()
+
     def say(text: str) -> None:
-        trio.from_thread.run(progress, text)
+        try:
+            trio.from_thread.run(progress, text, trio_token=token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            log.debug("the daemon ends: %s", text)
 
     return say

@@ -74,6 +74,8 @@ async def serve(listener: socket.socket, commands: dict[str, Command]) -> None:
                 await _converse(stream, commands)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("a control client went away")
+            except Exception:  # the mount goes on, whatever one client makes of his connection
+                log.exception("a control connection failed")
 
     await trio.serve_listeners(handle, [async_listener])
 
@@ -84,12 +86,17 @@ def _peer_uid(sock: trio.socket.SocketType) -> int:
 
 
 async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> None:
+    sending = trio.Lock()
+    answering = False
+
     async def send(answer: dict[str, Any]) -> None:
         await stream.send_all(json.dumps(answer).encode() + b"\n")
 
     async def progress(text: str) -> None:
         try:
-            await send({"progress": text})
+            async with sending:
+                if answering:  # not after the answer, though what was begun may go on
+                    await send({"progress": text})
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("who asked went away; what was begun is finished")
 
@@ -106,7 +113,11 @@ async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> 
             buffer += chunk
             continue
         buffer = bytearray(rest)
-        await send(await _answer(line, commands, progress))
+        answering = True
+        answer = await _answer(line, commands, progress)
+        async with sending:
+            answering = False
+            await send(answer)
 
 
 async def _answer(line: bytes, commands: dict[str, Command], progress: Progress) -> dict[str, Any]:

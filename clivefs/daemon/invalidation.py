@@ -13,6 +13,8 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
+_CLOSE_S = 1.0
+
 _HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -58,13 +60,16 @@ class Invalidator:
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything asked so far was sent; false when that took too long. Not from the loop."""
         with self._wake:
-            return self._wake.wait_for(lambda: not self._pending and not self._busy, timeout_s)
+            return self._wake.wait_for(lambda: self._closed or (not self._pending and not self._busy), timeout_s)
 
     def close(self) -> None:
+        """Send nothing any more; to be called before the mount is taken away."""
         with self._wake:
             self._closed = True
             self._pending.clear()
             self._wake.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_S)  # one that is being sent may wait for an answer that never comes
 
     def _run(self) -> None:
         while True:
@@ -77,6 +82,8 @@ class Invalidator:
                 batch, self._pending = self._pending, {}
                 self._busy = True
             for (nodeid, name), attributes_only in batch.items():
+                if self._closed:
+                    return
                 try:
                     if name is None:
                         self._notifier.invalidate_inode(nodeid, attributes_only)

@@ -39,6 +39,7 @@ from clivefs.objects.store import Store
 log = logging.getLogger(__name__)
 
 TRANSPORT = "pyfuse3"
+_GRACE_S = 2.0
 _TICK_S = 1.0
 """How often what cannot be waited for is looked at: other mounts, followed refs, missing watches."""
 
@@ -152,6 +153,7 @@ class Daemon:
             ) from None
         self._cleanup.callback(self.transport.unmount)
         self.invalidator.start()
+        self._cleanup.callback(self.invalidator.close)  # before the session that it speaks through is gone
 
     async def serve(self) -> None:
         """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""
@@ -163,7 +165,7 @@ class Daemon:
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self.workspaces.reload_when_asked)
-                nursery.start_soon(self._stop_when_asked)
+                nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)
                 nursery.start_soon(self.workspaces.fetch_in_background)
                 await self.transport.serve()
                 nursery.cancel_scope.cancel()
@@ -177,13 +179,16 @@ class Daemon:
     def close(self) -> None:
         self._cleanup.close()
 
-    async def _stop_when_asked(self) -> None:
+    async def _stop_when_asked(self, everything: trio.CancelScope) -> None:
         await self._stopping.wait()
         # Detach first: nobody new comes in, and those inside get their answers.
         await trio.to_thread.run_sync(recovery.detach, self._settings.mountpoint)
         with trio.move_on_after(2.0):
             await trio.sleep_forever()  # the kernel ends the session when the last user has left
         self.transport.stop()
+        # What can be answered has been by then; who waits for the network gets an error as the session closes.
+        await trio.sleep(_GRACE_S)
+        everything.cancel()
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -212,16 +217,23 @@ class Daemon:
     def _forget_everything(self) -> None:
         for node in self.view.table.nodes():
             self.invalidator.inode(node.nodeid)
-            if node.parent is not None:
-                self.invalidator.entry(self.view.kernel_node(node.parent).nodeid, node.name)
+            # By the directories' own tables: a file with several names has one parent.
+            number = self.view.kernel_node(node).nodeid
+            for name in node.children or ():
+                self.invalidator.entry(number, name)
+        self._forget_absent()
+        self.workspaces.reload_all()
+
+    def _forget_absent(self) -> None:
         for nodeid, name in self.operations.take_absent_names():
             self.invalidator.entry(nodeid, name)
-        self.workspaces.reload_all()
 
     def _let_go(self, nodes: Iterable[Node]) -> None:
         """The kernel shall give these back."""
         for node in nodes:
-            if node.parent is not None:
+            if not node.lookups:  # the kernel never had it
+                self.view.table.release(node)
+            elif node.parent is not None:
                 self.invalidator.entry(self.view.kernel_node(node.parent).nodeid, node.name)
 
     async def _tick(self) -> None:
@@ -230,6 +242,8 @@ class Daemon:
                 if self.watcher.degraded:
                     self._apply(self.watcher.read_events())
                 self._let_go(pressure.surplus(self.view.table))
+                if self.operations.many_absent:
+                    self._forget_absent()
                 self.workspaces.refresh_hidden()
                 await self.workspaces.follow()
             await trio.sleep(_TICK_S)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import Any
 
 import trio
@@ -30,7 +30,7 @@ from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlaydiff import scratch_directory
 from clivefs.mounts.synthetic import SyntheticDirectory
-from clivefs.mounts.tree import Node
+from clivefs.mounts.tree import Blocked, Node
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Outside, Watcher
 from clivefs.objects.fsck import fsck as check_store
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 _FETCH_LOOK_S = 0.5
 _FETCH_RETRY_S = 30.0
+_WAITS_MAX = 1000
 _SETTLE_S = 5.0
 
 
@@ -52,7 +53,11 @@ class LiveWorkspace:
         self.settings = settings
         self.assembly = assembly
         self.lock = lock
-        self.root_tree = assembly.root_tree(settings)
+        try:
+            self.root_tree = assembly.root_tree(settings)
+        except BaseException:
+            lock.release()
+            raise
         self.control: SyntheticDirectory | None = None
         self.entries: dict[str, Mounted] = {}
         self.error: str | None = None
@@ -126,8 +131,9 @@ class Workspaces:
 
     # Coming and going
 
-    def open(self, root: str, *, allow: bool) -> LiveWorkspace:
-        """Read and lock the workspace at *root* and put its root layer together. May wait: for threads."""
+    def open(self, root: str, *, allow: bool) -> tuple[str, Workspace, Assembly, Lock]:
+        """Read and lock the workspace at *root*: what a `LiveWorkspace` is made of, on the loop. May wait: for
+        threads."""
         _refuse_clive_path(root, "the workspace")
         settings = config.load(os.path.join(root, config.FILE_NAME))
         if (self._settings.store + "/").startswith(settings.root.rstrip("/") + "/"):
@@ -162,32 +168,41 @@ class Workspaces:
                 mount_over=self._mount_over,
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )
-            return LiveWorkspace(workspace_id, settings, assembly, lock)
         except BaseException:
             lock.release()
             raise
+        return workspace_id, settings, assembly, lock
 
     def add_at_start(self, root: str, *, allow: bool, progress: Progress) -> None:
         """Open, prepare and show a workspace before the loop runs."""
-        live = self.open(root, allow=allow)
+        live = LiveWorkspace(*self.open(root, allow=allow))
         self._show(live)
         prepared = self._prepare(live, live.settings, live.settings.mounts, progress)
+        for blocked in self._waits(live, prepared):
+            try:
+                blocked.job()
+            except OSError as error:
+                log.warning("%s failed: %s", blocked.what, error)
+                break
         self._apply(live, live.settings, prepared)
 
     async def add(self, root: str, *, allow: bool, progress: Progress) -> str:
         """Mount one more workspace; its name."""
-        live = await trio.to_thread.run_sync(lambda: self.open(root, allow=allow))
+        live = LiveWorkspace(*await trio.to_thread.run_sync(lambda: self.open(root, allow=allow)))
         self._show(live)
         async with live.reloading:
             prepared = await trio.to_thread.run_sync(
                 lambda: self._prepare(live, live.settings, live.settings.mounts, progress)
             )
-            self._apply(live, live.settings, prepared)
+            if await self._wait_for(live, prepared):
+                self._apply(live, live.settings, prepared)
         return live.name
 
     def _show(self, live: LiveWorkspace) -> None:
         name = os.fsencode(live.name)
         if live.name in self._live:
+            self._view.table.unpin(live.root_tree.root)
+            live.root_tree.close()
             live.lock.release()
             raise ClivefsError(
                 f"a workspace named {live.name} is mounted here already, from {self._live[live.name].root}",
@@ -234,6 +249,33 @@ class Workspaces:
         """What the entries come to; may fetch, so for threads. Never raises for what is wrong with one."""
         refused = trust.not_allowed(settings, trust.StoreTrust(self._store), live.id)
         return [live.assembly.prepare(entry, refused.get(entry.path), progress) for entry in entries]
+
+    @staticmethod
+    def _waits(live: LiveWorkspace, prepared: list[Prepared]) -> Iterator[Blocked]:
+        """What has to be waited for, one after another, before *prepared* can be shown: `_apply` must not wait."""
+        for _ in range(_WAITS_MAX):
+            try:
+                for each in prepared:
+                    live.assembly.check(each, live.entries.get(each.entry.path))
+            except Blocked as blocked:
+                yield blocked
+            else:
+                return
+
+    async def _wait_for(self, live: LiveWorkspace, prepared: list[Prepared]) -> bool:
+        """Wait until nothing of showing *prepared* has to wait any more; false when the workspace has left meanwhile
+        (they are discarded then). No await between this and showing them."""
+        for blocked in self._waits(live, prepared):
+            try:
+                await trio.to_thread.run_sync(blocked.job)
+            except OSError as error:
+                log.warning("%s failed: %s", blocked.what, error)
+                break
+        if self._live.get(live.name) is live:
+            return True
+        for each in prepared:
+            each.discard()
+        return False
 
     def _apply(self, live: LiveWorkspace, settings: Workspace, prepared: list[Prepared]) -> None:
         """Show what was prepared. Atomic: one span of the loop, no await from here to the end."""
@@ -344,8 +386,9 @@ class Workspaces:
                 prepared += await trio.to_thread.run_sync(
                     lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
                 )
-            self._apply(live, settings, prepared)
-            live.error = None
+            if await self._wait_for(live, prepared):
+                self._apply(live, settings, prepared)
+                live.error = None
 
     @staticmethod
     def _differs(live: LiveWorkspace, entry: MountEntry, refusal: str | None, retry: bool) -> bool:
@@ -366,7 +409,9 @@ class Workspaces:
                 for mounted in due:
                     entry = mounted.entry
                     prepared = await trio.to_thread.run_sync(live.assembly.look_again, mounted)
-                    if prepared is not None and live.entries.get(entry.path) is mounted:
+                    if prepared is None or not await self._wait_for(live, [prepared]):
+                        continue
+                    if live.entries.get(entry.path) is mounted:
                         self._set_entry(live, prepared)
 
     async def fetch_in_background(self) -> None:
@@ -388,14 +433,14 @@ class Workspaces:
 
     def apply(self, change: Outside) -> None:
         """Let the kernel forget what a change outside made untrue."""
-        directory: Node | None = None
-        node = change.node
-        if isinstance(change.directory, Node):
-            directory = change.directory
-        elif isinstance(change.tree, Lower) and isinstance(change.directory, LowerRef):
-            directory = self._over(change.tree, change.directory)
-            if directory is not None and change.name is not None:
-                node = (directory.children or {}).get(change.name)
+        if isinstance(change.tree, Lower) and isinstance(change.directory, LowerRef):
+            for each in self._over(change.tree, change.directory):
+                known = each.children or {}
+                self._forget_changed(change, each, known.get(change.name) if change.name is not None else change.node)
+        else:
+            self._forget_changed(change, change.directory if isinstance(change.directory, Node) else None, change.node)
+
+    def _forget_changed(self, change: Outside, directory: Node | None, node: Node | None) -> None:
         if node is not None:
             self._invalidator.inode(self._view.kernel_node(node).nodeid, attributes_only=change.kind == "attr")
         if directory is not None and change.name is not None and change.kind in ("name", "gone"):
@@ -403,14 +448,14 @@ class Workspaces:
             self._invalidator.entry(number, change.name)
             self._invalidator.inode(number)
 
-    def _over(self, lower: Lower, ref: LowerRef) -> Node | None:
-        """The known directory of an overlay that shows the directory *ref* of its lower layer."""
+    def _over(self, lower: Lower, ref: LowerRef) -> list[Node]:
+        """The known directories of an overlay that show the directory *ref* of its lower layer."""
         trees = [mounted.tree for live in self._live.values() for mounted in live.entries.values()]
         trees += [live.root_tree for live in self._live.values()]
         for tree in trees:
             if isinstance(tree, OverlayTree) and tree.lower is lower:
                 return tree.known_over(ref)
-        return None
+        return []
 
     def forget_names(self, affected: Iterable[tuple[Node, bytes, Node | None]]) -> None:
         """The kernel forgets names that mean something else now, and the listings that they are in."""

@@ -24,6 +24,7 @@ from clivefs.mounts.view import View
 
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
+UNWATCHED_DIRECTORY_CACHE_S = 0.1
 ABSENT_NAMES_MAX = 200_000
 _RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
 
@@ -104,6 +105,8 @@ class Operations:
             return Entry(node.nodeid, attr, DEGRADED_CACHE_S, 0.0 if attr.unsized else DEGRADED_CACHE_S)
         if attr.unsized:
             return Entry(node.nodeid, attr, 0.0, 0.0)
+        if stat.S_ISDIR(attr.mode) and not node.tree.told_of(node):
+            return Entry(node.nodeid, attr, CACHE_S, UNWATCHED_DIRECTORY_CACHE_S)
         return Entry(node.nodeid, attr, CACHE_S, CACHE_S)
 
     def _absent(self, directory: Node, name: bytes) -> Entry:
@@ -124,6 +127,24 @@ class Operations:
     def _forget_absent_of_the_dead(self) -> None:
         for nodeid in [nodeid for nodeid in self._absent_names if self._table.find(nodeid) is None]:
             self._absent_count -= len(self._absent_names.pop(nodeid))
+
+    def _made(self, parent: int, name: bytes, entry: Entry) -> Entry:
+        """The reply about a file that was just made: its name is absent no more."""
+        self._present(parent, name)
+        return entry
+
+    def _present(self, parent: int, name: bytes) -> None:
+        names = self._absent_names.get(parent)
+        if names is not None and name in names:
+            names.remove(name)
+            self._absent_count -= 1
+            if not names:
+                del self._absent_names[parent]
+
+    @property
+    def many_absent(self) -> bool:
+        """So many names are remembered as absent that the kernel is better told to forget them."""
+        return self._absent_count >= ABSENT_NAMES_MAX
 
     def take_absent_names(self) -> list[tuple[int, bytes]]:
         """(directory, name) of everything that the kernel may remember as absent; forgotten here."""
@@ -147,16 +168,18 @@ class Operations:
         self._table.forget(nodeid, count)
 
     def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Entry:
-        return self._entry(*self.view.mkdir(self._table.get(parent), name, mode, owner))
+        return self._made(parent, name, self._entry(*self.view.mkdir(self._table.get(parent), name, mode, owner)))
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Entry:
-        return self._entry(*self.view.mknod(self._table.get(parent), name, mode, rdev, owner))
+        return self._made(parent, name, self._entry(*self.view.mknod(self._table.get(parent), name, mode, rdev, owner)))
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Entry:
-        return self._entry(*self.view.symlink(self._table.get(parent), name, target, owner))
+        return self._made(parent, name, self._entry(*self.view.symlink(self._table.get(parent), name, target, owner)))
 
     def link(self, nodeid: int, parent: int, name: bytes) -> Entry:
-        return self._entry(*self.view.link(self._table.get(nodeid), self._table.get(parent), name))
+        return self._made(
+            parent, name, self._entry(*self.view.link(self._table.get(nodeid), self._table.get(parent), name))
+        )
 
     def unlink(self, parent: int, name: bytes) -> None:
         self.view.unlink(self._table.get(parent), name)
@@ -166,6 +189,7 @@ class Operations:
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         self.view.rename(self._table.get(parent), name, self._table.get(new_parent), new_name, flags)
+        self._present(new_parent, new_name)
 
     def readlink(self, nodeid: int) -> bytes:
         return self.view.readlink(self._table.get(nodeid))
@@ -203,8 +227,14 @@ class Operations:
     # Files
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Opened, Entry]:
-        node, attr, file = self.view.create(self._table.get(parent), name, mode, flags, owner)
-        return self._opened(node, file), self._entry(node, attr)
+        try:
+            node, attr, file = self.view.create(self._table.get(parent), name, mode, flags, owner)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # Others have just made it outside: the kernel looks the name up again and opens it, if that is permitted.
+            raise refuse(errno.ESTALE, name) from None
+        return self._opened(node, file), self._made(parent, name, self._entry(node, attr))
 
     def open(self, nodeid: int, flags: int) -> Opened:
         node = self._table.get(nodeid)

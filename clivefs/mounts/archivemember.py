@@ -14,6 +14,8 @@ from clivefs.base.errors import ClivefsError
 
 UNJUDGED_BYTES = 16 << 20
 """Until so much is unpacked the ratio is not looked at: small archives of very regular content harm nobody."""
+_ENTRY_BYTES_RATIO = 8
+"""How much longer than the shortest an entry of an archive's directory usually is, at most."""
 _SHOWN_BYTES_MAX = 160
 
 
@@ -68,11 +70,19 @@ class Meter:
     def count_file(self, path: bytes) -> None:
         self.files += 1
         if self.files > self._limits.files:
-            raise ArchiveError(
-                f"it holds more than {self._limits.files} files; {shown(path)} is one too many",
-                place=self._place,
-                remedy="If you trust it, raise `archive_files` under [limits] in Clive.toml.",
-            )
+            raise self._too_many(f"; {shown(path)} is one too many")
+
+    def announce_files(self, most: int) -> None:
+        """The archive cannot hold more than *most* members, and may hold some tenths of them."""
+        if most > self._limits.files * _ENTRY_BYTES_RATIO:
+            raise self._too_many("")
+
+    def _too_many(self, what: str) -> ArchiveError:
+        return ArchiveError(
+            f"it holds more than {self._limits.files} files{what}",
+            place=self._place,
+            remedy="If you trust it, raise `archive_files` under [limits] in Clive.toml.",
+        )
 
     def announce(self, path: bytes, size: int) -> None:
         """A member says that it has *size* bytes: refused before anything of it is read."""

@@ -31,6 +31,12 @@ _ZSTD_WINDOW_LOG_MAX = 27
 _CHUNK_BYTES = 1 << 16
 _EXTENDED_HEADER_BYTES_MAX = 1 << 20
 """Of a pax header or a long name. Real ones have some hundred bytes."""
+_GLOBAL_HEADER_BYTES_MAX = 16 << 10
+_GLOBAL_KEYS_MAX = 1000
+"""Every member gets a copy of what the global headers say."""
+_HEADERS_BYTES_MAX = 4 << 20
+"""Of all headers of one member: a sparse file can have a chain of any length."""
+_GLOBAL = tarfile.XGLTYPE
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -89,6 +95,7 @@ def tar_members(file: BinaryIO, compression: str, meter: Meter, place: str) -> I
     parse = _Guard(place)
     with parse:
         stream = _Metered(_decompressed(file, compression), meter)
+        stream.read_max(_HEADERS_BYTES_MAX)  # opening reads the first member's
         tar = tarfile.open(  # noqa: SIM115 - it holds nothing but `stream`
             fileobj=cast(BinaryIO, stream),
             mode="r|",
@@ -99,7 +106,10 @@ def tar_members(file: BinaryIO, compression: str, meter: Meter, place: str) -> I
         )
     while True:
         with parse:
+            # What is left of the member before, then headers: these are held in memory, content is not.
+            stream.read_max(max(0, tar.offset) + _HEADERS_BYTES_MAX)
             info = tar.next()
+            stream.read_max(None)
             if info is None:
                 break
             member = _member(tar, info, parse, place)
@@ -155,8 +165,11 @@ class _TarInfo(tarfile.TarInfo):
 
     def _proc_member(self, tarfile: tarfile.TarFile) -> tarfile.TarInfo | None:
         # The library's own place to step in, see the comment above `TarInfo._proc_member`.
-        if self.type in _EXTENDED and not 0 <= self.size <= _EXTENDED_HEADER_BYTES_MAX:
+        limit = _EXTENDED_HEADER_BYTES_MAX if self.type != _GLOBAL else _GLOBAL_HEADER_BYTES_MAX
+        if self.type in _EXTENDED and not 0 <= self.size <= limit:
             raise ValueError(f"an extended header claims {self.size} bytes")
+        if len(tarfile.pax_headers) > _GLOBAL_KEYS_MAX:
+            raise ValueError("the global headers have too many keys")
         return cast("tarfile.TarInfo | None", super()._proc_member(tarfile))  # type: ignore[misc]
 
 
@@ -200,9 +213,18 @@ class _Metered:
     def __init__(self, source: Readable, meter: Meter) -> None:
         self._source = source
         self._meter = meter
+        self._total = 0
+        self._end: int | None = None
+
+    def read_max(self, end: int | None) -> None:
+        """Nothing beyond the offset *end* may be read until further notice."""
+        self._end = end
 
     def read(self, size: int) -> bytes:
+        if self._end is not None and self._total >= self._end:
+            raise ValueError("the headers of a member have no end")
         data = self._source.read(size)
+        self._total += len(data)
         self._meter.count_stream(len(data))
         return data
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import errno
 import io
+import os
 import stat
 import struct
 import zipfile
@@ -35,6 +36,10 @@ _PARSER_ERRORS = (
     RuntimeError,
     MemoryError,
 )
+_ENTRY_BYTES = 46
+"""The least that an entry of the directory takes."""
+_TAIL_BYTES = (1 << 16) + 200
+"""The records at the end, with the longest comment."""
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz"}
 
 
@@ -45,6 +50,7 @@ def is_zip(start: bytes) -> bool:
 
 def zip_members(file: BinaryIO, meter: Meter, place: str) -> Iterator[Member]:
     """The members of the zip archive *file*, in the order of its directory. ArchiveError where it cannot be read."""
+    meter.announce_files(_directory_bytes(file) // _ENTRY_BYTES)
     try:
         archive = zipfile.ZipFile(file)
     except _PARSER_ERRORS as error:
@@ -56,6 +62,22 @@ def zip_members(file: BinaryIO, meter: Meter, place: str) -> Iterator[Member]:
     with archive:
         for info in archive.infolist():
             yield _member(archive, info, place)
+
+
+def _directory_bytes(file: BinaryIO) -> int:
+    """How large the archive says that its directory is; 0 if it does not. `zipfile` reads all of it into memory."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    tail = file.read(_TAIL_BYTES)
+    file.seek(0)
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 16:
+        return 0
+    directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+    end = tail.rfind(b"PK\x06\x06", 0, end)
+    if directory_bytes == 0xFFFFFFFF and end >= 0:
+        directory_bytes = int.from_bytes(tail[end + 40 : end + 48], "little")
+    return min(directory_bytes, size)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str) -> Member:

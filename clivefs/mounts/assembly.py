@@ -200,8 +200,11 @@ class Assembly:
 
     # Preparing
 
-    def prepare(self, entry: MountEntry, refusal: str | None, progress: Progress) -> Prepared:
-        """Find the source of *entry*; what is wrong with it is in the answer, not raised."""
+    def prepare(
+        self, entry: MountEntry, refusal: str | None, progress: Progress, *, look_only: bool = False
+    ) -> Prepared:
+        """Find the source of *entry*; what is wrong with it is in the answer, not raised. With *look_only* nothing of
+        the entry changes, and the answer cannot be shown: to be discarded."""
         if refusal is not None:
             return Prepared(entry, State.NOT_ALLOWED, refusal)
         try:
@@ -210,7 +213,7 @@ class Assembly:
                 return Prepared(entry, State.MOUNTED, root_fd=self._open_directory(entry.host_path, entry.location))
             if entry.kind == "git":
                 progress(f"{entry.path}: {entry.source}")
-                return self._prepare_git(entry, progress)
+                return self._prepare_git(entry, progress, look_only=look_only)
         except ClivefsError as error:
             return Prepared(entry, State.ERROR, str(error))
         except OSError as error:
@@ -221,7 +224,7 @@ class Assembly:
             f"this version does not mount {entry.kind} sources; `clivefs --version` tells which",
         )
 
-    def _prepare_git(self, entry: MountEntry, progress: Progress) -> Prepared:
+    def _prepare_git(self, entry: MountEntry, progress: Progress, *, look_only: bool) -> Prepared:
         source = GitSource(
             entry.location,
             entry.ref or "HEAD",
@@ -238,6 +241,8 @@ class Assembly:
         for repository in {resolved.repository, source.refs}:
             for path in (repository.gitdir, repository.commondir, *borrowed(repository.objects)):
                 self._refuse_mounted(path, entry.location)
+        if look_only:
+            return Prepared(entry, State.MOUNTED, source=source, resolved=resolved)
         return self._at(entry, source, resolved, None)
 
     def _at(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None) -> Prepared:
@@ -345,6 +350,20 @@ class Assembly:
 
     # Building
 
+    def check(self, prepared: Prepared, old: Mounted | None) -> None:
+        """`Blocked` as long as `build` would have to wait for something. Changes nothing."""
+        lower = prepared.git_lower
+        if lower is None:
+            return
+        try:
+            if prepared.git_dir is not None:
+                lower.child(lower.root, b".git")
+            replaced = _goes_on(old, prepared.entry)
+            if replaced is not None:
+                replaced.check_lower(lower)
+        except OSError:
+            return  # `build` says what is wrong
+
     def build(self, prepared: Prepared, old: Mounted | None) -> tuple[Mounted, list[Affected]]:
         """The entry as it is to be shown; where the old tree goes on over another lower layer, also the names
         that changed in it. What turns out wrong here is shown as what `prepare` finds wrong: as an empty directory
@@ -358,6 +377,8 @@ class Assembly:
             prepared = Prepared(prepared.entry, State.ERROR, str(error))
         except OSError as error:
             prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {error.strerror}")
+        except Blocked as blocked:  # `check` has told of it, and it could not be had
+            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {blocked.what} failed")
         entry = prepared.entry
         lower = MemoryLower()
         tree = self._overlay(lower, self._identity(entry.path), b"empty", None)
@@ -379,18 +400,14 @@ class Assembly:
         entry = prepared.entry
         lower = prepared.git_lower
         assert lower is not None
-        if (
-            old is not None
-            and isinstance(old.tree, OverlayTree)
-            and old.resolved is not None
-            and _same_upper(old.entry, entry)
-        ):
-            affected = self._uncover(old.tree, prepared)
-            affected += old.tree.replace_lower(lower, self._source_identity(entry))
+        replaced = _goes_on(old, entry)
+        if replaced is not None:
+            affected = self._uncover(replaced, prepared)
+            affected += replaced.replace_lower(lower, self._source_identity(entry))
             if prepared.git_dir is not None:
-                self._show_git_dir(old.tree, prepared, prepared.git_dir, lower)
+                self._show_git_dir(replaced, prepared, prepared.git_dir, lower)
             return Mounted(
-                entry, old.tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir
+                entry, replaced, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir
             ), affected
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
@@ -462,6 +479,13 @@ class Assembly:
 
 def _without_line(entry: MountEntry) -> tuple[Any, ...]:
     return tuple(getattr(entry, name) for name in entry.__struct_fields__ if name != "line")
+
+
+def _goes_on(old: Mounted | None, entry: MountEntry) -> OverlayTree | None:
+    """The tree of *old*, if *entry* is that over another lower layer."""
+    if old is None or old.resolved is None or not isinstance(old.tree, OverlayTree):
+        return None
+    return old.tree if _same_upper(old.entry, entry) else None
 
 
 def _same_upper(one: MountEntry, other: MountEntry) -> bool:

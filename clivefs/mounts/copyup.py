@@ -3,7 +3,7 @@
 A copy is made in the upper's `work/` under a name that nothing else has, with owner, mode, times and user
 attributes already right, and only then renamed to its place by the overlay. Copies over `INLINE_BYTES_MAX`
 are made in a thread: `Staging.prepare` raises `Blocked`, and finds the finished copy when it is called
-again. A copy that nobody came back for is thrown away.
+again; several who want the same file wait for the same copy. A copy that nobody came back for is thrown away.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from clivefs.mounts.upper import Upper
 INLINE_BYTES_MAX = 256 << 10
 _CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(64 << 10)
-_STAGED_MAX = 8
+_STAGED_MAX = 256
+"""Finished copies that nobody has come back for yet."""
 _ATTEMPTS_MAX = 3
 _FICLONE = 0x40049409
 _SYNC_FILE_RANGE_WRITE = 2
@@ -142,15 +144,27 @@ def directory_extra_mode(mode: int) -> int:
 class _Staged:
     """One copy that a thread makes or has made."""
 
-    __slots__ = ("attempts", "attr", "copy", "limit", "ref", "source")
+    __slots__ = ("attempts", "attr", "copy", "dropped", "ended", "limit", "making", "name", "ref", "source", "xattrs")
 
-    def __init__(self, ref: LowerRef, attr: Attr, limit: int, source: OpenFile) -> None:
+    def __init__(
+        self, ref: LowerRef, attr: Attr, limit: int, source: OpenFile, name: bytes, xattrs: dict[bytes, bytes]
+    ) -> None:
         self.ref = ref
         self.attr = attr
         self.limit = limit
         self.source: OpenFile | None = source
+        self.name = name
+        self.xattrs = xattrs
         self.copy: Copy | None = None
         self.attempts = 1
+        self.making = threading.Lock()
+        self.ended = False
+        """The copy is made, or could not be."""
+        self.dropped = False
+        """Nobody wants it any more: who makes it removes it."""
+
+    def serves(self, ref: LowerRef, attr: Attr, limit: int) -> bool:
+        return self.ref == ref and self.limit == limit and _unchanged(self.attr, attr)
 
 
 class Staging:
@@ -176,36 +190,45 @@ class Staging:
 
     def _prepare_large(self, key: int, lower: Lower, ref: LowerRef, attr: Attr, limit: int, what: str) -> Copy:
         attempts = 0
-        staged = self._staged.pop(key, None)
-        if staged is not None and staged.copy is not None:
-            same = staged.ref == ref and staged.limit == limit and _unchanged(staged.attr, attr)
-            if same:
-                return staged.copy
-            attempts = staged.attempts
+        what = f"copying {what} to its overlay"
+        staged = self._staged.get(key)
         if staged is not None:
+            same = staged.serves(ref, attr, limit)
+            if same and not staged.ended:
+                raise Blocked(lambda: self._job(staged), what)
+            del self._staged[key]
+            if same and staged.copy is not None:
+                return staged.copy
+            if staged.copy is not None:
+                attempts = staged.attempts
             self._throw_away(staged)
         if attempts >= _ATTEMPTS_MAX:
             raise refuse(errno.EBUSY)  # the lower file changes all the time
-        xattrs = lower.xattrs(ref)
-        fresh = _Staged(ref, attr, limit, lower.open(ref))
+        fresh = _Staged(ref, attr, limit, lower.open(ref), self._upper.work_name(), lower.xattrs(ref))
         fresh.attempts = attempts + 1
         self._staged[key] = fresh
-        while len(self._staged) > _STAGED_MAX:
-            self._throw_away(self._staged.popitem(last=False)[1])
-        name = self._upper.work_name()
-        raise Blocked(lambda: self._job(fresh, name, xattrs), f"copying {what} to its overlay")
+        ended = [each for each, staged in self._staged.items() if staged.ended]
+        for each in ended[:-_STAGED_MAX]:
+            self._throw_away(self._staged.pop(each))
+        raise Blocked(lambda: self._job(fresh), what)
 
-    def _job(self, staged: _Staged, name: bytes, xattrs: dict[bytes, bytes]) -> None:
-        """Runs in a thread: touches nothing but a private file."""
-        source, staged.source = staged.source, None
-        if source is None:
-            return  # done by an earlier run
-        try:
-            staged.copy = self._fill(source, name, staged.attr, staged.limit, xattrs, durable=True)
-        finally:
-            source.close()
+    def _job(self, staged: _Staged) -> None:
+        """Runs in threads, of which the first makes the copy: touches nothing but a private file."""
+        with staged.making:
+            source, staged.source = staged.source, None
+            if source is None:
+                return  # done by another
+            try:
+                copy = self._fill(source, staged.name, staged.attr, staged.limit, staged.xattrs, durable=True)
+                staged.copy = copy
+                if staged.dropped:
+                    self._upper.unlink_work(copy.name)
+            finally:
+                staged.ended = True
+                source.close()
 
     def _throw_away(self, staged: _Staged) -> None:
+        staged.dropped = True
         if staged.copy is not None:
             self._upper.unlink_work(staged.copy.name)
         source, staged.source = staged.source, None

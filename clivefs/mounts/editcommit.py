@@ -85,8 +85,8 @@ def import_tree(
         git.run(["init", "--quiet", "--bare", "--initial-branch=main", git_dir])
     stream = _stream(None, ((path, version) for path, _, version in differences(reader, EMPTY_TREE, tree)), reader)
     made = _fast_import(git, git_dir, stream)
-    fixed = {f"GIT_{role}_{part}": value for role in ("AUTHOR", "COMMITTER")
-             for part, value in (("NAME", "clivefs"), ("EMAIL", "clivefs@localhost"), ("DATE", "@0 +0000"))}  # fmt: skip
+    facts = {"NAME": "clivefs", "EMAIL": "clivefs@localhost", "DATE": "@0 +0000"}
+    fixed = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in facts.items()}
     output = git.run(
         ["commit-tree", made, "-F", "-"], git_dir=git_dir, stdin=message.encode("utf-8", "surrogateescape") + b"\n",
         variables=fixed,

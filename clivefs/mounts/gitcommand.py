@@ -9,6 +9,7 @@ stand behind `--`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -18,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clivefs.base.errors import ClivefsError
+
+log = logging.getLogger(__name__)
 
 _CONFIG = (
     "protocol.ext.allow=never",
@@ -196,10 +199,18 @@ class _StandardError:
         if not line.strip():
             return
         if self._progress is not None:
-            self._progress(line.decode("utf-8", "replace").rstrip())
+            self._tell(line.decode("utf-8", "replace").rstrip())
         if b"% (" not in line:
             self._kept += line + b"\n"
             del self._kept[:-STDERR_BYTES_MAX]
+
+    def _tell(self, line: str) -> None:
+        assert self._progress is not None
+        try:
+            self._progress(line)
+        except Exception:  # git would wait for ever for somebody to read on
+            log.exception("telling the progress of git failed")
+            self._progress = None
 
     def text(self) -> str:
         return self._kept.decode("utf-8", "replace").strip()

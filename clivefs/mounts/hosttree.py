@@ -194,6 +194,10 @@ class HostTree(Tree):
         self.saw(node, st)
         return node.attr_of(st)
 
+    def told_of(self, node: Node) -> bool:
+        assert isinstance(node, HostNode)
+        return node.watched or not node.is_dir or node.identity is None
+
     def readlink(self, node: Node) -> bytes:
         assert isinstance(node, HostNode)
         if node.held >= 0:

@@ -210,6 +210,10 @@ class LocalLower(Lower):
         assert isinstance(directory, LocalRef)
         self._looked_into(directory)
 
+    def watches(self, directory: LowerRef) -> bool:
+        """Whether what changes in *directory* is told of."""
+        return self._watcher is not None and self._watcher.watches(self, directory)
+
     def unwatch(self, directory: LowerRef) -> None:
         """The overlay has forgotten what it showed of *directory*: its changes are of no interest any more."""
         if self._watcher is not None:

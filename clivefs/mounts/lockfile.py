@@ -7,7 +7,7 @@
     sha256 = "..."      pypi, npm, archive: of the archive file
     integrity = "..."   npm: the registry's own digest
     commit = "..."      git: what the ref was
-    tree = "..."        git's name of the tree shown
+    tree = "..."        git's name of the whole tree: the archive's after `strip`, or the commit's; without `subdir`
 
 Sorted by path, so that it merges well, and without host names beyond those that Clive.toml has itself: it can be used
 with any mirror. Only `clivefs lock` writes it. A file of a newer format is neither used nor written over.

@@ -151,6 +151,8 @@ class Marks:
     def __init__(self) -> None:
         self.root = Mark()
         self.origins: dict[int, int] = {}
+        self.any_redirect = False
+        """There is a redirect, or was one."""
 
     def at(self, path: bytes) -> Mark | None:
         mark: Mark | None = self.root
@@ -207,6 +209,7 @@ class Marks:
         elif kind is EditKind.REDIRECT:
             mark = self._make(edit.path)
             mark.kind, mark.target = MarkKind.REDIRECT, edit.other
+            self.any_redirect = True
         elif kind is EditKind.INHERIT:
             found = self.at(edit.path)
             if found is not None:

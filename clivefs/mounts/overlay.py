@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from clivefs.mounts.copyup import dress
 from clivefs.mounts.host import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
+from clivefs.mounts.locallower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.marks import MarkKind, split
 from clivefs.mounts.overlay_edits import Affected, OverlayChange, changes, compare_lower, replace_lower, reset
 from clivefs.mounts.overlay_names import OverlayNames, merged_entries, merged_names, open_flags
 from clivefs.mounts.overlay_nodes import OverlayFile, OverlayNode, OverlayNodes, UpperFile, shown
@@ -233,13 +235,30 @@ class OverlayTree(Tree):
             return {"layer": b"upper"}
         return self._nodes.lower_of(own).describe(own.lower) if own.lower is not None else {}
 
-    def known_over(self, ref: LowerRef) -> Node | None:
-        """The known directory that shows the directory *ref* of the lower layer, if it stands at the same path."""
-        node: Node | None = self.root
+    def known_over(self, ref: LowerRef) -> list[Node]:
+        """The known directories that show the directory *ref* of the lower layer: that at the same path, and those
+        that were renamed."""
         path = self.lower.path(ref)
-        for name in path.split(b"/") if path else ():
-            node = (node.children or {}).get(name) if node is not None else None
-        return node
+        places = [path]
+        upper = self._nodes.upper
+        if upper is not None and upper.log.marks.any_redirect:
+            for place, mark in upper.root_mark.walk():
+                if mark.kind is MarkKind.REDIRECT and (path + b"/").startswith(mark.target + b"/"):
+                    places.append(place + path[len(mark.target) :])
+        found: list[Node] = []
+        for each in places:
+            node: Node | None = self.root
+            for name in split(each):
+                node = (node.children or {}).get(name) if node is not None else None
+            if node is not None:
+                found.append(node)
+        return found
+
+    def told_of(self, node: Node) -> bool:
+        own = _own(node)
+        if own.upper or own.removed or not own.is_dir or own.lower is None:
+            return True
+        return not isinstance(self.lower, LocalLower) or self.lower.watches(own.lower)
 
     # The edits as a whole
 

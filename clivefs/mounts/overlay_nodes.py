@@ -503,8 +503,14 @@ class OverlayNodes:
     def rebind(self, node: OverlayNode, fds: list[int]) -> None:
         """The content of *node* is in the upper now: its open files read from there, through *fds*."""
         for file, fd in zip(node.files or (), fds, strict=True):
-            old, file.inner = file.inner, UpperFile(fd)
-            old.close()
+            old_fd = file.inner.fileno()
+            if old_fd is None:
+                old, file.inner = file.inner, UpperFile(fd)
+                old.close()
+            else:  # a thread may be about to read from the descriptor: it stays, and leads to the same content
+                os.dup2(fd, old_fd, inheritable=False)
+                os.close(fd)
+                file.inner = UpperFile(old_fd)
 
     def move(self, node: OverlayNode, old: tuple[OverlayNode, bytes], new: tuple[OverlayNode, bytes]) -> None:
         """*node* has its name *new* instead of *old*. Whatever else led to *new* was detached before."""

@@ -2,13 +2,15 @@
 
 `pip download` and `npm pack` are the only commands given, with no shell, nobody to ask, and an end in bounded time.
 For a release that has no wheel for this interpreter pip takes the sdist, and to know its metadata runs its build
-backend, as `pip install` would: so wheels are asked for alone first.
+backend, as `pip install` would: so wheels are asked for alone first. An sdist that cannot be built here is still worth
+reading: it is then fetched from where pip found it, if the index says what its digest is.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -18,8 +20,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from clivefs.base.errors import ClivefsError
+from clivefs.mounts.archivefetch import download
 
 RUN_TIMEOUT_S = 1800.0
 """The longest that a download may take which keeps moving; silence ends it far earlier."""
@@ -27,6 +31,8 @@ _NEAR = 5
 _PIP_VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 _PIP_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 _PIP_PYTHON = re.compile(r"Ignored the following versions that require a different python version: (.*)")
+_PIP_NOT_BUILT = re.compile(r"Failed to build|metadata-generation-failed|subprocess-exited-with-error")
+_PIP_FOUND = re.compile(r"Added \S+ from ((?:https?|file)://[^\s#*]+)#sha256=([0-9a-f]{64}) to build tracker")
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|NameResolution|Failed to establish|ProxyError|SSLError"
     r"|RemoteDisconnected|[Cc]onnection (?:broken|reset|refused)|Network is unreachable|[Tt]imed out"
@@ -71,22 +77,51 @@ class PackageClients:
 
     # PyPI
 
-    def fetch_pypi(self, release: str, directory: str, *, sha256: str | None, progress: Progress) -> Fetched:
-        """Fetch *release* (`NAME==VERSION`) into *directory* (empty, ours). ClivefsError; DigestDiffers."""
+    def fetch_pypi(
+        self, release: str, directory: str, *, sha256: str | None, sdist: bool, bytes_max: int, progress: Progress
+    ) -> Fetched:
+        """Fetch *release* (`NAME==VERSION`) into *directory* (empty, ours): the file with the digest *sha256*, or a
+        wheel for this interpreter, or the sdist; only that with *sdist*. ClivefsError; DigestDiffers."""
+        verbose = "-vv"  # for `_PIP_FOUND`
         place = f"pypi:{release}"
         name, _, version = release.partition("==")
         if sha256 is not None:  # pip chooses the file that has it
             with open(os.path.join(directory, "requirements.txt"), "w", encoding="utf-8") as file:
                 file.write(f"{release} --hash=sha256:{sha256}\n")
-            output = self._pip(directory, place, ["--require-hashes", "-r", "requirements.txt"])
+            output = self._pip(directory, place, [verbose, "--require-hashes", "-r", "requirements.txt"])
+        elif sdist:
+            output = self._pip(directory, place, [verbose, "--no-binary", name, "--", release])
         else:
             output = self._pip(directory, place, ["--only-binary", ":all:", "--", release])
             if output.status and "No matching distribution" in output.stderr and not _NO_NETWORK.search(output.stderr):
                 progress(f"{place}: no wheel was found, asking for the sdist")
-                output = self._pip(directory, place, ["--", release])
+                output = self._pip(directory, place, [verbose, "--", release])
+        found = _PIP_FOUND.findall(output.stdout)
+        if output.status and found and _PIP_NOT_BUILT.search(output.stderr):
+            progress(f"{place}: its sdist does not build here, fetching it as it is")
+            return self._fetch_link(*found[-1], directory, bytes_max, place, progress)
         if output.status:
             raise _pip_error(output.stderr, name, version, place)
         return Fetched(_only_file(os.path.join(directory, "files"), place))
+
+    def _fetch_link(
+        self, url: str, sha256: str, directory: str, bytes_max: int, place: str, progress: Progress
+    ) -> Fetched:
+        """Fetch the file that pip found at *url*, and whose digest the index knows."""
+        if url.startswith("file:"):
+            return Fetched(unquote(urlsplit(url).path))
+        path = os.path.join(directory, "sdist")
+        with open(path, "wb") as file:
+            download(url, file, bytes_max=bytes_max, timeout_s=self.answer_timeout_s, progress=progress)
+        with open(path, "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
+            raise ClivefsError(
+                f"what was fetched has the SHA-256 {actual}, and the index says {sha256}",
+                place=place,
+                remedy="Try again, or another mirror.",
+            )
+        return Fetched(path)
 
     def _pip(self, directory: str, place: str, arguments: Sequence[str]) -> _Output:
         command = [self.python, "-m", "pip", "download", "--no-deps", "--no-input", "--dest", "files"]
@@ -186,7 +221,7 @@ def _pip_error(stderr: str, name: str, version: str, place: str) -> Exception:
     got = _PIP_GOT.search(stderr)
     if "DO NOT MATCH THE HASHES" in stderr and got is not None:
         return DigestDiffers(got[1])
-    if _NO_NETWORK.search(stderr):
+    if _NO_NETWORK.search(stderr) and not _PIP_NOT_BUILT.search(stderr):
         return _no_answer(place, "")
     ignored = _PIP_PYTHON.search(stderr)
     if ignored is not None and re.search(rf"(?:^|[ ;]){re.escape(version)} Requires-Python", ignored[1]):

@@ -1,8 +1,9 @@
 """Which files of a tree a patch means: how many leading components its names have too many, and which of two counts.
 
-One number of components is stripped from all names of a patch file (`-p` of both tools). It is the one by which
-most of the files that the patch changes are there; where several do equally well, the one that the names suggest:
-1 for `a/` and `b/` (and git's mnemonic prefixes) or two different first components, else 0.
+One number of components is stripped from all names of a patch file (`-p` of both tools): 1 for `a/` and `b/` (and
+git's mnemonic prefixes), or for two different first components; else 0. Where by that not all files are there that the
+patch changes, it is the number by which most are. Git's own diffs, and names with `a/` and `b/`, never lose more than
+one: a file that is gone must not be taken for one of the same name further up.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def _names(file: FilePatch, strip: int, exists: Callable[[bytes], bool]) -> Name
     new = stripped(file.new_name, strip) if file.new_name is not None else None
     if file.is_git:
         if file.what == "create":
-            return Names("create", None, new or old)
+            return Names("create", None, new or old or b"")
         if file.what == "delete":
-            return Names("delete", old or new, None)
-        return Names("modify", old or new, old or new)
+            return Names("delete", old or new or b"", None)
+        return Names("modify", old or new or b"", old or new or b"")
     given = [name for name in (old, new) if name]
     if file.index_name is not None and not any(exists(name) for name in given):
         given.append(stripped(file.index_name, 0))
@@ -96,18 +97,18 @@ def _likeliness(name: bytes) -> tuple[int, int, int]:
 def _preferred(patch: Patch) -> list[int]:
     """The numbers of components to try, the likeliest first."""
     one = zero = 0
-    deepest = 0
+    deepest = 1
     for file in patch.files:
-        old, new = file.old_name, file.new_name
-        for name in (old, new):
-            if name is not None:
-                deepest = max(deepest, name.count(b"/"))
-        parts = [name.partition(b"/") for name in (old, new) if name is not None]
-        if not parts or not all(part[1] for part in parts):
-            zero += 1
-        elif all(part[0] in _PREFIXES for part in parts) or (len(parts) == 2 and parts[0][0] != parts[1][0]):
+        names = [name for name in (file.old_name, file.new_name) if name is not None]
+        parts = [name.partition(b"/") for name in names]
+        prefixed = all(part[1] and part[0] in _PREFIXES for part in parts) and not (
+            len(names) == 2 and names[0] == names[1]
+        )
+        if prefixed or (len(parts) == 2 and all(part[1] for part in parts) and parts[0][0] != parts[1][0]):
             one += 1
         else:
             zero += 1
+        if not prefixed and not file.is_git:
+            deepest = max(deepest, *(name.count(b"/") for name in names), 1)
     first = [1, 0] if one >= zero else [0, 1]
     return first + list(range(2, min(deepest, STRIP_MAX) + 1))

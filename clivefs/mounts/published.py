@@ -1,10 +1,13 @@
 """Published modules as sources: releases of PyPI and npm, and archives at a path or a URL.
 
-A release is fetched once, unpacked into the store, and from then on opened from there: no client is started, no network
-asked. Two kinds of records (namespace `published`, msgpack of `_Record`) say what is known:
+A release is fetched once, unpacked into the store, and from then on opened from there: no client is started, no
+network asked. Three kinds of records (namespace `published`, msgpack of `_Record`) say what is known:
 
-    location NUL kind NUL strip NUL location    what was fetched from there last
-    digest NUL strip NUL sha256                 what the archive with this digest unpacks to
+    location NUL form NUL strip NUL location                what was fetched from there last
+    release NUL form NUL strip NUL location NUL sha256      what was ever fetched as that release (pypi, npm)
+    digest NUL strip NUL sha256                             what the archive with this digest unpacks to
+
+`form` is the kind, or `pypi-sdist`; `strip` a number or `auto`.
 
 A pinned digest (`sha256` in Clive.toml, or Clive.lock) decides which of them counts, so that a pinned entry opens
 from a warm store whatever its location gives by now. The ref `refs/clive/published/SHA256-STRIP` keeps each tree.
@@ -30,6 +33,7 @@ from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.archive import ArchiveLimits, open_archive, unpack
 from clivefs.mounts.archivefetch import download, without_credentials
 from clivefs.mounts.gitlower import TreeSpace
+from clivefs.mounts.lockfile import Locked
 from clivefs.mounts.packageclients import DigestDiffers, PackageClients
 from clivefs.objects.encode import MODE_TREE
 from clivefs.objects.store import Store
@@ -65,6 +69,10 @@ class Published:
     size: int
     """Bytes, unpacked."""
 
+    def locked(self, source: str) -> Locked:
+        """What Clive.lock is to say of an entry with the one-line *source*."""
+        return Locked(source, self.archive_tree.hex(), self.version, self.sha256, self.integrity)
+
 
 class _Record(msgspec.Struct, array_like=True):
     """`format` 1."""
@@ -77,8 +85,8 @@ class _Record(msgspec.Struct, array_like=True):
     size: int
     integrity: str | None
     fetched_ns: int
-    stamp: tuple[int, int, int, int] | None = None
-    """Of an archive of this machine: device, inode, size and modification time in ns when it was read."""
+    stamp: tuple[int, int, int, int, int] | None = None
+    """Of an archive of this machine: device, inode, size, modification and change time in ns when it was read."""
 
 
 class PublishedSource:
@@ -93,6 +101,7 @@ class PublishedSource:
         store: Store,
         host_path: str | None = None,
         strip: int | None = None,
+        sdist: bool = False,
         sha256: str | None = None,
         locked: str | None = None,
         limits: ArchiveLimits | None = None,
@@ -101,8 +110,8 @@ class PublishedSource:
         progress: Progress | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """*location*: as `MountEntry` has it, checked; *host_path*: of an archive on this machine. *sha256*, *locked*:
-        what Clive.toml and Clive.lock pin the archive to (hexadecimal)."""
+        """*location*: as `MountEntry` has it, checked; *host_path*: of an archive on this machine. *sdist*: of
+        pypi, never a wheel. *sha256*, *locked*: what Clive.toml and Clive.lock pin the archive to (hexadecimal)."""
         self.kind = kind
         self.location = location
         self.subdir = subdir.strip("/")
@@ -111,6 +120,7 @@ class PublishedSource:
         self._host_path = host_path
         # npm leaves the first component out whatever it is called; wheels and sdists are told apart by their content.
         self._strip = 1 if kind == "npm" else strip
+        self._sdist = sdist
         self._sha256 = sha256
         self._locked = locked
         self._limits = limits or ArchiveLimits()
@@ -192,15 +202,18 @@ class PublishedSource:
         # The ref holds the whole tree against gc, so its root speaks for all of it.
         return record if record.format == 1 and self._store.has(record.tree) else None
 
+    def _form(self) -> str:
+        return f"{self.kind}-sdist" if self._sdist else self.kind
+
     def _label(self) -> str:
         return "auto" if self._strip is None else str(self._strip)
 
     def _location_key(self) -> bytes:
         location = self._host_path or self.location
-        return b"location\0" + f"{self.kind}\0{self._label()}\0".encode() + os.fsencode(location)
+        return b"location\0" + f"{self._form()}\0{self._label()}\0".encode() + os.fsencode(location)
 
     def _release_key(self, sha256: str) -> bytes:
-        return f"release\0{self.kind}\0{self._label()}\0{self.location}\0{sha256}".encode()
+        return f"release\0{self._form()}\0{self._label()}\0{self.location}\0{sha256}".encode()
 
     def _digest_key(self, sha256: str) -> bytes:
         return f"digest\0{self._label()}\0{sha256}".encode()
@@ -230,7 +243,12 @@ class PublishedSource:
             else:
                 try:
                     fetched = self._clients.fetch_pypi(
-                        self.location, directory, sha256=self._pin, progress=self._progress
+                        self.location,
+                        directory,
+                        sha256=self._pin,
+                        sdist=self._sdist,
+                        bytes_max=self._limits.size,
+                        progress=self._progress,
                     )
                 except DigestDiffers as error:
                     self._check(str(error))
@@ -316,11 +334,11 @@ def _silent(_: str) -> None:
     return None
 
 
-def _stamp(st: os.stat_result) -> tuple[int, int, int, int]:
-    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
+def _stamp(st: os.stat_result) -> tuple[int, int, int, int, int]:
+    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
-def _stamp_of(path: str) -> tuple[int, int, int, int] | None:
+def _stamp_of(path: str) -> tuple[int, int, int, int, int] | None:
     try:
         return _stamp(os.stat(path))
     except OSError:

@@ -253,6 +253,11 @@ class Tree(ABC):
     def getattr(self, node: Node) -> Attr:
         """The attributes of a node, also of a removed one that somebody holds. ESTALE when it is gone."""
 
+    def told_of(self, node: Node) -> bool:
+        """Whether a change of the attributes of *node* underneath would be noticed. Those of a directory change with
+        the names in it, which are watched only once somebody has looked at them."""
+        return True
+
     @abstractmethod
     def readlink(self, node: Node) -> bytes: ...
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 
 from clivefs.base.ports import FAULTS
@@ -46,6 +47,8 @@ class Upper:
         self._dir_fd = os.dup(dir_fd)
         self.tree_fd = self.work_fd = -1
         self._serial = 0
+        self._syncing = threading.Lock()
+        """Who finds nothing left to sync returns only when who is at it has done it."""
         self.unsynced: set[int] | None = set()
         """Upper directories with names that no fsync has covered; None for all of them."""
         try:
@@ -250,6 +253,10 @@ class Upper:
     def sync_chain(self, names: list[bytes]) -> None:
         """Make the names of the directory *names* (components from the root) and of the way to it survive a power
         loss, and the log with them. May run in a thread."""
+        with self._syncing:
+            self._sync_chain(names)
+
+    def _sync_chain(self, names: list[bytes]) -> None:
         self.log.sync()
         fd = os.dup(self.tree_fd)
         try:
@@ -280,13 +287,14 @@ class Upper:
 
     def sync(self) -> None:
         """Everything survives a power loss. May run in a thread."""
-        self.unsynced = set()
-        try:
-            self.log.sync()
-            sync_fs(self.tree_fd)
-        except BaseException:
-            self.unsynced = None
-            raise
+        with self._syncing:
+            self.unsynced = set()
+            try:
+                self.log.sync()
+                sync_fs(self.tree_fd)
+            except BaseException:
+                self.unsynced = None
+                raise
 
     def close(self) -> None:
         """Release everything. Open files go on working."""

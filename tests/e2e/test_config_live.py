@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -248,3 +249,35 @@ def test_many_changes_in_a_row(shop: Bench, shell_in: Callable[[Path], Shell]) -
         shop.cli("detach", f"many/{i}", cwd=shop.live)
     assert not (shop.live / "many").exists()
     assert shell("cat two.txt") == "two"
+
+
+def test_the_table_changes_under_load(shop: Bench) -> None:
+    """Three writers in the directories that entries come to and go from; nothing but ENOENT may reach them."""
+    shop.git("clone", "-q", "thing", "checkout", cwd=shop.base)
+    (shop.root / "p/q").mkdir(parents=True)
+    script = (
+        "import errno, os, sys\n"
+        "for i in range(10**9):\n"
+        "    try:\n"
+        "        if os.path.exists('stop'): break\n"
+        "        a, b = f'p/q/{sys.argv[1]}-{i % 7}', f'p/{sys.argv[1]}-{i % 5}'\n"
+        "        open(a, 'w').write('x'); os.rename(a, b); os.listdir('p'); os.listdir('p/q')\n"
+        "        a, b = f'lib/thing/src/{sys.argv[1]}-{i % 7}', f'lib/thing/{sys.argv[1]}-{i % 5}'\n"
+        "        open(a, 'w').write('x'); os.rename(a, b); os.listdir('lib/thing/src')\n"
+        "        open('lib/thing/README').read(); os.stat('p/q/e/one.txt'); open('p/q/e/one.txt').read()\n"
+        "    except OSError as error:\n"
+        "        if error.errno not in (errno.ENOENT, errno.ESTALE): raise\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", script, letter], cwd=shop.live) for letter in "abc"]
+    try:
+        for i in range(6):
+            shop.cli("attach", "p/q/e", "../data", "--write", "overlay", cwd=shop.live)
+            shop.cli("replace", "lib/thing", "git+../thing@main" if i % 2 else "../checkout", cwd=shop.live)
+            shop.cli("detach", "p/q/e", cwd=shop.live)
+    finally:
+        (shop.root / "stop").touch()
+        codes = [writer.wait(30) for writer in writers]
+    assert codes == [0] * 3
+    assert (shop.live / "lib/thing/src/deep/b.c").read_text() == "int b;\n"
+    shop.run("find . > /dev/null; git -C lib/thing status > /dev/null")
+    shop.check_sound()

@@ -341,3 +341,26 @@ def test_many_who_wait_for_the_network_hold_up_nobody(remote: Bench, silent: Sil
         for thread in threads:
             thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_unmount_does_not_wait_for_the_network(remote: Bench, silent: Silent) -> None:
+    """Somebody waits for a server that never answers, with most of a minute to go: the daemon ends all the same."""
+    remote.write_toml((remote.root / "Clive.toml").read_text().replace(f'"{TIMEOUT_S}s"', '"60s"'))
+    remote.unmount()
+    remote.mount()
+    (config,) = remote.store.glob("repositories/*.git/config")
+    remote.git("config", "--file", config, "remote.origin.url", f"git://127.0.0.1:{silent.port}/x.git", cwd=remote.base)
+    reader = subprocess.Popen(["cat", str(remote.live / "far" / "d3" / "f3")], stderr=subprocess.PIPE)
+    try:
+        until(lambda: silent.accepted, "a connection")
+        begun = time.monotonic()
+        pid = remote.daemon_pid()
+        remote.unmount()
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the daemon")
+        assert time.monotonic() - begun < 20
+        _, said = reader.communicate(timeout=10)
+        assert reader.returncode == 1, said
+    finally:
+        reader.kill()
+        reader.wait()
+    assert not remote.is_mounted()

@@ -276,7 +276,8 @@ def test_line_endings_and_ident_give_what_a_checkout_gives(bench: Bench) -> None
     path = bench.repository(
         "thing",
         {
-            ".gitattributes": "*.txt text\n*.bat text eol=crlf\n*.id ident\n*.u16 working-tree-encoding=UTF-16LE eol=lf\n*.bin -text\n",
+            ".gitattributes": "*.txt text\n*.bat text eol=crlf\n*.id ident\n*.bin -text\n"
+            "*.u16 working-tree-encoding=UTF-16LE eol=lf\n",
             "a.txt": "one\ntwo\n",
             "b.bat": "one\r\ntwo\r\n",
             "c.id": "$Id$\nrest\n",

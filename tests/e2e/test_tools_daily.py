@@ -82,19 +82,16 @@ def sample(tmp_path: Path) -> Path:
         "cp -a {0} {1}",
         "rsync -aH {0}/ {1}",
         "mkdir {1} && tar -C {0} --format=posix -c . | tar -C {1} -xp",
-        "mkdir {1} && cd {0} && find . | cpio -pdm --quiet {1}",
     ],
-    ids=["cp", "rsync", "tar", "cpio"],
+    ids=["cp", "rsync", "tar"],
 )
 def test_copies_are_faithful(mounted: Bench, place: Path, sample: Path, command: str) -> None:
-    program = "cpio" if "cpio" in command else command.split()[0]
-    needs(program)
+    needs("rsync")
     mounted.run(command.format(sample, place / "in"))
     assert facts(place / "in") == facts(sample)
     mounted.run(command.format(place / "in", sample.parent / "back"))
     assert facts(sample.parent / "back") == facts(sample)
-    if program != "cpio":
-        assert (place / "in/a").stat().st_nlink == 2
+    assert (place / "in/a").stat().st_nlink == 2
     mounted.run(["rm", "-rf", place / "in"])
 
 
@@ -126,7 +123,8 @@ def test_shell_and_coreutils(mounted: Bench, place: Path) -> None:
     dd if=/dev/zero of=z bs=64k count=3 conv=fsync status=none; truncate -s +1 z; [ "$(stat -c %s z)" = 196609 ]
     split -b 50000 z part.; cat part.* | cmp - z; rm part.*
     mktemp -p . x.XXXX > /dev/null; mkfifo p; (echo hi > p &) ; [ "$(cat p)" = hi ]
-    find . -type f | xargs ls -l > /dev/null; find . -newer t -name g | grep -q g; du -sk . > /dev/null; df . > /dev/null
+    find . -type f | xargs ls -l > /dev/null; find . -newer t -name g | grep -q g
+    du -sk . > /dev/null; df . > /dev/null
     set -o noclobber; ! (echo x > g) 2> /dev/null; rm p; cd ../..; mv a z; cp -r z y; diff -r z y; rm -r z y
     """
     mounted.run(script, cwd=place)
@@ -139,8 +137,8 @@ def test_programs_run_from_the_mount(mounted: Bench, place: Path) -> None:
     assert mounted.run("./s", cwd=place).stdout == "script ./s\n"
     shutil.copy2("/bin/true", place / "true")
     mounted.run("./true", cwd=place)
+    (place / "n").write_text("#!/bin/sh\n")
     with pytest.raises(PermissionError):
-        (place / "n").write_text("#!/bin/sh\n")
         subprocess.run([place / "n"], check=True)
     sleeper = place / "sleeper"
     shutil.copy2(shutil.which("sleep") or "/bin/sleep", sleeper)
@@ -258,21 +256,24 @@ def test_vim(mounted: Bench, place: Path, backupcopy: str) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_vim_with_swap_file_edits_a_source_file(mounted: Bench) -> None:
+@pytest.mark.parametrize("path", ["lib/thing/README", "over/one.txt"])
+def test_vim_with_swap_file_edits_a_source_file(mounted: Bench, path: str) -> None:
     needs("tmux")
     needs("vim")
-    for name, cwd in (("README", mounted.live / "lib/thing"), ("one.txt", mounted.live / "over")):
-        terminal = Terminal(mounted, "swap", cwd, f"vim -u NONE --cmd 'set nocp ruler' {name}")
-        try:
-            terminal.shows("1,1")
-            until(lambda: (cwd / f".{name}.swp").exists(), "the swap file")
-            terminal.type("ggO", "vim was here", "Escape", ":wq", "Enter")
-            terminal.ended()
-        finally:
-            terminal.close()
-        assert (cwd / name).read_text().startswith("vim was here\n")
-        assert not (cwd / f".{name}.swp").exists()
-    assert mounted.git("status", "--porcelain", "README", cwd=mounted.live / "lib/thing") == " M README\n"
+    file = mounted.live / path
+    swap = file.with_name(f".{file.name}.swp")
+    terminal = Terminal(mounted, "swap", file.parent, f"vim -u NONE --cmd 'set nocp ruler' {file.name}")
+    try:
+        terminal.shows("1,1")
+        until(swap.exists, "the swap file")
+        terminal.type("ggO", "vim was here", "Escape", ":wq", "Enter")
+        terminal.ended()
+    finally:
+        terminal.close()
+    assert file.read_text().startswith("vim was here\n")
+    assert not swap.exists()
+    if path == "lib/thing/README":
+        assert mounted.git("status", "--porcelain", "README", cwd=file.parent) == " M README\n"
     assert (mounted.base / "data/one.txt").read_text() == "one\n"
 
 

@@ -292,3 +292,31 @@ def test_whatever_is_accepted_is_harmless(members: list[tuple[list[str], str, li
                 assert target.split(b"/").count(b"..") <= depth + sum(
                     part not in (b"", b".", b"..") for part in target.split(b"/")
                 )
+
+
+def test_global_headers_are_bounded() -> None:
+    header = member("pax_global_header", type=tarfile.XGLTYPE)
+    header.size = 20 << 10
+    assert "extended header" in refused(header.tobuf() + bytes(21 << 10)).message
+    many = b""
+    for index in range(20):
+        keys = {f"k{index}.{key}": "v" for key in range(100)}
+        many += tarfile.TarInfo.create_pax_global_header(keys)
+    assert "too many keys" in refused(many + tar_with(GOOD)).message
+
+
+def test_a_chain_of_sparse_headers_has_an_end() -> None:
+    header = bytearray(member("s").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = b"S"
+    header[482] = 1
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    more = bytearray((b"%011o\0" % 512 + b"%011o\0" % 1) * 21 + bytes(8))
+    more[504] = 1
+    data = bytes(header) + bytes(more) * 20_000
+    assert "no end" in refused(COMPRESSIONS["gz"](data), limits=ArchiveLimits(ratio=10_000)).message
+
+
+def test_the_directory_of_a_zip_is_not_read_when_it_is_too_large() -> None:
+    data = zip_of({b"f%d" % index: File() for index in range(2000)})
+    assert refused(data, limits=ArchiveLimits(files=100)).message == "it holds more than 100 files"

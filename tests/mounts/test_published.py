@@ -46,12 +46,10 @@ def names(store: Store, published: Published) -> set[bytes]:
 
 
 def fails(source: PublishedSource) -> str:
-    before = source._store.refs()
     with pytest.raises(ClivefsError) as caught:
         source.open()
     assert caught.value.place
     assert caught.value.remedy
-    assert source._store.refs() == before
     return str(caught.value)
 
 
@@ -164,6 +162,7 @@ def test_a_hostile_archive_leaves_no_trace(store: Store, tmp_path: Path) -> None
     source = PublishedSource("archive", "bad.tar", store=store, host_path=str(path))
     assert "`../escape`" in fails(source)
     assert list(store.meta_items("published")) == []
+    assert store.refs() == {}
 
 
 # Archives at a URL
@@ -349,6 +348,32 @@ def test_pip_takes_the_file_that_is_locked_and_no_other(store: Store, index: Pat
     assert digest in fails(PublishedSource("pypi", "thing==1.0", store=store, clients=clients, locked=digest))
 
 
+def test_an_sdist_that_does_not_build_is_still_shown(store: Store, tmp_path: Path) -> None:
+    files = {
+        b"broken-1.0/setup.py": File(b"raise SystemExit('no compiler')"),
+        b"broken-1.0/pyproject.toml": File(b"[build-system]\nrequires = []\nbuild-backend = 'broken_backend'\n"),
+        b"broken-1.0/PKG-INFO": File(b"Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n"),
+    }
+    sdist = COMPRESSIONS["gz"](tar_of(files))
+    digest = hashlib.sha256(sdist).hexdigest()
+    link = f'<a href="/files/broken-1.0.tar.gz#sha256={digest}">broken-1.0.tar.gz</a>'
+
+    def page(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        handler.wfile.write(f"<!DOCTYPE html><html><body>{link}</body></html>".encode())
+
+    with serving({"/simple/broken/": page, "/files/broken-1.0.tar.gz": sdist}) as (base, _):
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_INDEX_URL": f"{base}/simple/"}
+        clients = PackageClients(environment=environment)
+        said: list[str] = []
+        source = PublishedSource("pypi", "broken==1.0", store=store, clients=clients, progress=said.append)
+        assert names(store, source.open()) == {b"setup.py", b"pyproject.toml", b"PKG-INFO"}
+        assert any("does not build here" in each for each in said)
+        assert source.open().sha256 == digest
+
+
 def test_without_a_client_or_a_network(store: Store, tmp_path: Path) -> None:
     assert "cannot be started" in fails(PublishedSource("pypi", "thing==1.0", store=store, clients=NO_CLIENT))
     assert "Install Node.js" in fails(PublishedSource("npm", "thing@1.0.0", store=store, clients=NO_CLIENT))
@@ -460,6 +485,22 @@ def test_real_releases(store: Store, kind: str, location: str, expected: set[byt
     assert expected <= names(store, published)
     again = PublishedSource(kind, location, store=store, clients=NO_CLIENT, locked=published.sha256)  # type: ignore[arg-type]
     assert again.open() == published
+
+
+@pytest.mark.network
+def test_a_real_sdist(store: Store) -> None:
+    wheel = PublishedSource("pypi", "six==1.16.0", store=store).open()
+    source = PublishedSource("pypi", "six==1.16.0", store=store, sdist=True)
+    assert not source.is_known()
+    sdist = source.open()
+    assert {b"setup.py", b"PKG-INFO", b"six.py"} <= names(store, sdist)
+    # One file of both is one object; and the lock decides which of them is meant.
+    modules = [
+        next(each for each in store.read_tree(tree) if each.name == b"six.py") for tree in (wheel.tree, sdist.tree)
+    ]
+    assert modules[0].oid == modules[1].oid
+    with Store.open(Path(store.path).parent / "other") as other:
+        assert PublishedSource("pypi", "six==1.16.0", store=other, locked=sdist.sha256).open().tree == sdist.tree
 
 
 @pytest.mark.network
