@@ -31,6 +31,7 @@ from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
+from clivefs.mounts import gitcommand
 from clivefs.mounts.tree import Node, NodeTable, Owner
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Outside, Watcher
@@ -98,6 +99,7 @@ class Daemon:
             on_change=self._write_facts,
         )
         self._cleanup.callback(self.workspaces.close)
+        self._cleanup.callback(gitcommand.end_all)
         for request in settings.workspaces:
             self.workspaces.add_at_start(request.root, allow=request.allow, progress=progress)
 

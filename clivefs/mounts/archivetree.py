@@ -7,6 +7,7 @@ of the tree, also by way of other links. Decided here, where tools differ:
 - Several members of one path: of two files, or two symlinks, the last counts, as tar extracts them; two directories
   are one. A path of two kinds is refused: tools disagree about what is there.
 - A hard link is another name of the same blob. It must name an earlier member.
+- A regular file called `.git` is left out, as git does: the pointer of a submodule, which real sdists contain.
 - Permissions come down to the owner's execute bit, as in git. Empty directories are left out, as in git.
 """
 
@@ -33,6 +34,7 @@ TARGET_BYTES_MAX = 4095
 """The longest symlink that Linux can show."""
 _WHEEL_METADATA = b".dist-info"
 """A wheel without any module has this directory alone, and it is no wrapping."""
+_SUBMODULE_POINTER = b".git"
 _CHUNK_BYTES = 1 << 18
 _LINKS_MAX = 40
 """As many links as the kernel follows."""
@@ -68,6 +70,8 @@ class ArchiveTree:
         parts = self._parts(member.path, member.path)
         self._meter.count_file(member.path)
         kept = parts[self._strip or 0 :]
+        if kept and kept[-1] == _SUBMODULE_POINTER and member.kind is MemberKind.FILE:
+            return
         if not kept:
             if not parts and member.kind is not MemberKind.DIRECTORY:
                 raise refuse_member(member.path, "has no name", self._place)

@@ -116,6 +116,7 @@ class GitCommand:
                 f"git could not be started: {error.strerror}", remedy="Install git, or put it on PATH."
             ) from error
         errors = _StandardError(progress, stall_s)
+        _running[process] = errors
         reader = threading.Thread(target=errors.drain, args=(process,), daemon=True)
         reader.start()
         timer = threading.Timer(timeout_s, _end, (process, errors)) if timeout_s is not None else None
@@ -130,6 +131,7 @@ class GitCommand:
             process.wait()
             raise
         finally:
+            _running.pop(process, None)
             if timer is not None:
                 timer.cancel()
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -156,6 +158,16 @@ class GitCommand:
         if variables:
             environment.update(variables)
         return environment
+
+
+_running: dict[subprocess.Popen[bytes], _StandardError] = {}
+
+
+def end_all() -> None:
+    """End every git that still runs, as this process is about to end: nobody would notice that its remote is
+    silent. Those who wait for one get a GitFailed."""
+    for process, errors in list(_running.items()):
+        _end(process, errors)
 
 
 def check_argument(value: str, what: str) -> str:

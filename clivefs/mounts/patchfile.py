@@ -72,6 +72,8 @@ class FilePatch:
     binary: BinaryHunk | None = None
     lacks_binary: bool = False
     """`Binary files differ`: the content is not in the patch."""
+    same_names: bool = False
+    """Of a git diff: its first line names the file twice alike, so there are no prefixes."""
     starts_mail: bool = False
     """A mail header or commit stands before it: what it refers to is the state after all before it."""
 
@@ -189,6 +191,7 @@ class _Parser:
             headers[key] = line
             self._at += 1
         old, new = _git_names(first) or (None, None)
+        same_names = old is not None and old == new
         what = "modify"
         source = target = None
         for kind, pairs in (("rename", ((b"rename from ", b"rename to "), (b"rename old ", b"rename new "))),
@@ -241,6 +244,7 @@ class _Parser:
             hunks=hunks,
             binary=binary,
             lacks_binary=lacks,
+            same_names=same_names,
             starts_mail=self._mail,
         )
 

@@ -101,9 +101,8 @@ def _preferred(patch: Patch) -> list[int]:
     for file in patch.files:
         names = [name for name in (file.old_name, file.new_name) if name is not None]
         parts = [name.partition(b"/") for name in names]
-        prefixed = all(part[1] and part[0] in _PREFIXES for part in parts) and not (
-            len(names) == 2 and names[0] == names[1]
-        )
+        same = file.same_names or (len(names) == 2 and names[0] == names[1])
+        prefixed = not same and all(part[1] and part[0] in _PREFIXES for part in parts)
         if prefixed or (len(parts) == 2 and all(part[1] for part in parts) and parts[0][0] != parts[1][0]):
             one += 1
         else:

@@ -73,3 +73,20 @@ def test_what_came_before_the_mount_is_not_sent() -> None:
     assert queue.drain(10)
     assert recorder.sent == [("entry", 1, b"late")]
     queue.close()
+
+
+def test_nothing_is_sent_once_it_is_closed() -> None:
+    recorder = Recorder()
+    queue = Invalidator(recorder)
+    queue.start()
+    recorder.free.clear()
+    queue.inode(1)
+    assert recorder.entered.wait(10)
+    recorder.entered.clear()
+    queue.inode(2)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    recorder.free.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert recorder.sent == [("inode", 1, False)]

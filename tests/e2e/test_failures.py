@@ -364,3 +364,8 @@ def test_unmount_does_not_wait_for_the_network(remote: Bench, silent: Silent) ->
         reader.kill()
         reader.wait()
     assert not remote.is_mounted()
+    # The git that it had started does not outlive it: the connection is closed from the other side.
+    connection = silent.accepted[0]
+    connection.settimeout(10)
+    while connection.recv(65536):
+        pass

@@ -303,3 +303,40 @@ def test_latency_of_outside_edits(mounted: Bench) -> None:
     p95 = statistics.quantiles(taken, n=20)[-1]
     print(f"outside edits: median {statistics.median(taken) * 1000:.1f} ms, 95th percentile {p95 * 1000:.1f} ms")  # noqa: T201
     assert p95 < LIMIT_S
+
+
+def test_times_of_a_directory_that_nobody_has_looked_into(sides: tuple[Path, Path]) -> None:
+    outside, inside = sides
+    (outside / "dir").mkdir()
+    soon((inside / "dir").is_dir, True)
+    before = (inside / "dir").stat().st_mtime_ns
+    os.utime(outside / "dir", ns=(0, 0))
+    soon(lambda: (inside / "dir").stat().st_mtime_ns, 0)
+    write_files(outside / "dir", {"new": ""})
+    soon(lambda: (inside / "dir").stat().st_mtime_ns >= before, True)
+
+
+def test_changes_below_a_directory_that_the_overlay_has_renamed(mounted: Bench) -> None:
+    outside, inside = mounted.base / "data" / "to-rename", mounted.live / "over"
+    write_files(outside, {"file": "old\n", "deep/file": "old\n"})
+    soon((inside / "to-rename/deep/file").read_text, "old\n")
+    (inside / "to-rename").rename(inside / "renamed")
+    shown = inside / "renamed"
+    assert (shown / "file").stat().st_size == (shown / "deep/file").stat().st_size == 4
+    assert not (shown / "new").exists()
+    assert not (shown / "deep/new").exists()
+    write_files(outside, {"file": "changed\n", "deep/file": "changed\n", "new": "", "deep/new": ""})
+    soon(lambda: (shown / "file").stat().st_size, 8)
+    soon(lambda: (shown / "deep/file").stat().st_size, 8)
+    soon((shown / "new").exists, True)
+    soon((shown / "deep/new").exists, True)
+
+
+def test_a_file_made_outside_this_moment_is_opened(sides: tuple[Path, Path]) -> None:
+    outside, inside = sides
+    for each in map(str, range(100)):
+        assert not (inside / each).exists()
+        (outside / each).write_text("outside\n")
+        with open(inside / each, "a") as file:
+            file.write("inside\n")
+        assert (inside / each).read_text() == "outside\ninside\n"

@@ -197,3 +197,26 @@ def test_unknown_numbers_and_handles_are_refused() -> None:
     with pytest.raises(OSError, check=lambda error: error.errno == errno.EBADF):
         kernel.operations.read(77, 0, 1)
     kernel.operations.forget(12345, 1)  # the kernel may be late
+
+
+def test_create_of_what_others_have_just_made(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    top = kernel.lookup(b"w").nodeid
+    with pytest.raises(FileExistsError):
+        kernel.operations.create(top, b"a", 0o644, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER)
+    with pytest.raises(OSError) as refused:  # the kernel looks the name up again, and opens it
+        kernel.operations.create(top, b"a", 0o644, os.O_WRONLY | os.O_CREAT, OWNER)
+    assert refused.value.errno == errno.ESTALE
+
+
+def test_a_name_that_came_to_be_is_not_noted_as_absent(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    top = kernel.lookup(b"w").nodeid
+    for name in (b"file", b"dir", b"link", b"moved", b"never"):
+        assert kernel.operations.lookup(top, name).nodeid == 0
+    opened, _ = kernel.operations.create(top, b"file", 0o644, os.O_WRONLY, OWNER)
+    kernel.operations.release(opened.handle)
+    kernel.operations.mkdir(top, b"dir", 0o755, OWNER)
+    kernel.operations.symlink(top, b"link", b"target", OWNER)
+    kernel.operations.rename(top, b"file", top, b"moved", 0)
+    assert kernel.operations.take_absent_names() == [(top, b"never")]

@@ -40,7 +40,7 @@ BAD_NAMES = [
     ("a/.GIT/hooks/x", "spelling of"),
     ("a/git~1", "spelling of"),
     ("a/.g\u200cit/x", "spelling of"),
-    (".git", "spelling of"),
+    (".Git", "spelling of"),
     ("n" * 256, "256 bytes"),
     ("/".join(["d" * 100] * 50), "4096"),
 ]
@@ -60,6 +60,16 @@ def test_names(name: str, why: str, kind: str) -> None:
         error = refused(tar_with(GOOD, bad))
     assert re.search(why, error.message)
     assert name.replace("\u200c", "\\u200c")[:60] in error.message
+
+
+def test_the_pointer_of_a_submodule_is_left_out() -> None:
+    store = MemoryStore()
+    tree = {b"p/sub/.git": File(b"gitdir: ../.git/modules/sub"), b"p/sub/f": File(b"x")}
+    for data in (tar_of(tree), zip_of(tree)):
+        (sub,) = store.read_tree(unpack(store, io.BytesIO(data)).tree)
+        assert [entry.name for entry in store.read_tree(sub.oid)] == [b"f"]
+    for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE):
+        assert "spelling of" in refused(tar_with(GOOD, member("d/.git", type=kind, linkname="ok/file"))).message
 
 
 def test_a_nul_in_a_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,67 @@ def test_files_belong_to_the_caller(overlay: Overlay) -> None:
     driver.mkdir(b"d/sub")
     assert (driver.stat(b"d/sub").uid, driver.stat(b"d/sub").gid) == (1234, 77)
     assert driver.stat(b"d/sub").mode & stat.S_ISGID
+
+
+def test_who_wants_the_same_large_file_waits_for_the_same_copy(overlay: Overlay, tmp_path: Path) -> None:
+    content = os.urandom(1 << 20)
+    driver = overlay.open(make_lower(large=content))
+    tree = driver.tree
+    node, _ = tree.lookup(tree.root, b"large")
+    jobs = []
+    for _ in range(3):
+        with pytest.raises(Blocked) as blocked:
+            tree.open(node, os.O_WRONLY)
+        jobs.append(blocked.value.job)
+    for job in jobs:
+        job()
+    assert len(os.listdir(tmp_path / "work")) == 1
+    for _ in range(3):
+        file = tree.open(node, os.O_RDWR)
+        assert file.read(0, 1 << 20) == content
+        file.close()
+    assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_copy_that_nobody_wants_any_more_is_not_left_behind(overlay: Overlay, tmp_path: Path) -> None:
+    driver = overlay.open(make_lower(large=bytes(1 << 20)))
+    tree = driver.tree
+    node, _ = tree.lookup(tree.root, b"large")
+    with pytest.raises(Blocked) as blocked:
+        tree.open(node, os.O_WRONLY)
+    tree.unlink(tree.root, b"large")
+    overlay.table.release(node)
+    blocked.value.job()
+    assert os.listdir(tmp_path / "work") == []
+
+
+def test_fsync_waits_for_who_is_at_it_already(
+    overlay: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = overlay.open()
+    tree = driver.tree
+    files = [tree.create(tree.root, name, 0o644, os.O_WRONLY, Owner(*US))[2] for name in (b"one", b"two")]
+    entered, go_on = threading.Event(), threading.Event()
+    sync = os.fsync
+    top = os.stat(tmp_path / "tree").st_ino
+
+    def slow(fd: int) -> None:
+        if os.fstat(fd).st_ino == top:
+            entered.set()
+            assert go_on.wait(10)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = threading.Thread(target=files[0].fsync, args=(False,))
+    first.start()
+    assert entered.wait(10)
+    second = threading.Thread(target=files[1].fsync, args=(False,))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()  # the name of the second is not on disk yet
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert not second.is_alive()
+    for file in files:
+        file.close()

@@ -31,7 +31,7 @@ from tests.mounts.gitworlds import (
     write_world,
 )
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = "".join(f"line {number}\n" for number in range(1, 41))
 
 
@@ -299,7 +299,11 @@ def test_what_is_applied_already_is_said_to_be() -> None:
         (unified("target\n", "2\n", ("a/link", "b/link")), "it is a symlink"),
         ("diff --git a/f b/f\nnew file mode 100644\nindex 0000000..e69de29\n", "there is one already"),
         ("diff --git a/f b/f\nnew file mode 040000\n", "file mode"),
-        ("diff --git a/n b/n\nnew file mode 120000\n--- /dev/null\n+++ b/n\n@@ -0,0 +1 @@\n+a\0b\n\\ No newline\n", "symlink"),
+        (
+            "diff --git a/n b/n\nnew file mode 120000\n--- /dev/null\n+++ b/n\n"
+            "@@ -0,0 +1 @@\n+a\0b\n\\ No newline\n",
+            "symlink",
+        ),
         ("diff --git a/f b/f\nindex 1..2\nBinary files a/f and b/f differ\n", "--binary"),
         ("diff --git a/f b/f\nindex 1..2\nGIT binary patch\nliteral 5\nMcmZ\n\n", "damaged"),
         ("--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n 1\n", "ends too early"),

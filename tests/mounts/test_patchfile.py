@@ -47,7 +47,7 @@ def test_git_headers() -> None:
     )
     files = parse_patch("p", patch).files
     assert [file.what for file in files] == ["modify", "create", "delete", "rename", "copy"]
-    assert [file.line for file in files] == [1, 4, 7, 14, 18]
+    assert [file.line for file in files] == [1, 4, 7, 15, 19]
     assert (files[0].old_mode, files[0].new_mode) == (0o100644, 0o100755)
     assert (files[1].old_name, files[1].new_name) == (None, b"b/empty")
     assert (files[2].old_mode, files[2].hunks[0].old) == (0o120000, [b"target"])
@@ -80,9 +80,11 @@ def test_what_is_wrong_has_its_line(patch: bytes, line: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([
-    b"diff --git a/f b/f\n", b"--- a/f\n", b"+++ b/f\n", b"@@ -1,2 +1,2 @@\n", b"@@ -0,0 +1 @@\n", b" x\n", b"-x\n", b"+x\n",
+    b"diff --git a/f b/f\n", b"--- a/f\n", b"+++ b/f\n", b"@@ -1,2 +1,2 @@\n", b"@@ -0,0 +1 @@\n",
+    b" x\n", b"-x\n", b"+x\n",
     b"\\ No newline at end of file\n", b"new file mode 100644\n", b"rename from f\n", b"rename to g\n", b"index 1..2\n",
-    b"GIT binary patch\n", b"literal 3\n", b"Kcmb\n", b"\n", b"\xff\0\n", b'diff --git "a/\\', b"--- /dev/null\n", b"Binary files a and b differ\n",
+    b"GIT binary patch\n", b"literal 3\n", b"Kcmb\n", b"\n", b"\xff\0\n", b'diff --git "a/\\',
+    b"--- /dev/null\n", b"Binary files a and b differ\n",
 ])))  # fmt: skip
 def test_nonsense_is_refused_and_never_fails_otherwise(lines: list[bytes]) -> None:
     try:

@@ -12,7 +12,7 @@ from clivefs.mounts.treemerge import Conflict, ConflictKind, Labels, Merge, merg
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.gitworlds import World, edited, fresh, get_world, put_world, read_world, run, text, worlds
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LINES = [f"line {number}\n" for number in range(1, 21)]
 BASE = "".join(LINES)
 
@@ -60,6 +60,8 @@ def test_clean_where_git_merges_cleanly_and_then_the_same(data: st.DataObject, t
     command = ("git", "-c", "merge.renames=false", "merge-tree", "--write-tree", "-z", "--name-only", "ours", "theirs")
     result = run(*command, cwd=bare, check=False)
     assert result.returncode in (0, 1), result.stderr
+    if b"rename" in result.stdout or merged(base, ours, theirs, tmp_path)[1].renames:
+        return  # git follows moved files whatever it is told: that is compared below
     assert (result.returncode == 0) == (not merge.conflicts), merge.conflicts
     tree = result.stdout.partition(b"\0")[0].decode()
     if result.returncode == 0:
