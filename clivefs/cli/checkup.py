@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import mountpoint
 
-PACKAGES = ("asyncssh", "lmdb", "msgspec", "pyfuse3", "pygit2", "trio")
+PACKAGES = ("asyncssh", "lmdb", "msgspec", "pyfuse3", "pygit2", "trio", "urllib3")
 PYTHONS = ((3, 11), (3, 14))
 GIT_MIN = (2, 39)
 KERNEL_MIN = (5, 4)

@@ -166,6 +166,7 @@ class Daemon:
                 nursery.start_soon(control.serve, self._listener, commands.table())
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._tick)
+                nursery.start_soon(self._follow)
                 nursery.start_soon(self.workspaces.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)
                 nursery.start_soon(self.workspaces.fetch_in_background)
@@ -247,6 +248,12 @@ class Daemon:
                 if self.operations.many_absent:
                     self._forget_absent()
                 self.workspaces.refresh_hidden()
+            await trio.sleep(_TICK_S)
+
+    async def _follow(self) -> None:
+        """Apart from `_tick`: a source may take long to answer."""
+        while True:
+            with _logged("looking at the sources again"):
                 await self.workspaces.follow()
             await trio.sleep(_TICK_S)
 

@@ -21,6 +21,7 @@ from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.settings import Settings
 from clivefs.mounts import config, identity, trust
+from clivefs.mounts.archivemember import ArchiveLimits
 from clivefs.mounts.assembly import Assembly, Mounted, Prepared, State
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.detached import DetachedTree
@@ -165,6 +166,9 @@ class Workspaces:
                 watcher=self._watcher,
                 hidden=self.is_hidden,
                 unpacked=self._unpacked,
+                limits=ArchiveLimits(
+                    settings.limits.archive_size, settings.limits.archive_files, settings.limits.archive_ratio
+                ),
                 mount_over=self._mount_over,
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )
@@ -413,6 +417,8 @@ class Workspaces:
                         continue
                     if live.entries.get(entry.path) is mounted:
                         self._set_entry(live, prepared)
+                    else:
+                        prepared.discard()
 
     async def fetch_in_background(self) -> None:
         """Until cancelled: get the blobs of entries that want all of them (`blobs = "all"`), one entry at a time."""

@@ -16,7 +16,8 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol, cast
+from tarfile import TarFile, TarInfo
+from typing import BinaryIO, Protocol, Self, cast
 
 from clivefs.mounts.archivemember import Member, MemberKind, Meter, damaged, refuse_member, shown
 
@@ -113,7 +114,7 @@ def tar_members(file: BinaryIO, compression: str, meter: Meter, place: str) -> I
             if info is None:
                 break
             member = _member(tar, info, parse, place)
-            tar.members.clear()  # it would keep every member that it has ever seen
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every member that it has ever seen
         yield member
     with parse:
         stream.drain()  # checksums come at the end
@@ -156,28 +157,28 @@ class _TarInfo(tarfile.TarInfo):
     """Headers, read strictly."""
 
     @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _TarInfo:
+    def fromtarfile(cls, tarfile: TarFile) -> Self:
         try:
-            return cast(_TarInfo, super().fromtarfile(tarfile))
+            return super().fromtarfile(tarfile)
         except (_INVALID, _TRUNCATED) as error:
             # `TarFile.next` would take it for the end of the archive, and the rest would be missing unnoticed.
             raise ValueError(str(error)) from error
 
-    def _proc_member(self, tarfile: tarfile.TarFile) -> tarfile.TarInfo | None:
+    def _proc_member(self, tarfile: TarFile) -> TarInfo | None:
         # The library's own place to step in, see the comment above `TarInfo._proc_member`.
         limit = _EXTENDED_HEADER_BYTES_MAX if self.type != _GLOBAL else _GLOBAL_HEADER_BYTES_MAX
         if self.type in _EXTENDED and not 0 <= self.size <= limit:
             raise ValueError(f"an extended header claims {self.size} bytes")
         if len(tarfile.pax_headers) > _GLOBAL_KEYS_MAX:
             raise ValueError("the global headers have too many keys")
-        return cast("tarfile.TarInfo | None", super()._proc_member(tarfile))  # type: ignore[misc]
+        return cast("TarInfo | None", super()._proc_member(tarfile))  # type: ignore[misc]
 
 
 class _PlainTarInfo(_TarInfo):
     """Headers of an archive that is not compressed: only the marker at its end tells that it is whole."""
 
     @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _TarInfo:
+    def fromtarfile(cls, tarfile: TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile)
         except _EMPTY as error:
@@ -241,7 +242,7 @@ def _decompressed(file: BinaryIO, compression: str) -> Readable:
     if compression == "xz":
         return _Xz(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_WINDOW_BYTES_MAX))
     if compression == "zst":
-        options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG_MAX}
+        options: dict[int, int] = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG_MAX}
         return cast(Readable, zstd.ZstdFile(file, "r", options=options))
     return file
 

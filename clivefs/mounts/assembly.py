@@ -18,6 +18,7 @@ from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
+from clivefs.mounts.archivemember import ArchiveLimits
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.gitattributes import GitAttributes
 from clivefs.mounts.gitconflicts import Copy, InTheWay, in_the_way, untouched
@@ -34,6 +35,7 @@ from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlay_edits import Affected
+from clivefs.mounts.published import Published, PublishedSource
 from clivefs.mounts.resolve import resolve_links
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 _RETRY_S = 10.0
 """How long after a failure an entry is tried again by itself."""
+_CLIENT_RETRY_S = 120.0
+"""The same where trying starts pip or npm."""
 _LOCAL_POLL_S = 1.0
 _REMOTE_POLL_S = 30.0
 
@@ -55,7 +59,6 @@ class State(enum.StrEnum):
     MOUNTED = "mounted"
     ERROR = "error"
     NOT_ALLOWED = "not-allowed"
-    UNSUPPORTED = "unsupported"
     BEHIND = "behind"
     """The ref has moved, and git work in the mount keeps the entry where it is."""
 
@@ -73,6 +76,7 @@ class Prepared:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     git_lower: GitLower | None = None
+    published: Published | None = None
     copies: list[Copy] = field(default_factory=list)
     """Files of the upper layer that cover what the entry moves to, and are no edits."""
 
@@ -97,6 +101,7 @@ class Mounted:
     source: GitSource | None = None
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
+    published: Published | None = None
     looked_at: float = field(default_factory=time.monotonic)
     behind_at: tuple[bytes | None, int, bool] | None = None
     """While it is behind: what its git working tree was when it last could not move."""
@@ -113,7 +118,7 @@ class Mounted:
         """Whether it is time to look at the source again."""
         age = time.monotonic() - self.looked_at
         if self.state == State.ERROR:
-            return age >= _RETRY_S and self.entry.kind in ("git", "local")
+            return age >= (_RETRY_S if self.entry.kind in ("git", "local") else _CLIENT_RETRY_S)
         if not self.entry.follow or self.source is None:
             return False
         return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
@@ -146,6 +151,9 @@ class Mounted:
             "state": str(self.state),
             "error": error,
         }
+        if self.published is not None:
+            facts["version"] = self.published.version
+            facts["sha256"] = self.published.sha256
         if self.resolved is not None:
             facts["ref"] = self.resolved.commit.hex()
             facts["head"] = self.resolved.commit.hex()
@@ -174,6 +182,7 @@ class Assembly:
         network_timeout_s: float,
         mount_over: Callable[[str], str | None],
         unpacked: str,
+        limits: ArchiveLimits,
     ) -> None:
         """*unpacked*: where large and converted content becomes plain files. *mount_over*: the clivefs mountpoint
         that a path (absolute, without links) is or lies in; no source may."""
@@ -186,6 +195,7 @@ class Assembly:
         self._network_timeout_s = network_timeout_s
         self._mount_over = mount_over
         self._unpacked = unpacked
+        self._limits = limits
 
     # The root layer
 
@@ -214,15 +224,42 @@ class Assembly:
             if entry.kind == "git":
                 progress(f"{entry.path}: {entry.source}")
                 return self._prepare_git(entry, progress, look_only=look_only)
+            progress(f"{entry.path}: {entry.source}")
+            return self._prepare_published(entry, progress)
         except ClivefsError as error:
             return Prepared(entry, State.ERROR, str(error))
         except OSError as error:
             return Prepared(entry, State.ERROR, error.strerror or str(error))
-        return Prepared(
-            entry,
-            State.UNSUPPORTED,
-            f"this version does not mount {entry.kind} sources; `clivefs --version` tells which",
+
+    def _prepare_published(self, entry: MountEntry, progress: Progress) -> Prepared:
+        """A module of a package index, or an archive, unpacked into the store."""
+        assert entry.kind != "git"
+        assert entry.kind != "local"
+        if entry.patches:
+            raise ClivefsError("this version does not apply `patches`", place=entry.path, remedy="leave the key out")
+        if entry.host_path is not None:
+            self._refuse_mounted(entry.host_path, entry.location)
+        source = PublishedSource(
+            entry.kind,
+            entry.location,
+            entry.subdir or "",
+            store=self._store,
+            host_path=entry.host_path,
+            strip=entry.strip,
+            sha256=entry.sha256,
+            limits=self._limits,
+            answer_timeout_s=self._network_timeout_s,
+            progress=progress,
         )
+        published = source.open()
+        kept = GitTimes.read(self._entry_directory(self._upper_name(entry)))
+        times = kept.at(self._store, published.tree, published.time_ns, time.time_ns())
+        make_directories(self._unpacked)
+        lower = GitLower(
+            source.space(published), published.tree, owner=self._view.owner, cache_dir=self._unpacked, times=times
+        )
+        times.save()
+        return Prepared(entry, State.MOUNTED, published=published, git_lower=lower)
 
     def _prepare_git(self, entry: MountEntry, progress: Progress, *, look_only: bool) -> Prepared:
         source = GitSource(
@@ -373,6 +410,8 @@ class Assembly:
                 return self._build_local(prepared, prepared.root_fd), []
             if prepared.source is not None and prepared.resolved is not None:
                 return self._build_git(prepared, prepared.source, prepared.resolved, old)
+            if prepared.published is not None and prepared.git_lower is not None:
+                return self._build_published(prepared, prepared.published, prepared.git_lower), []
         except ClivefsError as error:
             prepared = Prepared(prepared.entry, State.ERROR, str(error))
         except OSError as error:
@@ -393,6 +432,12 @@ class Assembly:
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, identity, self._source_identity(entry), upper)
         return Mounted(entry, tree, prepared.state, None, lower)
+
+    def _build_published(self, prepared: Prepared, published: Published, lower: GitLower) -> Mounted:
+        entry = prepared.entry
+        upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
+        return Mounted(entry, tree, prepared.state, prepared.error, lower, published=published)
 
     def _build_git(
         self, prepared: Prepared, source: GitSource, resolved: Resolved, old: Mounted | None

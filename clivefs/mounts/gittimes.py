@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from clivefs.mounts.gitlower import ObjectReader
+from clivefs.mounts.gitlower import Objects
 from clivefs.mounts.gittrees import visible
 from clivefs.objects.encode import MODE_TREE
 
@@ -52,7 +52,7 @@ class GitTimes:
         assert self._record is not None
         return self._record.changed.get(path, self._record.base_ns)
 
-    def at(self, reader: ObjectReader, tree: bytes, commit_time_ns: int, now_ns: int) -> GitTimes:
+    def at(self, reader: Objects, tree: bytes, commit_time_ns: int, now_ns: int) -> GitTimes:
         """The times when *tree* is shown from *now_ns* on. For threads: compares the trees where they differ.
 
         These stay in force until the others are shown; `save` those then.
@@ -84,7 +84,7 @@ class GitTimes:
         self._saved = True
 
 
-def changed_paths(reader: ObjectReader, old: bytes, new: bytes) -> Iterator[bytes]:
+def changed_paths(reader: Objects, old: bytes, new: bytes) -> Iterator[bytes]:
     """The paths of files that *new* has with another content than *old*, or that *old* has not. Equal subtrees are
     not entered, so the cost is that of the difference."""
     pending: list[tuple[bytes, bytes | None, bytes]] = [(b"", old, new)]

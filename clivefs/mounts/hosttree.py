@@ -13,6 +13,7 @@ import functools
 import os
 import stat
 from collections.abc import Callable
+from mmap import PAGESIZE
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_at
 from clivefs.mounts import host
@@ -26,13 +27,18 @@ _USER = b"user."
 
 
 class OpenHostFile(HostFile):
-    """An open file of a host tree. Its writes leave in the node what the watcher knows them by."""
+    """An open file of a host tree. Its writes leave in the node what the watcher knows them by.
 
-    __slots__ = ("_tree", "node")
+    The host's file is not opened with O_APPEND, which would send every write to the end: the kernel also writes
+    pages that were changed through a shared mapping. Writes are appended one by one (*append*).
+    """
 
-    def __init__(self, fd: int, node: HostNode, tree: HostTree) -> None:
+    __slots__ = ("_append", "_tree", "node")
+
+    def __init__(self, fd: int, node: HostNode, tree: HostTree, *, append: bool = False) -> None:
         super().__init__(fd)
         self.node = node
+        self._append = append
         self._tree = tree
         node.files.append(self)
 
@@ -41,9 +47,18 @@ class OpenHostFile(HostFile):
         if facts_of(before) != self.node.seen:
             self._tree.saw(self.node, before)
         try:
+            if self._append and not _is_page(offset, len(data), before.st_size):
+                return self._write_at_end(data)
             return super().write(offset, data)
         finally:
             self.node.remember(os.fstat(self.fd), own=True)
+
+    def _write_at_end(self, data: bytes) -> int:
+        """Where the end is now: others may have appended outside."""
+        written = 0
+        while written < len(data):
+            written += os.pwritev(self.fd, [memoryview(data)[written:]], 0, os.RWF_APPEND)
+        return written
 
     def changed(self) -> None:
         """The caller has changed the file through `fileno()`."""
@@ -54,6 +69,11 @@ class OpenHostFile(HostFile):
             self.node.files.remove(self)
             self._tree.closing(self)
         super().close()
+
+
+def _is_page(offset: int, size: int, end: int) -> bool:
+    """Whether a write may be of a page of a shared mapping: those are whole, but for the file's last."""
+    return offset % PAGESIZE == 0 and offset < end and (size % PAGESIZE == 0 or offset + size == end)
 
 
 class HostTree(Tree):
@@ -212,7 +232,7 @@ class HostTree(Tree):
             raise refuse(errno.EROFS)
         if node.kind != stat.S_IFREG:
             raise refuse(errno.EISDIR if node.is_dir else errno.EOPNOTSUPP)
-        fd = self._open_fd(node, host_flags(flags) & ~os.O_TRUNC)
+        fd = self._open_fd(node, host_flags(flags) & ~(os.O_TRUNC | os.O_APPEND))
         try:
             st = os.fstat(fd)
             same = node.seen == facts_of(st) and not node.racy
@@ -225,7 +245,7 @@ class HostTree(Tree):
         except OSError:
             os.close(fd)
             raise
-        file = OpenHostFile(fd, node, self)
+        file = OpenHostFile(fd, node, self, append=bool(flags & os.O_APPEND))
         file.keep_cache = same and not flags & os.O_TRUNC
         return file
 
@@ -241,7 +261,8 @@ class HostTree(Tree):
     def closing(self, file: OpenHostFile) -> None:
         """*file* is about to close its descriptor. The kernel may hold its node longer, though it has no name."""
         node = file.node
-        if node.removed and not node.files and node.lookups and node.held < 0:
+        detached = node.tree is not self  # nobody would close what is kept
+        if node.removed and not node.files and node.lookups and node.held < 0 and not detached:
             self._nodes.keep(node, os.dup(file.fd))
 
     # Making
@@ -274,7 +295,7 @@ class HostTree(Tree):
 
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
-        wanted = host_flags(flags) & ~(os.O_ACCMODE | os.O_TRUNC)
+        wanted = host_flags(flags) & ~(os.O_ACCMODE | os.O_TRUNC | os.O_APPEND)
         fd = os.open(name, wanted | os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=dir_fd)
         try:
             st = self._made(parent, dir_fd, name, mode, owner, os.unlink)
@@ -284,7 +305,7 @@ class HostTree(Tree):
             os.close(fd)
             raise
         node, attr = self._new_node(parent, name, st)
-        return node, attr, OpenHostFile(fd, node, self)
+        return node, attr, OpenHostFile(fd, node, self, append=bool(flags & os.O_APPEND))
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)

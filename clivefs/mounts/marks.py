@@ -481,7 +481,9 @@ class IntentLog:
             os.close(fd)
             self._fd, self._end, self._reserved, self._sequence = old
             raise
-        os.close(old[0])
+        os.dup2(fd, old[0], inheritable=False)  # a thread may be about to sync it: the number stays
+        os.close(fd)
+        self._fd = old[0]
         self._compacted_bytes = self._end
         self._unsettled = False
         self.unsynced = False

@@ -120,7 +120,7 @@ class OverlayNames:
             if narrow:
                 chmod_at(fd, node.name, mode)
 
-        edit = Edit(EditKind.ORIGIN, inode=copy.inode, number=node.nodeid)
+        edit = Edit(EditKind.ORIGIN, inode=copy.inode, number=self._nodes.own_number(node))
         self._upper.perform([edit], action, change, "overlay.copyup")
         node.upper = copy.inode
         self._upper.touched(parent.upper)

@@ -363,6 +363,12 @@ class OverlayNodes:
         """The inode number of a file that was born in the upper."""
         return inode_number(self._entry, b"upper", b"%d" % inode)
 
+    def own_number(self, node: OverlayNode) -> int:
+        """The inode number of a file of the lower, also while a bridge has it (see `View`)."""
+        if node.is_dir and node.lower is not None:
+            return self._lower_number(node, node.lower)
+        return node.nodeid
+
     def _lower_number(self, node: OverlayNode, ref: LowerRef) -> int:
         if node.is_dir:
             return inode_number(self._entry, b"dir", self.lower.path(ref))

@@ -99,7 +99,8 @@ class PackageClients:
         found = _PIP_FOUND.findall(output.stdout)
         if output.status and found and _PIP_NOT_BUILT.search(output.stderr):
             progress(f"{place}: its sdist does not build here, fetching it as it is")
-            return self._fetch_link(*found[-1], directory, bytes_max, place, progress)
+            url, digest = found[-1]
+            return self._fetch_link(url, digest, directory, bytes_max, place, progress)
         if output.status:
             raise _pip_error(output.stderr, name, version, place)
         return Fetched(_only_file(os.path.join(directory, "files"), place))

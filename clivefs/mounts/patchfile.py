@@ -445,10 +445,11 @@ def _git_names(text: bytes) -> tuple[bytes, bytes] | None:
     middle = len(text) // 2
     if len(text) % 2 and text[middle : middle + 1] == b" " and text[:middle] == text[middle + 1 :]:
         return text[:middle], text[middle + 1 :]
-    at = text.find(b" ")
-    while at >= 0:
-        one, two = text[:at], text[at + 1 :]
-        if b"/" in one and b"/" in two and one.partition(b"/")[2] == two.partition(b"/")[2]:
-            return one, two
-        at = text.find(b" ", at + 1)
+    for strip in (1, 2):  # 2: of `git diff --no-index one two`
+        at = text.find(b" ")
+        while at >= 0:
+            one, two = text[:at].split(b"/", strip), text[at + 1 :].split(b"/", strip)
+            if len(one) == len(two) == strip + 1 and one[strip] == two[strip]:
+                return text[:at], text[at + 1 :]
+            at = text.find(b" ", at + 1)
     return None

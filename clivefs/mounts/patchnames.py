@@ -1,13 +1,14 @@
 """Which files of a tree a patch means: how many leading components its names have too many, and which of two counts.
 
-One number of components is stripped from all names of a patch file (`-p` of both tools): 1 for `a/` and `b/` (and
-git's mnemonic prefixes), or for two different first components; else 0. Where by that not all files are there that the
-patch changes, it is the number by which most are. Git's own diffs, and names with `a/` and `b/`, never lose more than
-one: a file that is gone must not be taken for one of the same name further up.
+One number of components is stripped from all names of a patch file (`-p` of both tools): after which the two names of
+its files are the same (1 for `a/f` and `b/f`). Where another number finds more of the files that the patch changes, it
+is that. Git's own diffs, and names with `a/` and `b/`, lose no more than one by this second rule: a file that is gone must
+not be taken for one of the same name further up.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -96,18 +97,29 @@ def _likeliness(name: bytes) -> tuple[int, int, int]:
 
 def _preferred(patch: Patch) -> list[int]:
     """The numbers of components to try, the likeliest first."""
-    one = zero = 0
+    sure: Counter[int] = Counter()
+    likely: Counter[int] = Counter()
     deepest = 1
     for file in patch.files:
         names = [name for name in (file.old_name, file.new_name) if name is not None]
-        parts = [name.partition(b"/") for name in names]
-        same = file.same_names or (len(names) == 2 and names[0] == names[1])
-        prefixed = not same and all(part[1] and part[0] in _PREFIXES for part in parts)
-        if prefixed or (len(parts) == 2 and all(part[1] for part in parts) and parts[0][0] != parts[1][0]):
-            one += 1
-        else:
-            zero += 1
+        prefixed = not file.same_names and all(name.partition(b"/")[0] in _PREFIXES and b"/" in name for name in names)
         if not prefixed and not file.is_git:
             deepest = max(deepest, *(name.count(b"/") for name in names), 1)
-    first = [1, 0] if one >= zero else [0, 1]
-    return first + list(range(2, min(deepest, STRIP_MAX) + 1))
+        if len(names) == 2 and file.what == "modify":
+            alike = _alike_after(names[0], names[1])
+            if alike is not None:
+                sure[alike] += 1
+                continue
+        likely[1 if prefixed else 0] += 1
+    votes = sure or likely
+    first = max(votes, key=lambda strip: (votes[strip], strip == 1)) if votes else 1
+    return [first, *(strip for strip in range(min(deepest, STRIP_MAX) + 1) if strip != first)]
+
+
+def _alike_after(one: bytes, two: bytes) -> int | None:
+    """How many components must go before the names are the same; None if they never are."""
+    left, right = one.split(b"/"), two.split(b"/")
+    for strip in range(min(len(left), len(right), STRIP_MAX)):
+        if left[strip:] == right[strip:]:
+            return strip
+    return None

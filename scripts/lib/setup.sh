@@ -84,7 +84,29 @@ install_system_packages() {
 
 apt_install() {
     # shellcheck disable=SC2086 # both are lists of words
-    $1 env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $apt_packages
+    $1 env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends ${2:-$apt_packages}
+}
+
+# The programs that the tests run in a mount, each with the Debian package that has it. Without one its tests are
+# skipped, and with CI=true a skipped mount test is a failure.
+install_test_programs() {
+    wanted=
+    for pair in make:make rsync:rsync tmux:tmux vim:vim nano:nano fio:fio strace:strace sqlite3:sqlite3 npm:npm \
+        setpriv:util-linux; do
+        command -v "${pair%%:*}" >/dev/null || wanted="$wanted ${pair#*:}"
+    done
+    [ -n "$wanted" ] || return 0
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root=sudo
+    if ! command -v apt-get >/dev/null || { [ -n "$as_root" ] && ! command -v sudo >/dev/null; }; then
+        say "tests will be skipped for want of:$wanted"
+        return 0
+    fi
+    say "installing for the tests:$wanted"
+    apt_install "$as_root" "$wanted" >/dev/null 2>&1 || {
+        $as_root apt-get update -qq >&2 || true
+        apt_install "$as_root" "$wanted" >&2 || say "could not be installed:$wanted"
+    }
 }
 
 pip_install() {

@@ -11,17 +11,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Bench, bench_in
 
 
-@pytest.fixture()
+@pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """A workspace that is not mounted yet."""
     with bench_in(tmp_path) as made:
         yield made
 
 
-@pytest.fixture()
+@pytest.fixture
 def shop(bench: Bench) -> Bench:
     """A mounted workspace: a through root, `lib/thing` from a git ref, `over` an overlay on a local directory."""
-    bench.repository("thing", {"README": "hello\n", "src/a.c": "int a;\n", "src/deep/b.c": "int b;\n", "run.sh": "#!/bin/sh\n"})
+    bench.repository(
+        "thing", {"README": "hello\n", "src/a.c": "int a;\n", "src/deep/b.c": "int b;\n", "run.sh": "#!/bin/sh\n"}
+    )
     data = bench.base / "data"
     (data / "sub").mkdir(parents=True)
     (data / "one.txt").write_text("one\n")

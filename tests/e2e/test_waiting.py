@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -116,5 +117,35 @@ def test_many_open_the_same_large_file_for_writing_at_once(bench: Bench) -> None
         each.join()
     assert not failed
     assert (bench.live / "over/large").read_bytes() == content + b"x" * 8
-    assert [path for path in bench.store.glob("uppers/*/*/work/*")] == []
+    assert list(bench.store.glob("uppers/*/*/work/*")) == []
+    bench.check_sound()
+
+
+def test_a_directory_above_an_entry_keeps_its_number_from_mount_to_mount(bench: Bench) -> None:
+    write_files(bench.base / "data", {"f": "f\n"})
+    write_files(bench.root, {"lib/own": "own\n"})
+    bench.write_toml(
+        '[workspace]\nname = "shop"\nwrite = "overlay"\n\n[mounts."lib/x"]\nlocal = "../data"\nwrite = "overlay"\n'
+    )
+    bench.mount()
+    number = (bench.live / "lib").stat().st_ino
+    (bench.live / "lib/new").write_text("copied up\n")
+    assert (bench.live / "lib").stat().st_ino == number
+    bench.unmount()
+    bench.mount()
+    assert (bench.live / "lib").stat().st_ino == number
+    bench.check_sound()
+
+
+def test_a_mapping_of_a_file_that_is_open_for_appending(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    (bench.root / "log").write_bytes(b"x" * 8192)
+    bench.mount()
+    fd = os.open(bench.live / "log", os.O_RDWR | os.O_APPEND)
+    with mmap.mmap(fd, 8192) as mapped:
+        mapped[0:4] = b"MMAP"
+        mapped.flush()
+    os.write(fd, b"end")
+    os.close(fd)
+    assert (bench.root / "log").read_bytes() == b"MMAP" + b"x" * 8188 + b"end"
     bench.check_sound()

@@ -32,7 +32,7 @@ from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
 from tests.mounts.gitworlds import ENVIRONMENT, World, edited, fresh, get_world, put_world, run, text, worlds
 
-FEW = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 US = Owner(os.geteuid(), os.getegid())
 LABELS = Labels("x 1.0", "your edits", "x 2.0")
 LINES = [f"line {number}\n" for number in range(1, 21)]

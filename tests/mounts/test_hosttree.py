@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.hosttree import HostTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr
 from tests.contract.tree_driver import TreeDriver
@@ -408,3 +410,39 @@ def test_ten_thousand_levels(root: Path, driver: TreeDriver) -> None:
     for parent in chain[-2:-300:-1]:  # further than descriptors are kept
         tree.rmdir(parent, b"d")
     subprocess.run(["rm", "-rf", root / "d"], check=True)
+
+
+# Appending
+
+
+def test_a_page_of_a_mapping_stays_where_it_is_though_the_file_is_open_for_appending(root: Path) -> None:
+    size = mmap.PAGESIZE * 2
+    (root / "f").write_bytes(b"." * size)
+    tree, _ = open_tree(root)
+    node, _ = tree.lookup(tree.root, b"f")
+    file = tree.open(node, os.O_RDWR | os.O_APPEND)
+    file.write(0, b"m" * mmap.PAGESIZE)
+    assert (root / "f").read_bytes() == b"m" * mmap.PAGESIZE + b"." * mmap.PAGESIZE
+    with open(root / "f", "ab") as outside:
+        outside.write(b"outside")
+    file.write(size, b"appended")  # where the kernel believes the end to be
+    assert (root / "f").read_bytes()[size:] == b"outsideappended"
+    file.close()
+    node, _, file = tree.create(tree.root, b"new", 0o644, os.O_RDWR | os.O_APPEND, OWNER)
+    file.write(0, b"1")
+    file.write(1, b"2")
+    file.close()
+    assert (root / "new").read_bytes() == b"12"
+    tree.close()
+
+
+def test_a_file_without_a_name_is_closed_after_its_tree_was_detached(root: Path) -> None:
+    tree, table = open_tree(root)
+    before = len(os.listdir("/proc/self/fd"))
+    node, _, file = tree.create(tree.root, b"f", 0o644, os.O_RDWR, OWNER)
+    node.lookups = 1
+    tree.unlink(tree.root, b"f")
+    DetachedTree(tree, table, tree.close)
+    file.close()
+    table.forget(node.nodeid, 1)
+    assert len(os.listdir("/proc/self/fd")) < before  # the root's is closed too
