@@ -332,7 +332,7 @@ class IntentLog:
         self._abort_owed = False
         self._sequence = 0
         self._compacted_bytes = 0
-        self.unsynced = False
+        self.unsynced = True  # whoever wrote what is there may not have come to it
         self._fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd)
         try:
             self._load()

@@ -2,8 +2,8 @@
 
 One number of components is stripped from all names of a patch file (`-p` of both tools): after which the two names of
 its files are the same (1 for `a/f` and `b/f`). Where another number finds more of the files that the patch changes, it
-is that. Git's own diffs, and names with `a/` and `b/`, lose no more than one by this second rule: a file that is gone must
-not be taken for one of the same name further up.
+is that. Git's own diffs, and names with `a/` and `b/`, lose no more than one by this second rule: a file that is gone
+must not be taken for one of the same name further up.
 """
 
 from __future__ import annotations

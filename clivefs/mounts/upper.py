@@ -49,8 +49,10 @@ class Upper:
         self._serial = 0
         self._syncing = threading.Lock()
         """Who finds nothing left to sync returns only when who is at it has done it."""
-        self.unsynced: set[int] | None = set()
-        """Upper directories with names that no fsync has covered; None for all of them."""
+        self.unsynced: set[int] | None = None
+        """Upper directories with names that no fsync has covered; None for all of them but `_covered`, as at first:
+        the last daemon may have synced nothing."""
+        self._covered: set[int] = set()
         try:
             _mkdir(self._dir_fd, WORK)
             self.work_fd = os.open(WORK, DIRECTORY_FLAGS, dir_fd=self._dir_fd)
@@ -181,9 +183,11 @@ class Upper:
 
     def touched(self, inode: int) -> None:
         """Names in the upper directory *inode* have changed."""
+        self._covered.discard(inode)
         if self.unsynced is not None:
             self.unsynced.add(inode)
             if len(self.unsynced) > _UNSYNCED_MAX:
+                self._covered.clear()
                 self.unsynced = None
 
     # The work directory
@@ -274,10 +278,14 @@ class Upper:
     def _sync_one(self, fd: int) -> None:
         unsynced = self.unsynced
         inode = os.fstat(fd).st_ino
-        if unsynced is not None and inode not in unsynced:
+        if inode in self._covered if unsynced is None else inode not in unsynced:
             return
         if unsynced is not None:
             unsynced.discard(inode)
+        else:
+            if len(self._covered) > _UNSYNCED_MAX:
+                self._covered.clear()
+            self._covered.add(inode)
         try:
             os.fsync(fd)
         except OSError as error:
@@ -293,6 +301,7 @@ class Upper:
                 self.log.sync()
                 sync_fs(self.tree_fd)
             except BaseException:
+                self._covered.clear()
                 self.unsynced = None
                 raise
 

@@ -442,3 +442,24 @@ def test_fsync_waits_for_who_is_at_it_already(
     assert not second.is_alive()
     for file in files:
         file.close()
+
+
+def test_fsync_covers_names_that_were_made_before_the_daemon_started(
+    overlay: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = overlay.open().tree
+    first.create(first.root, b"made", 0o644, os.O_WRONLY, Owner(*US))[2].close()
+    first.unlink(first.root, b"gone")
+    tree = overlay.open().tree
+    synced: list[int] = []
+    for name in ("fsync", "fdatasync"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda fd, call=call: (synced.append(os.fstat(fd).st_ino), call(fd)))
+    file = tree.open(tree.lookup(tree.root, b"made")[0], os.O_WRONLY)
+    file.fsync(False)
+    wanted = {os.stat(tmp_path / each).st_ino for each in ("tree", "tree/made", "marks")}
+    assert set(synced) == wanted
+    synced.clear()
+    file.fsync(False)
+    assert synced == [os.stat(tmp_path / "tree/made").st_ino]
+    file.close()

@@ -116,6 +116,8 @@ def test_plain_diffs_of_directories_as_patch_takes_them(data: st.DataObject, tmp
     write_world(tmp_path / "plain" / "orig", before)
     write_world(tmp_path / "plain" / "new", after)
     patch = run("diff", "-ruN", "orig", "new", cwd=tmp_path / "plain", check=False).stdout
+    if b" while file " in patch:
+        return  # a file in a directory's place, which diff only talks about
     ours = patched(before, patch)
     run("patch", "-p1", "-s", "-E", cwd=tmp_path / "plain" / "orig", stdin=patch)
     theirs = read_world(tmp_path / "plain" / "orig")
