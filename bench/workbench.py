@@ -32,6 +32,7 @@ class Workbench:
             "CLIVEFS_STORE": str(base / "store"),
             "GIT_CONFIG_NOSYSTEM": "1",
             "LC_ALL": "C.UTF-8",
+            "CLIVEFS_TRANSPORT": os.environ.get("CLIVEFS_TRANSPORT", ""),
         }
 
     @property

@@ -23,8 +23,6 @@ from clivefs.mounts.source_notation import parse_source
 
 log = logging.getLogger(__name__)
 
-TRANSPORT = "pyfuse3"
-
 
 class Commands:
     """The commands of one daemon."""
@@ -56,7 +54,7 @@ class Commands:
             "daemon": {
                 "pid": os.getpid(),
                 "mountpoint": self._settings.mountpoint,
-                "transport": TRANSPORT,
+                "transport": self._settings.transport,
                 "version": __version__,
                 "store": self._settings.store,
                 "log": self._settings.log,

@@ -29,6 +29,7 @@ from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import Workspaces
+from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
 from clivefs.mounts import gitcommand
@@ -39,7 +40,10 @@ from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
 
-TRANSPORT = "pyfuse3"
+_TRANSPORTS: dict[str, type[Pyfuse3Transport | NativeTransport]] = {
+    "pyfuse3": Pyfuse3Transport,
+    "native": NativeTransport,
+}
 _GRACE_S = 2.0
 _TICK_S = 1.0
 """How often what cannot be waited for is looked at: other mounts, followed refs, missing watches."""
@@ -86,7 +90,7 @@ class Daemon:
         self._cleanup.callback(os.close, space_fd)
         self.operations = Operations(self.view, space_fd)
         self._cleanup.callback(self.operations.close)
-        self.transport = Pyfuse3Transport(self.operations)
+        self.transport = _TRANSPORTS[settings.transport](self.operations)
         self.invalidator = Invalidator(self.transport)
         self._cleanup.callback(self.invalidator.close)
         self.workspaces = Workspaces(
@@ -110,7 +114,12 @@ class Daemon:
     def _take_mountpoint(self, run: str) -> None:
         mountpoint = self._settings.mountpoint
         key = run_key(mountpoint)
-        facts = {"pid": os.getpid(), "mountpoint": mountpoint, "version": __version__, "transport": TRANSPORT}
+        facts = {
+            "pid": os.getpid(),
+            "mountpoint": mountpoint,
+            "version": __version__,
+            "transport": self._settings.transport,
+        }
         try:
             lock = Lock(os.path.join(run, key + ".lock"), facts)
         except Held as held:

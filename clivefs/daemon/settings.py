@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Transport = Literal["pyfuse3", "native"]
+"""What carries requests: libfuse, or our own driver of the protocol."""
 
 
 class WorkspaceRequest(msgspec.Struct, frozen=True):
@@ -24,3 +29,4 @@ class Settings(msgspec.Struct, frozen=True):
     runtime: str | None = None
     notify_socket: str | None = None
     network_timeout_s: float = 30.0
+    transport: Transport = "pyfuse3"

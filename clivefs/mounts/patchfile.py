@@ -72,8 +72,8 @@ class FilePatch:
     binary: BinaryHunk | None = None
     lacks_binary: bool = False
     """`Binary files differ`: the content is not in the patch."""
-    same_names: bool = False
-    """Of a git diff: its first line names the file twice alike, so there are no prefixes."""
+    bare_names: bool = False
+    """Of a git diff: by its first line there are no prefixes."""
     starts_mail: bool = False
     """A mail header or commit stands before it: what it refers to is the state after all before it."""
 
@@ -191,7 +191,7 @@ class _Parser:
             headers[key] = line
             self._at += 1
         old, new = _git_names(first) or (None, None)
-        same_names = old is not None and old == new
+        bare = old is not None and old == new
         what = "modify"
         source = target = None
         for kind, pairs in (("rename", ((b"rename from ", b"rename to "), (b"rename old ", b"rename new "))),
@@ -200,6 +200,9 @@ class _Parser:
                 if one in headers and two in headers:
                     what = kind
                     source, target = self._name_of(headers[one][len(one) :]), self._name_of(headers[two][len(two) :])
+        if source is not None and target is not None:
+            written = [text for key in headers if key.startswith((b"rename ", b"copy ")) for text in [headers[key]]]
+            bare = first == b" ".join(text.split(b" ", 2)[2] for text in written)
         if b"new file mode " in headers:
             what = "create"
         elif b"deleted file mode " in headers:
@@ -244,7 +247,7 @@ class _Parser:
             hunks=hunks,
             binary=binary,
             lacks_binary=lacks,
-            same_names=same_names,
+            bare_names=bare,
             starts_mail=self._mail,
         )
 

@@ -102,14 +102,16 @@ def _preferred(patch: Patch) -> list[int]:
     deepest = 1
     for file in patch.files:
         names = [name for name in (file.old_name, file.new_name) if name is not None]
-        prefixed = not file.same_names and all(name.partition(b"/")[0] in _PREFIXES and b"/" in name for name in names)
+        prefixed = not file.bare_names and all(name.partition(b"/")[0] in _PREFIXES and b"/" in name for name in names)
         if not prefixed and not file.is_git:
             deepest = max(deepest, *(name.count(b"/") for name in names), 1)
-        if len(names) == 2 and file.what == "modify":
-            alike = _alike_after(names[0], names[1])
-            if alike is not None:
-                sure[alike] += 1
-                continue
+        if file.source_name is not None:
+            sure[0 if file.bare_names else 1] += 1
+            continue
+        alike = _alike_after(names[0], names[1]) if len(names) == 2 else None
+        if alike is not None:
+            sure[alike] += 1
+            continue
         likely[1 if prefixed else 0] += 1
     votes = sure or likely
     first = max(votes, key=lambda strip: (votes[strip], strip == 1)) if votes else 1

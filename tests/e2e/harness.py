@@ -50,6 +50,7 @@ class Bench:
             "GIT_COMMITTER_EMAIL": "committer@example.org",
             "GIT_CONFIG_NOSYSTEM": "1",
             "LC_ALL": "C.UTF-8",
+            "CLIVEFS_TRANSPORT": os.environ.get("CLIVEFS_TRANSPORT", ""),
         }
 
     @property

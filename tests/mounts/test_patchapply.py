@@ -31,7 +31,7 @@ from tests.mounts.gitworlds import (
     write_world,
 )
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = "".join(f"line {number}\n" for number in range(1, 41))
 
 

@@ -12,7 +12,7 @@ from clivefs.mounts.treemerge import Conflict, ConflictKind, Labels, Merge, merg
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.gitworlds import World, edited, fresh, get_world, put_world, read_world, run, text, worlds
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LINES = [f"line {number}\n" for number in range(1, 21)]
 BASE = "".join(LINES)
 

@@ -24,6 +24,7 @@ clivefs mount --at /mnt/work        at another mountpoint, made if it does not e
 clivefs mount --foreground          stay, and log to standard error, as systemd wants it"""
 
 NETWORK_TIMEOUT_S = 30.0
+TRANSPORTS = ("pyfuse3", "native")
 NOT_MOUNTED = ("error", "not-allowed", "unsupported")
 """States of an entry that shows an empty directory instead of its source."""
 
@@ -116,7 +117,18 @@ def _config(call: Call, store: str, point: str, roots: list[str]) -> dict[str, A
         "runtime": run_directory,
         "notify_socket": call.around.environ.get("NOTIFY_SOCKET") if args.foreground else None,
         "network_timeout_s": NETWORK_TIMEOUT_S,
+        "transport": _transport(call),
     }
+
+
+def _transport(call: Call) -> str:
+    """What carries requests between the kernel and the daemon."""
+    name = call.around.environ.get("CLIVEFS_TRANSPORT") or TRANSPORTS[0]
+    if name not in TRANSPORTS:
+        raise ClivefsError(
+            f"there is no transport {name!r}", place="$CLIVEFS_TRANSPORT", remedy=f"use one of: {', '.join(TRANSPORTS)}"
+        )
+    return name
 
 
 def _tell(call: Call, daemon: daemons.Daemon, roots: list[str], names: list[str]) -> int:
