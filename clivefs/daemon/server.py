@@ -180,6 +180,7 @@ class Daemon:
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)
                 nursery.start_soon(self.workspaces.fetch_in_background)
                 await self.transport.serve()
+                gitcommand.end_all()  # the nursery waits for the threads that wait for one
                 nursery.cancel_scope.cancel()
         finally:
             self.close()
@@ -200,6 +201,7 @@ class Daemon:
         self.transport.stop()
         # What can be answered has been by then; who waits for the network gets an error as the session closes.
         await trio.sleep(_GRACE_S)
+        gitcommand.end_all()
         everything.cancel()
 
     async def _signals(self) -> None:

@@ -11,13 +11,14 @@ import enum
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
+from clivefs.mounts import patchlayers
 from clivefs.mounts.archivemember import ArchiveLimits
 from clivefs.mounts.config import MountEntry, Workspace
 from clivefs.mounts.gitattributes import GitAttributes
@@ -25,7 +26,7 @@ from clivefs.mounts.gitconflicts import Copy, InTheWay, in_the_way, untouched
 from clivefs.mounts.gitdir import GitDir, Moved
 from clivefs.mounts.gitindex import stat_from
 from clivefs.mounts.gitlocation import borrowed
-from clivefs.mounts.gitlower import GitLower
+from clivefs.mounts.gitlower import GitLower, Reader
 from clivefs.mounts.gitsource import GitSource, Resolved
 from clivefs.mounts.gitsubmodules import GitSubmodules
 from clivefs.mounts.gittimes import GitTimes
@@ -35,6 +36,7 @@ from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlay_edits import Affected
+from clivefs.mounts.overlaydiff import scratch_directory
 from clivefs.mounts.published import Published, PublishedSource
 from clivefs.mounts.resolve import resolve_links
 from clivefs.mounts.tree import Blocked, Tree
@@ -77,6 +79,7 @@ class Prepared:
     git_dir: GitDir | None = None
     git_lower: GitLower | None = None
     published: Published | None = None
+    patches_seen: patchlayers.Seen = ()
     copies: list[Copy] = field(default_factory=list)
     """Files of the upper layer that cover what the entry moves to, and are no edits."""
 
@@ -102,6 +105,7 @@ class Mounted:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     published: Published | None = None
+    patches_seen: patchlayers.Seen = ()
     looked_at: float = field(default_factory=time.monotonic)
     behind_at: tuple[bytes | None, int, bool] | None = None
     """While it is behind: what its git working tree was when it last could not move."""
@@ -119,6 +123,8 @@ class Mounted:
         age = time.monotonic() - self.looked_at
         if self.state == State.ERROR:
             return age >= (_RETRY_S if self.entry.kind in ("git", "local") else _CLIENT_RETRY_S)
+        if self.entry.patches and self.lower is not None and self.entry.write != "through":
+            return age >= _LOCAL_POLL_S
         if not self.entry.follow or self.source is None:
             return False
         return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
@@ -235,8 +241,6 @@ class Assembly:
         """A module of a package index, or an archive, unpacked into the store."""
         assert entry.kind != "git"
         assert entry.kind != "local"
-        if entry.patches:
-            raise ClivefsError("this version does not apply `patches`", place=entry.path, remedy="leave the key out")
         if entry.host_path is not None:
             self._refuse_mounted(entry.host_path, entry.location)
         source = PublishedSource(
@@ -252,14 +256,38 @@ class Assembly:
             progress=progress,
         )
         published = source.open()
+        seen = patchlayers.seen(self._root, entry.patches)
+        patched = self._patched(entry, self._store, published.tree, None)
         kept = GitTimes.read(self._entry_directory(self._upper_name(entry)))
-        times = kept.at(self._store, published.tree, published.time_ns, time.time_ns())
+        times = kept.at(patched.reader, patched.tree, published.time_ns, time.time_ns())
         make_directories(self._unpacked)
         lower = GitLower(
-            source.space(published), published.tree, owner=self._view.owner, cache_dir=self._unpacked, times=times
+            dataclasses.replace(source.space(published), reader=patched.reader),
+            patched.tree,
+            owner=self._view.owner,
+            cache_dir=self._unpacked,
+            times=times,
+            patched=patched.layers.layer,
         )
         times.save()
-        return Prepared(entry, State.MOUNTED, published=published, git_lower=lower)
+        return Prepared(entry, State.MOUNTED, patched.error, published=published, git_lower=lower, patches_seen=seen)
+
+    def _patched(
+        self,
+        entry: MountEntry,
+        reader: Reader,
+        tree: bytes,
+        fetch: Callable[[Sequence[bytes]], None] | None,
+    ) -> patchlayers.Patched:
+        return patchlayers.apply_patches(
+            self._store,
+            reader,
+            tree,
+            root=self._root,
+            patterns=entry.patches if entry.write != "through" else (),
+            scratch=scratch_directory(os.fspath(self._store.path)),
+            fetch=fetch,
+        )
 
     def _prepare_git(self, entry: MountEntry, progress: Progress, *, look_only: bool) -> Prepared:
         source = GitSource(
@@ -308,35 +336,50 @@ class Assembly:
                     resolved = dataclasses.replace(resolved, commit=base, tree=tree)
                 else:
                     copies = covering.copies
-        lower, times = self._git_lower(entry, source, resolved)
+        seen = patchlayers.seen(self._root, entry.patches)
+        lower, times, unpatched = self._git_lower(entry, source, resolved)
         times.save()
         return Prepared(
-            entry, state, error, source=source, resolved=resolved, git_dir=git_dir, git_lower=lower, copies=copies
+            entry,
+            state,
+            error or unpatched,
+            source=source,
+            resolved=resolved,
+            git_dir=git_dir,
+            git_lower=lower,
+            copies=copies,
+            patches_seen=seen,
         )
 
     def _move(self, git_dir: GitDir, entry: MountEntry, source: GitSource, resolved: Resolved) -> Moved:
-        lower, _ = self._git_lower(entry, source, resolved)
+        lower, _, _ = self._git_lower(entry, source, resolved)
         try:
             return git_dir.move(resolved, stat_from(lower), source)
         finally:
             lower.close()
 
-    def _git_lower(self, entry: MountEntry, source: GitSource, resolved: Resolved) -> tuple[GitLower, GitTimes]:
-        """The layer, and its times, which are to be saved when it is shown."""
+    def _git_lower(
+        self, entry: MountEntry, source: GitSource, resolved: Resolved
+    ) -> tuple[GitLower, GitTimes, str | None]:
+        """The layer with its patches; its times, which are to be saved when it is shown; why a patch did not apply."""
         directory = self._entry_directory(self._upper_name(entry))
-        times = GitTimes.read(directory).at(resolved.repository, resolved.tree, resolved.commit_time_ns, time.time_ns())
+        fetch = source.fetch_objects if source.lazy else None
+        patched = self._patched(entry, resolved.repository, resolved.tree, fetch)
+        reader = patched.reader if patched.tree != resolved.tree else resolved.repository
+        times = GitTimes.read(directory).at(patched.reader, patched.tree, resolved.commit_time_ns, time.time_ns())
         make_directories(self._unpacked)
         converter = GitAttributes(self._unpacked, info_attributes=source.info_attributes())
         lower = GitLower(
-            source.space(resolved, converter),
-            resolved.tree,
+            dataclasses.replace(source.space(resolved, converter), reader=reader),
+            patched.tree,
             owner=self._view.owner,
             cache_dir=self._unpacked,
             times=times,
             submodules=GitSubmodules(source, resolved, timeout_s=self._network_timeout_s),
             fetch_timeout_s=self._network_timeout_s,
+            patched=patched.layers.layer,
         )
-        return lower, times
+        return lower, times, patched.error
 
     def look_again(self, mounted: Mounted) -> Prepared | None:
         """News of a followed or failed entry, if there are any. For threads."""
@@ -346,7 +389,12 @@ class Assembly:
             again = self.prepare(entry, None, lambda _: None)
             return again if again.state != State.ERROR or again.error != mounted.error else None
         source = mounted.source
-        assert source is not None
+        if entry.patches and self._patches_changed(mounted):
+            if source is None:
+                return self.prepare(entry, None, lambda _: None)
+            return self._at(entry, source, source.current, mounted.git_dir)
+        if source is None or not entry.follow:
+            return None
         try:
             resolved = source.poll()
         except (OSError, ClivefsError):
@@ -366,6 +414,13 @@ class Assembly:
             prepared.discard()
             return None
         return prepared
+
+    def _patches_changed(self, mounted: Mounted) -> bool:
+        try:
+            return patchlayers.seen(self._root, mounted.entry.patches) != mounted.patches_seen
+        except ClivefsError as error:
+            mounted.error = str(error)
+            return False
 
     def _refuse_mounted(self, path: str, named: str) -> None:
         """A source must not lie in a clivefs mount, be it by links: reading it we would wait for ourselves."""
@@ -411,7 +466,7 @@ class Assembly:
             if prepared.source is not None and prepared.resolved is not None:
                 return self._build_git(prepared, prepared.source, prepared.resolved, old)
             if prepared.published is not None and prepared.git_lower is not None:
-                return self._build_published(prepared, prepared.published, prepared.git_lower), []
+                return self._build_published(prepared, prepared.git_lower, old)
         except ClivefsError as error:
             prepared = Prepared(prepared.entry, State.ERROR, str(error))
         except OSError as error:
@@ -433,11 +488,17 @@ class Assembly:
         tree = self._overlay(lower, identity, self._source_identity(entry), upper)
         return Mounted(entry, tree, prepared.state, None, lower)
 
-    def _build_published(self, prepared: Prepared, published: Published, lower: GitLower) -> Mounted:
+    def _build_published(
+        self, prepared: Prepared, lower: GitLower, old: Mounted | None
+    ) -> tuple[Mounted, list[Affected]]:
         entry = prepared.entry
+        replaced = _goes_on(old, entry)
+        if replaced is not None:
+            affected = replaced.replace_lower(lower, self._source_identity(entry))
+            return self._mounted(prepared, replaced, lower), affected
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
-        return Mounted(entry, tree, prepared.state, prepared.error, lower, published=published)
+        return self._mounted(prepared, tree, lower), []
 
     def _build_git(
         self, prepared: Prepared, source: GitSource, resolved: Resolved, old: Mounted | None
@@ -451,9 +512,7 @@ class Assembly:
             affected += replaced.replace_lower(lower, self._source_identity(entry))
             if prepared.git_dir is not None:
                 self._show_git_dir(replaced, prepared, prepared.git_dir, lower)
-            return Mounted(
-                entry, replaced, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir
-            ), affected
+            return self._mounted(prepared, replaced, lower), affected
         upper = self._upper(self._upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._identity(entry.path), self._source_identity(entry), upper)
         self._uncover(tree, prepared)
@@ -463,8 +522,22 @@ class Assembly:
             except BaseException:
                 tree.close()
                 raise
-        mounted = Mounted(entry, tree, prepared.state, prepared.error, lower, source, resolved, prepared.git_dir)
-        return mounted, []
+        return self._mounted(prepared, tree, lower), []
+
+    @staticmethod
+    def _mounted(prepared: Prepared, tree: Tree, lower: Lower) -> Mounted:
+        return Mounted(
+            prepared.entry,
+            tree,
+            prepared.state,
+            prepared.error,
+            lower,
+            prepared.source,
+            prepared.resolved,
+            prepared.git_dir,
+            prepared.published,
+            prepared.patches_seen,
+        )
 
     def _uncover(self, tree: OverlayTree, prepared: Prepared) -> list[Affected]:
         """Take the copies away that cover the new content, unless somebody has written to one meanwhile."""
@@ -528,7 +601,7 @@ def _without_line(entry: MountEntry) -> tuple[Any, ...]:
 
 def _goes_on(old: Mounted | None, entry: MountEntry) -> OverlayTree | None:
     """The tree of *old*, if *entry* is that over another lower layer."""
-    if old is None or old.resolved is None or not isinstance(old.tree, OverlayTree):
+    if old is None or (old.resolved is None and old.published is None) or not isinstance(old.tree, OverlayTree):
         return None
     return old.tree if _same_upper(old.entry, entry) else None
 

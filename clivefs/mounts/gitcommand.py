@@ -142,6 +142,8 @@ class GitCommand:
             what = _verb(arguments)
             if errors.stalled:
                 raise GitFailed(f"git {what}: no answer for {stall_s:g} s", stderr=errors.text())
+            if errors.ended and timeout_s is None:
+                raise GitFailed(f"git {what} was ended with the daemon", stderr=errors.text())
             if errors.ended:
                 raise GitFailed(f"git {what} did not finish in {timeout_s:g} s", stderr=errors.text())
             raise GitFailed(errors.reason() or f"git {what} exited with {status}", stderr=errors.text(), status=status)

@@ -18,7 +18,7 @@ from hashlib import sha1
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.gitlower import GitLower, Objects
+from clivefs.mounts.gitlower import GitLower, GitRef, Objects
 from clivefs.mounts.gittrees import visible
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.tree import Attr, Blocked
@@ -144,8 +144,8 @@ def stat_from(lower: GitLower) -> StatOf:
         if parent != known[0]:
             known = (parent, lower.find(parent))
         ref = lower.child(known[1], name) if known[1] is not None else None
-        if ref is None:
-            return None
+        if ref is None or (isinstance(ref, GitRef) and ref.entry.oid != oid):
+            return None  # a patch has made it another file: git has to see that
         attr: Attr | None = lower.attr(ref, fetch=False)
         if attr is not None and attr.unsized:
             try:

@@ -165,16 +165,19 @@ class GitLower(Lower):
         cache_dir: str,
         times: Callable[[bytes, bytes], int] | None = None,
         submodules: Submodules | None = None,
+        patched: Callable[[bytes], bytes | None] | None = None,
         fetch_timeout_s: float = FETCH_TIMEOUT_S,
         tree_entries_max: int = TREE_ENTRIES_MAX,
     ) -> None:
         """*root*: a tree. *cache_dir*: where large blobs become plain files. *times*: the modification
-        time in ns of (path, object) where it is not the commit's."""
+        time in ns of (path, object) where it is not the commit's. *patched*: the patch that a path's content
+        comes from, as `user.clive.layer` shows it."""
         self._root = GitRef(ShownEntry(MODE_TREE, root), None, b"", space)
         self._owner = owner
         self._cache_dir = cache_dir
         self._times = times
         self._submodules = submodules
+        self._patched = patched
         self._fetch_timeout_s = fetch_timeout_s
         self._trees = TreeCache(tree_entries_max)
         self._large: OrderedDict[bytes, str] = OrderedDict()
@@ -446,7 +449,8 @@ class GitLower(Lower):
         ref = _git(ref)
         oid = ref.entry.oid.hex().encode()
         if ref.entry.mode != MODE_GITLINK:
-            return {"layer": ref.space.layer, "oid": oid}
+            layer = self._patched(self.path(ref)) if self._patched is not None else None
+            return {"layer": layer or ref.space.layer, "oid": oid}
         layer = b"submodule:" + oid
         if ref.tree is None:
             try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,19 @@ def test_a_mapping_of_a_file_that_is_open_for_appending(bench: Bench) -> None:
     os.close(fd)
     assert (bench.root / "log").read_bytes() == b"MMAP" + b"x" * 8188 + b"end"
     bench.check_sound()
+
+
+def test_unmounting_does_not_wait_for_a_remote_that_does_not_answer(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.mount()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"git+git://127.0.0.1:{silent.getsockname()[1]}/x"
+        attaching = threading.Thread(target=lambda: bench.cli("attach", "far", url, check=False))
+        attaching.start()
+        connection, _ = silent.accept()
+        began = time.monotonic()
+        bench.unmount()
+        assert time.monotonic() - began < 15  # the network's own limit is 30 s
+        connection.close()
+        attaching.join()
+    bench.check_sound(allowed="git")
