@@ -17,7 +17,7 @@ from clivefs.daemon.overlays import Overlays
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
 from clivefs.mounts import config, config_edit, config_file
-from clivefs.mounts.assembly import Prepared, State
+from clivefs.mounts.assembly import State
 from clivefs.mounts.gitexclude import exclude
 from clivefs.mounts.source_notation import parse_source
 
@@ -119,7 +119,7 @@ class Commands:
         file = live.settings.file
         say = _from_thread(progress)
 
-        def change() -> tuple[config.Workspace, Prepared | None]:
+        def change() -> config.Workspace:
             dir_fd = os.open(live.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 old = config_file.decode(config_file.read_at(dir_fd, config.FILE_NAME, file=file), file=file)
@@ -128,27 +128,21 @@ class Commands:
             new = edit(old, live)
             parsed = config.parse(new, file=file, root=live.root)
             entry = parsed.entry(args["path"])
-            dry_run = bool(args.get("dry_run"))
-            ready = live.assembly.prepare(entry, None, say, look_only=dry_run) if entry is not None else None
-            try:
-                if ready is not None and ready.state not in (State.MOUNTED, State.BEHIND):
-                    raise ClivefsError(ready.error or "it cannot be mounted", place=args["path"])
-                if not dry_run:
-                    self._workspaces.allow(live, parsed, only=[args["path"]])
-                    config_file.save(file, old, new)
-            except BaseException:
-                if ready is not None:
-                    ready.discard()
-                raise
-            return parsed, ready
+            if entry is not None:
+                found = live.assembly.prepare(entry, None, say, look_only=True)
+                found.discard()
+                if found.state is not State.MOUNTED:
+                    raise ClivefsError(found.error or "it cannot be mounted", place=args["path"])
+            if not args.get("dry_run"):
+                self._workspaces.allow(live, parsed, only=[args["path"]])
+                config_file.save(file, old, new)
+            return parsed
 
-        parsed, ready = await trio.to_thread.run_sync(change)
+        parsed = await trio.to_thread.run_sync(change)
         entry = parsed.entry(args["path"])
         if args.get("dry_run"):
-            if ready is not None:
-                ready.discard()
             return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
-        await self._workspaces.reload(live, ready=ready)
+        await self._workspaces.reload(live)
         if live.error is not None:
             raise ClivefsError(live.error)
         await self._workspaces.settled()

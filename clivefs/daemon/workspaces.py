@@ -353,10 +353,9 @@ class Workspaces:
                 except Exception:  # the mount goes on, whatever one file says
                     log.exception("reading %s again failed", live.settings.file)
 
-    async def reload(self, live: LiveWorkspace, *, retry: bool = False, ready: Prepared | None = None) -> None:
+    async def reload(self, live: LiveWorkspace, *, retry: bool = False) -> None:
         """Make what is mounted what Clive.toml says. A broken file leaves everything as it is, and says so
-        in `live.error`. With *retry*, entries that failed are tried again. *ready* is an entry's preparation
-        that was made already."""
+        in `live.error`. With *retry*, entries that failed are tried again."""
         async with live.reloading:
             try:
                 settings = await trio.to_thread.run_sync(_load_again, live)
@@ -379,17 +378,9 @@ class Workspaces:
                 return
             refused = trust.not_allowed(settings, trust.StoreTrust(self._store), live.id)
             changed = [entry for entry in settings.mounts if self._differs(live, entry, refused.get(entry.path), retry)]
-            if ready is not None and ready.entry in changed and ready.entry.path not in refused:
-                changed.remove(ready.entry)
-                prepared = [ready]
-            else:
-                prepared = []
-                if ready is not None:
-                    ready.discard()
-            if changed:
-                prepared += await trio.to_thread.run_sync(
-                    lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
-                )
+            prepared = await trio.to_thread.run_sync(
+                lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
+            )
             if await self._wait_for(live, prepared):
                 self._apply(live, settings, prepared)
                 live.error = None

@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.base.syscalls import make_directories
+from clivefs.base.syscalls import make_directories, mount_id
 from clivefs.mounts import patchlayers
 from clivefs.mounts.archivemember import ArchiveLimits
 from clivefs.mounts.config import MountEntry, Workspace
@@ -38,7 +38,7 @@ from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlay_edits import Affected
 from clivefs.mounts.overlaydiff import scratch_directory
 from clivefs.mounts.published import Published, PublishedSource
-from clivefs.mounts.resolve import resolve_links
+from clivefs.mounts.resolve import FS_TYPE, mount_types, resolve_links
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Watcher
@@ -438,6 +438,9 @@ class Assembly:
             raise ClivefsError(
                 f"the directory cannot be opened: {error.strerror}", place=named, remedy="check the path"
             ) from None
+        if mount_types().get(mount_id(fd)) == FS_TYPE:  # a link was turned between the look and the open
+            os.close(fd)
+            raise ClivefsError("it lies in a clivefs mount", place=named, remedy="name a place outside of it")
         return fd
 
     # Building
