@@ -31,7 +31,9 @@ _NEAR = 5
 _PIP_VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 _PIP_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 _PIP_PYTHON = re.compile(r"Ignored the following versions that require a different python version: (.*)")
-_PIP_NOT_BUILT = re.compile(r"Failed to build|metadata-generation-failed|subprocess-exited-with-error")
+_PIP_NOT_BUILT = re.compile(
+    r"Failed to build|metadata-generation-failed|subprocess-exited-with-error|BackendUnavailable|BackendInvalid"
+)
 _PIP_FOUND = re.compile(r"Added \S+ from ((?:https?|file)://[^\s#*]+)#sha256=([0-9a-f]{64}) to build tracker")
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|NameResolution|Failed to establish|ProxyError|SSLError"
