@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
@@ -24,6 +25,7 @@ clivefs mount --at /mnt/work        at another mountpoint, made if it does not e
 clivefs mount --foreground          stay, and log to standard error, as systemd wants it"""
 
 NETWORK_TIMEOUT_S = 30.0
+NATIVE_SINCE = (6, 1)
 TRANSPORTS = ("pyfuse3", "native")
 NOT_MOUNTED = ("error", "not-allowed", "unsupported")
 """States of an entry that shows an empty directory instead of its source."""
@@ -122,13 +124,21 @@ def _config(call: Call, store: str, point: str, roots: list[str]) -> dict[str, A
 
 
 def _transport(call: Call) -> str:
-    """What carries requests between the kernel and the daemon."""
-    name = call.around.environ.get("CLIVEFS_TRANSPORT") or TRANSPORTS[0]
+    """What carries requests between the kernel and the daemon: our own driver on kernels that it was tried with,
+    libfuse on older ones, and what `CLIVEFS_TRANSPORT` says anywhere."""
+    tried = _kernel_version(os.uname().release) >= NATIVE_SINCE
+    name = call.around.environ.get("CLIVEFS_TRANSPORT") or ("native" if tried else "pyfuse3")
     if name not in TRANSPORTS:
         raise ClivefsError(
             f"there is no transport {name!r}", place="$CLIVEFS_TRANSPORT", remedy=f"use one of: {', '.join(TRANSPORTS)}"
         )
     return name
+
+
+def _kernel_version(release: str) -> tuple[int, int]:
+    """(6, 18) for `6.18.44-generic`; (0, 0) for what does not begin so."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found is not None else (0, 0)
 
 
 def _tell(call: Call, daemon: daemons.Daemon, roots: list[str], names: list[str]) -> int:
