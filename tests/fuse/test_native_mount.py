@@ -60,11 +60,14 @@ class Mounted:
         return call
 
     def outside(self, code: str) -> str:
-        """What a Python program that runs in `w/d` prints."""
-        command = [sys.executable, "-c", "import os\n" + code]
-        done = subprocess.run(
-            command, cwd=self.mountpoint / "w" / "d", capture_output=True, text=True, timeout=20, check=True
-        )
+        """What a Python program that runs in `w/d` prints.
+
+        It changes there by itself: with `cwd` the new process would do so while this one, which has to answer,
+        still stands still for it (vfork).
+        """
+        place = os.fspath(self.mountpoint / "w" / "d")
+        command = [sys.executable, "-c", f"import os\nos.chdir({place!r})\n" + code]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
     def listing(self) -> str:
