@@ -15,6 +15,7 @@ from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon, DaemonGone, daemon_at, daemons
 from clivefs.daemon import recovery
+from clivefs.mounts.resolve import FS_TYPE
 
 CONFIG_NAME = "Clive.toml"
 ANSWER_S = 5
@@ -83,7 +84,7 @@ def mount_over(path: str) -> recovery.Mount | None:
 def is_mountpoint(path: str) -> bool:
     """A clivefs is mounted at *path*."""
     mount = recovery.mounted_at(path)
-    return mount is not None and mount.fs_type == recovery.FS_TYPE
+    return mount is not None and mount.fs_type == FS_TYPE
 
 
 def answers(mountpoint: str) -> bool:
@@ -158,7 +159,7 @@ def serving(call: Call, mountpoint: str) -> Daemon:
     if daemon is not None and daemon.alive():
         return daemon
     mount = recovery.mounted_at(mountpoint)
-    if mount is None or mount.fs_type != recovery.FS_TYPE:
+    if mount is None or mount.fs_type != FS_TYPE:
         raise ClivefsError("nothing of clivefs is mounted there", place=mountpoint, remedy="clivefs status")
     if daemon is not None:
         daemon.ask("status")  # says what is wrong

@@ -12,8 +12,8 @@ import subprocess
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
+from clivefs.mounts.resolve import FS_TYPE
 
-FS_TYPE = "fuse.clivefs"
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 

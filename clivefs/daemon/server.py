@@ -33,6 +33,7 @@ from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
 from clivefs.mounts import gitcommand
+from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.tree import Node, NodeTable, Owner
 from clivefs.mounts.view import View
 from clivefs.mounts.watch import Outside, Watcher
@@ -130,7 +131,7 @@ class Daemon:
             ) from None
         self._cleanup.callback(lock.release)
         existing = recovery.mounted_at(mountpoint)
-        while existing is not None and existing.fs_type == recovery.FS_TYPE:
+        while existing is not None and existing.fs_type == FS_TYPE:
             log.warning("clearing the dead mount at %s", mountpoint)
             recovery.clear_dead_mount(existing)
             existing = recovery.mounted_at(mountpoint)

@@ -30,6 +30,7 @@ from clivefs.mounts.locallower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay import OverlayTree
 from clivefs.mounts.overlaydiff import scratch_directory
+from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.synthetic import SyntheticDirectory
 from clivefs.mounts.tree import Blocked, Node
 from clivefs.mounts.view import View
@@ -499,7 +500,7 @@ class Workspaces:
 
     def refresh_hidden(self) -> None:
         """Look which clivefs mounts there are; our own counts from before it is made."""
-        current = [mount for mount in recovery.mounts() if mount.fs_type == recovery.FS_TYPE]
+        current = [mount for mount in recovery.mounts() if mount.fs_type == FS_TYPE]
         if self._hidden and current == self._seen_mounts:
             return
         self._seen_mounts = current

@@ -2,7 +2,7 @@
 
 `Operations` holds the handle tables and the caching policy, and translates between numbers and the
 view's nodes. Every method is synchronous and raises `OSError`, or `Blocked` when it must wait; a transport
-(`fuse/pyfuse3_transport.py`) carries requests here, runs the jobs of `Blocked` in threads and calls
+(`fuse/native.py`, `fuse/pyfuse3_transport.py`) carries requests here, runs the jobs of `Blocked` in threads and calls
 again, so a method changes nothing before it raises.
 
 How long the kernel may remember what it is told is decided here and nowhere else: for as long as it

@@ -27,7 +27,7 @@ clivefs mount --foreground          stay, and log to standard error, as systemd 
 NETWORK_TIMEOUT_S = 30.0
 NATIVE_SINCE = (6, 1)
 TRANSPORTS = ("pyfuse3", "native")
-NOT_MOUNTED = ("error", "not-allowed", "unsupported")
+NOT_MOUNTED = ("error", "not-allowed")
 """States of an entry that shows an empty directory instead of its source."""
 
 

@@ -13,6 +13,7 @@ from clivefs.cli import daemons, locate
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon, DaemonGone
 from clivefs.daemon import recovery
+from clivefs.mounts.resolve import FS_TYPE
 
 DESCRIPTION = """\
 End the daemon of a mountpoint after it has finished what it acknowledged, or with a workspace's name (or its
@@ -136,7 +137,7 @@ def _pidfd(pid: int) -> int | None:
 def _clear(call: Call, point: str) -> int:
     """Take away what a dead daemon left."""
     mount = recovery.mounted_at(point)
-    if mount is not None and mount.fs_type == recovery.FS_TYPE:
+    if mount is not None and mount.fs_type == FS_TYPE:
         if locate.answers(point):
             raise ClivefsError(
                 f"no daemon of the store {call.store} serves this mountpoint, and it is alive",
