@@ -9,7 +9,7 @@ from typing import Any
 from clivefs.base.errors import ClivefsError
 from clivefs.cli.call import Call
 from clivefs.cli.locate import Workspace, is_below
-from clivefs.mounts import source_notation
+from clivefs.mounts.config import source_notation
 
 SOURCE_HELP = """\
 SOURCE is git+URL[@REF][#subdir=D] (URL may be a path), pypi:NAME==V, npm:NAME@V, archive:URL-or-path, or the path

@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts import config, config_edit, config_file, gitexclude, identity, source_notation, trust
+from clivefs.mounts import identity
+from clivefs.mounts.config import config, source_notation, trust
+from clivefs.mounts.config import edit as config_edit
+from clivefs.mounts.config import file as config_file
+from clivefs.mounts.git import exclude as gitexclude
 from clivefs.objects import fsck as checks
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store

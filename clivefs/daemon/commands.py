@@ -16,10 +16,12 @@ from clivefs.daemon.control import Command, Progress
 from clivefs.daemon.overlays import Overlays
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
-from clivefs.mounts import config, config_edit, config_file
 from clivefs.mounts.assembly import State
-from clivefs.mounts.gitexclude import exclude
-from clivefs.mounts.source_notation import parse_source
+from clivefs.mounts.config import config
+from clivefs.mounts.config import edit as config_edit
+from clivefs.mounts.config import file as config_file
+from clivefs.mounts.config.source_notation import parse_source
+from clivefs.mounts.git.exclude import exclude
 
 log = logging.getLogger(__name__)
 

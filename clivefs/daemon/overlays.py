@@ -12,9 +12,9 @@ import trio
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon.control import Progress
 from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
+from clivefs.mounts.edits.diff import Changed, Version, git_mode, patch_of
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.overlay import OverlayTree
-from clivefs.mounts.overlaydiff import Changed, Version, git_mode, patch_of
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, Node
 
 _BLOCK = 1 << 20

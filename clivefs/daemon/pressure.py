@@ -7,8 +7,8 @@ files known longest are taken from the kernel, which then forgets their inodes; 
 
 from __future__ import annotations
 
-from clivefs.mounts.hostnodes import HostNode
-from clivefs.mounts.overlay_nodes import OverlayNode
+from clivefs.mounts.host.nodes import HostNode
+from clivefs.mounts.overlay.nodes import OverlayNode
 from clivefs.mounts.tree import Node, NodeTable
 
 NODES_MAX = 200_000

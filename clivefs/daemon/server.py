@@ -32,11 +32,11 @@ from clivefs.daemon.workspaces import Workspaces
 from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
-from clivefs.mounts import gitcommand
+from clivefs.mounts.git import command as gitcommand
+from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.tree import Node, NodeTable, Owner
 from clivefs.mounts.view import View
-from clivefs.mounts.watch import Outside, Watcher
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)

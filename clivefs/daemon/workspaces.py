@@ -20,21 +20,22 @@ from clivefs.daemon import recovery
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.settings import Settings
-from clivefs.mounts import config, identity, trust
-from clivefs.mounts.archivemember import ArchiveLimits
+from clivefs.mounts import identity
 from clivefs.mounts.assembly import Assembly, Mounted, Prepared, State
-from clivefs.mounts.config import MountEntry, Workspace
+from clivefs.mounts.config import config, trust
+from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.detached import DetachedTree
-from clivefs.mounts.hosttree import HostTree
-from clivefs.mounts.locallower import LocalLower
+from clivefs.mounts.edits.diff import scratch_directory
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.overlay import OverlayTree
-from clivefs.mounts.overlaydiff import scratch_directory
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.synthetic import SyntheticDirectory
 from clivefs.mounts.tree import Blocked, Node
 from clivefs.mounts.view import View
-from clivefs.mounts.watch import Outside, Watcher
 from clivefs.objects.fsck import fsck as check_store
 from clivefs.objects.store import Store
 

@@ -18,30 +18,30 @@ from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories, mount_id
-from clivefs.mounts import patchlayers
-from clivefs.mounts.archivemember import ArchiveLimits
-from clivefs.mounts.config import MountEntry, Workspace
-from clivefs.mounts.gitattributes import GitAttributes
-from clivefs.mounts.gitconflicts import Copy, InTheWay, in_the_way, untouched
-from clivefs.mounts.gitdir import GitDir, Moved
-from clivefs.mounts.gitindex import stat_from
-from clivefs.mounts.gitlocation import borrowed
-from clivefs.mounts.gitlower import GitLower, Reader
-from clivefs.mounts.gitsource import GitSource, Resolved
-from clivefs.mounts.gitsubmodules import GitSubmodules
-from clivefs.mounts.gittimes import GitTimes
-from clivefs.mounts.hosttree import HostTree
-from clivefs.mounts.locallower import LocalLower
+from clivefs.mounts.config.config import MountEntry, Workspace
+from clivefs.mounts.edits.diff import scratch_directory
+from clivefs.mounts.git.attributes import GitAttributes
+from clivefs.mounts.git.conflicts import Copy, InTheWay, in_the_way, untouched
+from clivefs.mounts.git.gitdir import GitDir, Moved
+from clivefs.mounts.git.index import stat_from
+from clivefs.mounts.git.location import borrowed
+from clivefs.mounts.git.lower import GitLower, Reader
+from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.git.submodules import GitSubmodules
+from clivefs.mounts.git.times import GitTimes
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.host.watch import Watcher
 from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
-from clivefs.mounts.overlay_edits import Affected
-from clivefs.mounts.overlaydiff import scratch_directory
-from clivefs.mounts.published import Published, PublishedSource
+from clivefs.mounts.overlay.edits import Affected
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.published.member import ArchiveLimits
+from clivefs.mounts.published.source import Published, PublishedSource
 from clivefs.mounts.resolve import FS_TYPE, mount_types, resolve_links
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
-from clivefs.mounts.watch import Watcher
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
-from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr, Tree
 from tests.contract.tree_driver import Failed, PlainDriver, TreeDriver, both, outcome
 

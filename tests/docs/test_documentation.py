@@ -11,7 +11,7 @@ import pytest
 from clivefs.cli import table
 from clivefs.cli.completions import describe
 from clivefs.cli.parser import build_parser
-from clivefs.mounts import config
+from clivefs.mounts.config import config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(

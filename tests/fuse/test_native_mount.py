@@ -20,7 +20,7 @@ from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.native_requests import Handler, Later
 from clivefs.fuse.operations import Operations
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable, Owner
 from clivefs.mounts.view import View
 

@@ -10,7 +10,7 @@ import pytest
 
 from clivefs.fuse.operations import CACHE_S, DEGRADED_CACHE_S, Entry, Operations
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
 from clivefs.mounts.view import View
 

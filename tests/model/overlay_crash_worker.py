@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable
 from tests.contract.tree_driver import Failed, TreeDriver, outcome
 from tests.model.overlay_worlds import make_lower, random_operation

@@ -11,7 +11,7 @@ from typing import Any
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable
 from tests.contract.tree_driver import Failed, PlainDriver, TreeDriver, outcome
 

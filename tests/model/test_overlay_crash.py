@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable
 from tests.contract.tree_driver import PlainDriver, TreeDriver, outcome
 from tests.model.overlay_worlds import ENTRY, copy_to, make_lower

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
-from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable, Tree
 from tests.contract.tree_driver import Failed, PlainDriver, PlainFile, TreeDriver, TreeFile, both, outcome
 

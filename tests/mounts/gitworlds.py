@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from clivefs.mounts.treeeditor import TreeEditor, Version, differences
+from clivefs.mounts.git.treeeditor import TreeEditor, Version, differences
 from clivefs.objects.encode import EMPTY_TREE
 from clivefs.objects.interface import ObjectStore
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.archive import ArchiveError, ArchiveLimits, unpack
+from clivefs.mounts.published.archive import ArchiveError, ArchiveLimits, unpack
 from clivefs.objects.encode import EMPTY_TREE, MODE_EXECUTABLE, MODE_FILE, MODE_SYMLINK, MODE_TREE
 from clivefs.objects.fsck import fsck
 from clivefs.objects.memory import MemoryStore

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.archive import ArchiveError, ArchiveLimits, unpack
+from clivefs.mounts.published.archive import ArchiveError, ArchiveLimits, unpack
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.archiveworlds import COMPRESSIONS, File, Link, member, tar_of, tar_with, zip_of
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.config import ConfigError, Keep, Workspace, load, parse
-from clivefs.mounts.config_edit import toml_value
-from clivefs.mounts.config_errors import Problem
-from clivefs.mounts.config_schema import TABLES
+from clivefs.mounts.config.config import ConfigError, Keep, Workspace, load, parse
+from clivefs.mounts.config.edit import toml_value
+from clivefs.mounts.config.errors import Problem
+from clivefs.mounts.config.schema import TABLES
 
 ROOT = "/home/u/shop"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8eWNkRtjFPmwoFbJUZ8ng+kmDyf7m5nUqbHqjwLXTv"

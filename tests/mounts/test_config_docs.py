@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.config import (
+from clivefs.mounts.config.config import (
     Keep,
     Limits,
     MountEntry,
@@ -20,7 +20,7 @@ from clivefs.mounts.config import (
     Workspace,
     parse,
 )
-from clivefs.mounts.config_schema import TABLES
+from clivefs.mounts.config.schema import TABLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clive-toml.md").read_text()
 HEADING = re.compile(r"^###? `\[(.+)\]`$", re.MULTILINE)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.config import load, parse
-from clivefs.mounts.config_edit import attach, detach, normal_path, replace, toml_string, toml_value
-from clivefs.mounts.config_file import create, save
-from clivefs.mounts.source_notation import Source, parse_source
-from clivefs.mounts.workspace_file import init_workspace
+from clivefs.mounts.config.config import load, parse
+from clivefs.mounts.config.edit import attach, detach, normal_path, replace, toml_string, toml_value
+from clivefs.mounts.config.file import create, save
+from clivefs.mounts.config.source_notation import Source, parse_source
+from clivefs.mounts.config.workspace_file import init_workspace
 
 TEXT = """\
 # The shop.

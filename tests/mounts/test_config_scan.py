@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.config_errors import KeyPath
-from clivefs.mounts.config_scan import ScanError, TooDeep, lines_of, scan
+from clivefs.mounts.config.errors import KeyPath
+from clivefs.mounts.config.scan import ScanError, TooDeep, lines_of, scan
 
 TEXT = '''\
 # comment = 1

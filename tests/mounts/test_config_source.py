@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import UsageError
-from clivefs.mounts.config import MountEntry
-from clivefs.mounts.config_errors import BadValue
-from clivefs.mounts.source_notation import (
+from clivefs.mounts.config.config import MountEntry
+from clivefs.mounts.config.errors import BadValue
+from clivefs.mounts.config.source_notation import (
     Source,
     anchor,
     check_archive,

@@ -12,19 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts import rebasejournal
-from clivefs.mounts.editcommit import commit_edits, import_tree
-from clivefs.mounts.edits import RebasePlan, edited_tree, has_markers, plan_rebase, shown_files, tree_changes
-from clivefs.mounts.gitcommand import GitCommand
-from clivefs.mounts.gitlower import GitLower, TreeSpace
-from clivefs.mounts.overlay import OverlayTree
-from clivefs.mounts.overlaydiff import Changed, Version, patch_of
-from clivefs.mounts.overlaywrite import carry_out, hide_file, read_file, show_file
-from clivefs.mounts.patchapply import apply_patch
-from clivefs.mounts.rebasejournal import Rebase, Unsolved
+from clivefs.mounts.edits import journal as rebasejournal
+from clivefs.mounts.edits.commit import commit_edits, import_tree
+from clivefs.mounts.edits.diff import Changed, Version, patch_of
+from clivefs.mounts.edits.journal import Rebase, Unsolved
+from clivefs.mounts.edits.plan import RebasePlan, edited_tree, has_markers, plan_rebase, shown_files, tree_changes
+from clivefs.mounts.edits.write import carry_out, hide_file, read_file, show_file
+from clivefs.mounts.git.command import GitCommand
+from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.treemerge import Labels
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.overlay.upper import Upper
+from clivefs.mounts.patch.apply import apply_patch
 from clivefs.mounts.tree import NodeTable, Owner
-from clivefs.mounts.treemerge import Labels
-from clivefs.mounts.upper import Upper
 from clivefs.objects.fsck import fsck
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.memory import MemoryStore

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.gitattributes import GitAttributes, _Patterns
-from clivefs.mounts.gitlower import GitLower, GitRef, TreeSpace
-from clivefs.mounts.gitsource import open_source
+from clivefs.mounts.git.attributes import GitAttributes, _Patterns
+from clivefs.mounts.git.lower import GitLower, GitRef, TreeSpace
+from clivefs.mounts.git.source import open_source
 from clivefs.mounts.tree import Attr, Blocked, OpenFile, Owner
 from clivefs.objects.repository import Repository
 

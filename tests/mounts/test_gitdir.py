@@ -15,10 +15,10 @@ import pytest
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.gitdir import GitDir, Moved
-from clivefs.mounts.gitindex import IndexStat, build_index, parse_index, stat_from
-from clivefs.mounts.gitlower import GitLower, TreeSpace
-from clivefs.mounts.gitsource import GitSource, Resolved, open_source
+from clivefs.mounts.git.gitdir import GitDir, Moved
+from clivefs.mounts.git.index import IndexStat, build_index, parse_index, stat_from
+from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.source import GitSource, Resolved, open_source
 from clivefs.mounts.tree import Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore

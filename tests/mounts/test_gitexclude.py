@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.gitexclude import exclude
+from clivefs.mounts.git.exclude import exclude
 
 
 def git(directory: Path, *args: str) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from clivefs.mounts.gitlower import GitLower, GitRef, TreeSpace
+from clivefs.mounts.git.lower import GitLower, GitRef, TreeSpace
 from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore

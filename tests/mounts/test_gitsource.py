@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.gitcommand import GitCommand, GitFailed
-from clivefs.mounts.gitfetch import PartialClone
-from clivefs.mounts.gitlocation import parse_location, relative_to
-from clivefs.mounts.gitlower import GitLower, TreeSpace
-from clivefs.mounts.gitsource import GitSource, Resolved, open_source
+from clivefs.mounts.git.command import GitCommand, GitFailed
+from clivefs.mounts.git.fetch import PartialClone
+from clivefs.mounts.git.location import parse_location, relative_to
+from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.source import GitSource, Resolved, open_source
 from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.memory import MemoryStore

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.gitlower import GitLower, TreeSpace
-from clivefs.mounts.gitsource import open_source
-from clivefs.mounts.gitsubmodules import GitSubmodules
+from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.source import open_source
+from clivefs.mounts.git.submodules import GitSubmodules
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.tree import Blocked, Owner
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from clivefs.mounts.gittimes import GitTimes, changed_paths
+from clivefs.mounts.git.times import GitTimes, changed_paths
 from clivefs.objects.repository import Repository
 
 BASE_NS = 1_700_000_000_000_000_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clivefs.mounts.detached import DetachedTree
-from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr
 from tests.contract.tree_driver import TreeDriver
 

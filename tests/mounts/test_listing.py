@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.gitlower import GitLower, TreeSpace
-from clivefs.mounts.hosttree import HostTree
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Attr, Node, NodeTable, Owner, SetAttr, Tree
 from clivefs.mounts.view import View
-from clivefs.mounts.watch import Watcher
 from clivefs.objects.encode import TreeEntry, encode_tree
 from clivefs.objects.memory import MemoryStore
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.locallower import LocalLower
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.watch import Watcher
 from clivefs.mounts.tree import DirEntry
-from clivefs.mounts.watch import Watcher
 
 
 @pytest.fixture

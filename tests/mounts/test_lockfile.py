@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts import lockfile
-from clivefs.mounts.lockfile import Lock, Locked
+from clivefs.mounts.config import lockfile
+from clivefs.mounts.config.lockfile import Lock, Locked
 
 TREE = "ab" * 20
 SIX = Locked("pypi:six==1.16.0", TREE, version="1.16.0", sha256="cd" * 32)

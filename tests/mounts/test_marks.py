@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.marks import (
+from clivefs.mounts.overlay.marks import (
     Action,
     ActionKind,
     Edit,

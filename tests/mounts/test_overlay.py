@@ -14,7 +14,7 @@ import pytest
 
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
 from tests.contract.tree_driver import Failed, TreeDriver, outcome
 

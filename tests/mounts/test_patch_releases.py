@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.edits import plan_rebase
-from clivefs.mounts.overlaydiff import Version
-from clivefs.mounts.patchapply import apply_patch
-from clivefs.mounts.treemerge import Labels, merge_trees
+from clivefs.mounts.edits.diff import Version
+from clivefs.mounts.edits.plan import plan_rebase
+from clivefs.mounts.git.treemerge import Labels, merge_trees
+from clivefs.mounts.patch.apply import apply_patch
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.gitworlds import World, fresh, get_world, put_world, read_world, run, text, write_world
 

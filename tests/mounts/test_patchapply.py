@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.overlaydiff import Changed, Version, patch_of
-from clivefs.mounts.patchapply import PatchFailed, apply_patch, apply_series, needed, provenance
-from clivefs.mounts.patchfile import PatchSyntax
+from clivefs.mounts.edits.diff import Changed, Version, patch_of
+from clivefs.mounts.patch.apply import PatchFailed, apply_patch, apply_series, needed, provenance
+from clivefs.mounts.patch.file import PatchSyntax
 from clivefs.objects.encode import EMPTY_TREE, hash_object
 from clivefs.objects.memory import MemoryStore
 from clivefs.objects.store import Store

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.patchbinary import apply_delta
-from clivefs.mounts.patchfile import PatchSyntax, parse_patch, unquote
+from clivefs.mounts.patch.binary import apply_delta
+from clivefs.mounts.patch.file import PatchSyntax, parse_patch, unquote
 
 BODY = b"@@ -1,2 +1,2 @@ def f():\n 1\n-2\n+3\n"
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.archive import ArchiveError, ArchiveLimits
-from clivefs.mounts.gitlower import GitLower
-from clivefs.mounts.packageclients import PackageClients, near_versions
-from clivefs.mounts.published import REF_PREFIX, Published, PublishedSource
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.published.archive import ArchiveError, ArchiveLimits
+from clivefs.mounts.published.clients import PackageClients, near_versions
+from clivefs.mounts.published.source import REF_PREFIX, Published, PublishedSource
 from clivefs.mounts.tree import Owner
 from clivefs.objects.fsck import fsck
 from clivefs.objects.store import Store

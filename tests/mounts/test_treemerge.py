@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.treemerge import Conflict, ConflictKind, Labels, Merge, merge_trees
+from clivefs.mounts.git.treemerge import Conflict, ConflictKind, Labels, Merge, merge_trees
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.gitworlds import World, edited, fresh, get_world, put_world, read_world, run, text, worlds
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts import trust
-from clivefs.mounts.config import Workspace, parse
+from clivefs.mounts.config import trust
+from clivefs.mounts.config.config import Workspace, parse
+from clivefs.mounts.config.trust import StoreTrust
 from clivefs.mounts.resolve import resolve_links
-from clivefs.mounts.trust import StoreTrust
 from clivefs.objects.memory import MemoryStore
 
 ID = "0123456789abcdef"

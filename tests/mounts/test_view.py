@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
-from clivefs.mounts.overlay import OverlayTree
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
 from clivefs.mounts.view import View
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from clivefs.base import syscalls
-from clivefs.mounts import watch as watch_module
-from clivefs.mounts.hosttree import HostTree
+from clivefs.mounts.host import watch as watch_module
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.tree import NodeTable
-from clivefs.mounts.watch import Outside, Watcher
 from tests.contract.tree_driver import TreeDriver
 
 

@@ -7,7 +7,7 @@ import argparse
 from clivefs.cli import call as calls
 from clivefs.cli import mountpoint, offline
 from clivefs.cli.call import Call
-from clivefs.mounts import workspace_file
+from clivefs.mounts.config import workspace_file
 
 DESCRIPTION = """\
 Make a directory a workspace: write a Clive.toml to begin with, and add .clive/ to its .gitignore if it has

@@ -1,0 +1,205 @@
+"""Making an overlay show given files: how a rebase and a resolution write into the upper, live.
+
+Every function is a call of the overlay's own operations, so what is open stays open and the intent log has every
+change. They run without waiting, or raise `Blocked`; what has been done by then is not done again by the next call,
+because each looks first at what is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+from clivefs.mounts.edits.diff import Version as FileVersion
+from clivefs.mounts.edits.diff import git_mode
+from clivefs.mounts.edits.plan import RebasePlan
+from clivefs.mounts.git.joined import JoinedObjects, blob_content
+from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.treeeditor import TreeEditor, Version
+from clivefs.mounts.overlay.edits import Affected
+from clivefs.mounts.overlay.nodes import OverlayNode
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.tree import Attr, Owner, SetAttr
+from clivefs.objects.encode import MODE_GITLINK, MODE_SYMLINK
+
+_READ_BYTES = 1 << 20
+
+
+class _Found(NamedTuple):
+    node: OverlayNode
+    attr: Attr
+
+
+def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObjects, owner: Owner) -> list[Affected]:
+    """Let *tree*, which stands on `plan.lower` by now, show what *plan* says; the names that the kernel must forget.
+
+    *reader* has the plan's objects. May be `Blocked`, and is then to be called again. OSError: the journal can take
+    it back.
+    """
+    affected = tree.reset(plan.resets)
+    for path in plan.whiteouts:
+        affected += hide_file(tree, path)
+    for path, version in (*plan.writes, *plan.aside):
+        affected += show_file(tree, path, FileVersion(version.mode, blob_content(reader, version.oid)), owner)
+    # Whiteouts and redirects of whole directories can hide what the new lower has, or show it elsewhere.
+    wanted = TreeEditor(reader, plan.shown)
+    aside = {write.path for write in plan.aside}
+    shown_by_upper = [each.path for each in tree.changes() if each.kind != stat.S_IFDIR]
+    for path in (*plan.expected, *shown_by_upper):
+        if path not in aside:
+            affected += _ensure(tree, path, wanted.get(path), reader, owner)
+    return affected
+
+
+def _ensure(
+    tree: OverlayTree, path: bytes, expected: Version | None, reader: Reader | JoinedObjects, owner: Owner
+) -> list[Affected]:
+    found = _find(tree, path)
+    if expected is None:
+        # What git cannot hold (a socket, say) is in no tree, and stays.
+        is_file = found is not None and git_mode(found.attr.mode) is not None
+        return hide_file(tree, path) if is_file else []
+    if expected.mode == MODE_GITLINK:
+        return []
+    if found is not None and git_mode(found.attr.mode) == expected.mode:
+        facts = tree.describe(found.node)
+        if facts.get("oid") == expected.oid.hex().encode():
+            return []
+    return show_file(tree, path, FileVersion(expected.mode, blob_content(reader, expected.oid)), owner)
+
+
+def show_file(tree: OverlayTree, path: bytes, file: FileVersion, owner: Owner) -> list[Affected]:
+    """Let *file* be at *path*, whatever is there now; directories on the way are made. May be `Blocked`."""
+    affected: list[Affected] = []
+    directory = _root(tree).node
+    *head, name = path.split(b"/")
+    for part in head:
+        found = _child(tree, directory, part)
+        if found is not None and not stat.S_ISDIR(found.attr.mode):
+            tree.unlink(directory, part)
+            affected.append(Affected(directory, part, found.node))
+            found = None
+        if found is None:
+            made, _ = tree.mkdir(directory, part, 0o755, owner)
+            affected.append(Affected(directory, part, None))
+            assert isinstance(made, OverlayNode)
+            directory = made
+        else:
+            directory = found.node
+    found = _child(tree, directory, name)
+    if found is not None and _shows(tree, found, file):
+        return affected
+    affected.append(Affected(directory, name, found.node if found is not None else None))
+    if found is not None and stat.S_ISREG(found.attr.mode) and stat.S_ISREG(file.mode):
+        _rewrite(tree, found, file)
+        return affected
+    if found is not None:
+        _remove(tree, directory, name, found)
+    if file.mode == MODE_SYMLINK:
+        tree.symlink(directory, name, file.content, owner)
+        return affected
+    _, _, opened = tree.create(directory, name, file.mode & 0o777, os.O_WRONLY, owner)
+    try:
+        opened.write(0, file.content)
+    finally:
+        opened.close()
+    return affected
+
+
+def hide_file(tree: OverlayTree, path: bytes) -> list[Affected]:
+    """Let no file be at *path*. Its directory stays, as with rm(1). May be `Blocked`."""
+    head, _, name = path.rpartition(b"/")
+    parent = _find(tree, head) if head else _root(tree)
+    if parent is None or not stat.S_ISDIR(parent.attr.mode):
+        return []
+    found = _child(tree, parent.node, name)
+    if found is None or stat.S_ISDIR(found.attr.mode):
+        return []
+    tree.unlink(parent.node, name)
+    return [Affected(parent.node, name, found.node)]
+
+
+def read_file(tree: OverlayTree, path: bytes) -> FileVersion | None:
+    """What *tree* shows at *path*; None for nothing, a directory or what git cannot hold. May be `Blocked`."""
+    found = _find(tree, path)
+    mode = git_mode(found.attr.mode) if found is not None else None
+    if found is None or mode is None:
+        return None
+    return FileVersion(mode, tree.readlink(found.node) if mode == MODE_SYMLINK else _content(tree, found.node))
+
+
+def _shows(tree: OverlayTree, found: _Found, file: FileVersion) -> bool:
+    if git_mode(found.attr.mode) != file.mode:
+        return False
+    if file.mode == MODE_SYMLINK:
+        return tree.readlink(found.node) == file.content
+    return _content(tree, found.node) == file.content
+
+
+def _rewrite(tree: OverlayTree, found: _Found, file: FileVersion) -> None:
+    """Other content and mode for a file that stays the same inode."""
+    opened = tree.open(found.node, os.O_WRONLY | os.O_TRUNC)
+    try:
+        opened.write(0, file.content)
+    finally:
+        opened.close()
+    if git_mode(found.attr.mode) != file.mode:
+        tree.setattr(found.node, SetAttr(mode=file.mode & 0o777), None)
+
+
+def _remove(tree: OverlayTree, directory: OverlayNode, name: bytes, found: _Found) -> None:
+    """Remove a file, or a directory with all that is in it."""
+    waiting = [(directory, name, found)]
+    while waiting:
+        parent, each, here = waiting[-1]
+        if not stat.S_ISDIR(here.attr.mode):
+            tree.unlink(parent, each)
+            waiting.pop()
+            continue
+        inner = [(here.node, entry.name, _child(tree, here.node, entry.name)) for entry in tree.entries(here.node)]
+        below = [(node, inner_name, child) for node, inner_name, child in inner if child is not None]
+        if below:
+            waiting.extend(below)
+        else:
+            tree.rmdir(parent, each)
+            waiting.pop()
+
+
+def _content(tree: OverlayTree, node: OverlayNode) -> bytes:
+    opened = tree.open(node, os.O_RDONLY)
+    try:
+        parts: list[bytes] = []
+        offset = 0
+        while part := opened.read(offset, _READ_BYTES):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+    finally:
+        opened.close()
+
+
+def _root(tree: OverlayTree) -> _Found:
+    assert isinstance(tree.root, OverlayNode)
+    return _Found(tree.root, tree.getattr(tree.root))
+
+
+def _find(tree: OverlayTree, path: bytes) -> _Found | None:
+    current = _root(tree)
+    for name in path.split(b"/"):
+        if not stat.S_ISDIR(current.attr.mode):
+            return None
+        found = _child(tree, current.node, name)
+        if found is None:
+            return None
+        current = found
+    return current
+
+
+def _child(tree: OverlayTree, directory: OverlayNode, name: bytes) -> _Found | None:
+    try:
+        node, attr = tree.listed(directory, name)
+    except FileNotFoundError:
+        return None
+    assert isinstance(node, OverlayNode)
+    return _Found(node, attr)

@@ -1,0 +1,1 @@
+"""Git repositories as layers: objects, trees, refs, private gitdirs, and merges of trees."""

@@ -1,0 +1,120 @@
+"""Objects from several places as one: what we made is in the store, what it was made of in a foreign repository.
+
+A patched tree is such a thing: its changed trees and blobs are in the store, all others where the source keeps
+them. `JoinedObjects` is a `git.lower.ObjectReader`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from clivefs.mounts.git.lower import Reader
+from clivefs.objects.encode import TreeEntry
+from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
+from clivefs.objects.interface import ObjectStore
+from clivefs.objects.large import CHUNK_BYTES, read_exactly
+
+T = TypeVar("T")
+
+CONTENT_BYTES_MAX = 256 << 20
+"""No larger blob is read into memory."""
+
+
+class JoinedObjects:
+    """The objects of *readers*, asked in this order. *scratch*: a directory where large blobs become plain files."""
+
+    def __init__(self, readers: Sequence[Reader], scratch: str) -> None:
+        self._readers = tuple(readers)
+        self._scratch = scratch
+
+    def read(self, oid: bytes) -> tuple[str, bytes]:
+        """(kind, payload). ObjectMissing where none has it; ObjectTooLarge for a blob over 1 MiB."""
+        return self._first(oid, lambda reader: reader.read(oid))
+
+    def header(self, oid: bytes) -> tuple[str, int]:
+        """(kind, size in bytes). ObjectMissing."""
+        return self._first(oid, lambda reader: reader.header(oid))
+
+    def read_tree(self, oid: bytes) -> list[TreeEntry]:
+        """The entries of a tree, unchecked. ObjectMissing, CorruptObject."""
+        return self._first(oid, lambda reader: reader.read_tree(oid))
+
+    def materialize(self, oid: bytes, directory: str) -> str:
+        """The path of a file in *directory*, named by the blob's id, with its content. ObjectMissing."""
+        return self._first(oid, lambda reader: _materialize(reader, oid, directory))
+
+    def content(self, oid: bytes) -> bytes:
+        """A blob's content, also of one over 1 MiB. ObjectMissing; ObjectTooLarge over 256 MiB."""
+        try:
+            return self.read(oid)[1]
+        except ObjectTooLarge as error:
+            if error.size > CONTENT_BYTES_MAX:
+                raise
+        with tempfile.TemporaryDirectory(prefix="blob-", dir=self._scratch) as directory:
+            path = self.materialize(oid, directory)
+            with open(path, "rb") as file:
+                return file.read()
+
+    def _first(self, oid: bytes, question: Callable[[Reader], T]) -> T:
+        for reader in self._readers[:-1]:
+            with suppress(ObjectMissing):
+                return question(reader)
+        if not self._readers:
+            raise ObjectMissing(oid)
+        return question(self._readers[-1])
+
+
+def _materialize(reader: Reader, oid: bytes, directory: str) -> str:
+    if not isinstance(reader, ObjectStore):
+        return reader.materialize(oid, directory)
+    path = os.path.join(directory, oid.hex())
+    temporary = os.path.join(directory, f"new-{oid.hex()}-{os.urandom(6).hex()}")
+    size = reader.header(oid)[1]
+    with suppress(FileNotFoundError):
+        if os.stat(path, follow_symlinks=False).st_size == size:
+            return path
+    source = reader.open_large(oid)
+    target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        try:
+            _write(target, source, reader, oid, size)
+        finally:
+            os.close(target)
+            if source is not None:
+                os.close(source)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def _write(target: int, source: int | None, reader: ObjectStore, oid: bytes, size: int) -> None:
+    with open(target, "wb", closefd=False) as file:
+        if source is None:
+            file.write(reader.read(oid)[1])
+            return
+        for start in range(0, size, CHUNK_BYTES):
+            file.write(os.pread(source, min(CHUNK_BYTES, size - start), start))
+
+
+def blob_content(reader: Reader | JoinedObjects, oid: bytes) -> bytes:
+    """A blob's content, up to 256 MiB, from whatever reader. ObjectMissing; ObjectTooLarge."""
+    if isinstance(reader, JoinedObjects):
+        return reader.content(oid)
+    try:
+        return reader.read(oid)[1]
+    except ObjectTooLarge as error:
+        if error.size > CONTENT_BYTES_MAX or not isinstance(reader, ObjectStore):
+            raise
+        fd = reader.open_large(oid)
+        assert fd is not None
+        try:
+            return read_exactly(fd, error.size)
+        finally:
+            os.close(fd)

@@ -1,0 +1,520 @@
+"""A git tree as a lower layer: read on demand, nothing ever walked ahead of a request.
+
+What may be shown of a tree is decided in `git.trees`. Memory is bounded by what was looked at last, however
+large the tree claims to be; paths are built by iteration, so that depth costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from clivefs.mounts.git.trees import ST_MODES, TREE_ENTRIES_MAX, UNKNOWN, ShownEntry, TreeCache
+from clivefs.mounts.host.calls import HostFile
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, OpenFile, Owner, refuse
+from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, TreeEntry
+from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
+from clivefs.objects.interface import ObjectStore
+
+log = logging.getLogger(__name__)
+
+TREE_BYTES_INLINE = 1 << 20
+"""A larger tree takes over some 20 ms to take apart: that is done in a thread."""
+TREE_BYTES_MAX = 256 << 20
+BLOB_BYTES_INLINE = 1 << 20
+SYMLINK_BYTES_MAX = 4095
+FETCH_TIMEOUT_S = 30.0
+DIRECTORY_BYTES = 4096
+_LARGE_MAX = 10_000
+
+
+class Objects(Protocol):
+    """Where objects come from, by 20-byte name. `ObjectMissing` where one is not here."""
+
+    def read(self, oid: bytes) -> tuple[str, bytes]: ...
+
+    def header(self, oid: bytes) -> tuple[str, int]: ...
+
+    def read_tree(self, oid: bytes) -> list[TreeEntry]: ...
+
+
+class ObjectReader(Objects, Protocol):
+    """A repository: large blobs can be written to a file named by their id."""
+
+    def materialize(self, oid: bytes, directory: str) -> str: ...
+
+
+Reader = ObjectReader | ObjectStore
+
+Rules = tuple[tuple[bytes, bytes], ...]
+"""The `.gitattributes` that bear on a directory, outermost first: (directory's path, blob)."""
+
+
+class Converted(NamedTuple):
+    """What a checkout makes of a blob: its size in bytes, and a file with it."""
+
+    size: int
+    path: str
+
+
+class Converter(Protocol):
+    """What a checkout does to content by `.gitattributes`."""
+
+    @property
+    def always(self) -> bool:
+        """There are rules that do not come from the tree."""
+        ...
+
+    def find(
+        self,
+        reader: Reader,
+        directory: bytes,
+        rules: Rules,
+        files: Callable[[], Mapping[bytes, bytes]],
+        name: bytes,
+    ) -> Converted | None:
+        """What the file *name* of a directory is converted to; None if it is shown as it is stored. *files*
+        gives all files of the directory (name -> blob). `Blocked` until it has been found out."""
+        ...
+
+    def forget(self, directory: bytes) -> None:
+        """Convert again when next asked."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Fetcher = Callable[[Sequence[bytes]], None]
+"""Get these objects, in one request; blocking. OSError(EIO) when they cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSpace:
+    """Objects that belong together: one repository at one commit."""
+
+    reader: Reader
+    layer: bytes
+    """`git:COMMIT` or `submodule:COMMIT`, as `user.clive.layer` shows it."""
+    commit_time_ns: int
+    fetcher: Fetcher | None = None
+    converter: Converter | None = None
+    prefix: bytes = b""
+    """Where in the repository the tree shown is (`subdir`)."""
+    outer_rules: Rules = ()
+    """The attribute files above that."""
+
+
+class Submodules(Protocol):
+    """Where the content of submodules comes from."""
+
+    def open(self, path: bytes, commit: bytes) -> tuple[TreeSpace, bytes] | str:
+        """The space and root tree of the submodule at *path*, or why it cannot be had. May be `Blocked`."""
+        ...
+
+
+class GitRef(LowerRef):
+    """One file of a git tree. Equal to another of the same path with the same content."""
+
+    __slots__ = ("attr", "entry", "name", "parent", "rules", "space", "tree")
+
+    def __init__(self, entry: ShownEntry, parent: GitRef | None, name: bytes, space: TreeSpace) -> None:
+        self.kind = stat.S_IFMT(ST_MODES[entry.mode])
+        self.entry = entry
+        self.parent = parent
+        self.name = name
+        self.space = space
+        self.tree: bytes | None = entry.oid if entry.mode == MODE_TREE else None
+        """A directory's tree; None for a submodule whose content was not had (yet)."""
+        self.rules: Rules | None = None
+        self.attr: Attr | None = None
+        """Its attributes once they are known: they never change."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.entry.oid))
+
+    def __eq__(self, other: object) -> bool:
+        one: GitRef | None = self
+        two = other if isinstance(other, GitRef) else None
+        while one is not two:
+            if one is None or two is None or one.name != two.name or one.entry.oid != two.entry.oid:
+                return False
+            if one.entry.mode != two.entry.mode:
+                return False
+            one, two = one.parent, two.parent
+        return True
+
+
+class GitLower(Lower):
+    """The tree *root* of `space.reader`. Methods may be called from any thread until `close`."""
+
+    live = False
+
+    def __init__(
+        self,
+        space: TreeSpace,
+        root: bytes,
+        *,
+        owner: Owner,
+        cache_dir: str,
+        times: Callable[[bytes, bytes], int] | None = None,
+        submodules: Submodules | None = None,
+        patched: Callable[[bytes], bytes | None] | None = None,
+        fetch_timeout_s: float = FETCH_TIMEOUT_S,
+        tree_entries_max: int = TREE_ENTRIES_MAX,
+    ) -> None:
+        """*root*: a tree. *cache_dir*: where large blobs become plain files. *times*: the modification
+        time in ns of (path, object) where it is not the commit's. *patched*: the patch that a path's content
+        comes from, as `user.clive.layer` shows it."""
+        self._root = GitRef(ShownEntry(MODE_TREE, root), None, b"", space)
+        self._owner = owner
+        self._cache_dir = cache_dir
+        self._times = times
+        self._submodules = submodules
+        self._patched = patched
+        self._fetch_timeout_s = fetch_timeout_s
+        self._trees = TreeCache(tree_entries_max)
+        self._large: OrderedDict[bytes, str] = OrderedDict()
+        self._opened: list[TreeSpace] = [space]
+
+    @property
+    def root(self) -> GitRef:
+        return self._root
+
+    # Directories
+
+    def child(self, directory: LowerRef, name: bytes) -> GitRef | None:
+        ref = _git(directory)
+        if ref.kind != stat.S_IFDIR:
+            return None
+        entry = self._entries(ref).get(name)
+        return None if entry is None else GitRef(entry, ref, name, ref.space)
+
+    def entries(self, directory: LowerRef) -> list[DirEntry]:
+        ref = _git(directory)
+        if ref.kind != stat.S_IFDIR:
+            raise refuse(errno.ENOTDIR, ref.name)
+        return [DirEntry(name, stat.S_IFMT(ST_MODES[entry.mode])) for name, entry in self._entries(ref).items()]
+
+    def names(self, directory: LowerRef) -> list[bytes]:
+        ref = _git(directory)
+        if ref.kind != stat.S_IFDIR:
+            raise refuse(errno.ENOTDIR, ref.name)
+        return list(self._entries(ref))
+
+    def _entries(self, ref: GitRef) -> dict[bytes, ShownEntry]:
+        if ref.tree is None:
+            self._enter_submodule(ref)
+            if ref.tree is None:
+                return {}
+        found = self._trees.get(ref.tree)
+        return self._load(ref.space, ref.tree, inline=True) if found is None else found
+
+    def _load(self, space: TreeSpace, oid: bytes, *, inline: bool) -> dict[bytes, ShownEntry]:
+        try:
+            kind, size = space.reader.header(oid)
+            if kind != "tree" or size > TREE_BYTES_MAX:
+                log.warning("object %s (%s, %d bytes) cannot be shown as a directory", oid.hex(), kind, size)
+                raise refuse(errno.EIO)
+            if inline and size > TREE_BYTES_INLINE:
+                raise Blocked(lambda: _discard(self._load(space, oid, inline=False)), f"reading tree {oid.hex()[:12]}")
+            shown = self._trees.shown(oid, space.reader.read_tree(oid))
+        except ObjectMissing:
+            raise self._fetching(space, [oid], f"tree {oid.hex()[:12]}") from None
+        except (CorruptObject, ObjectTooLarge) as error:
+            log.warning("%s", error)
+            raise refuse(errno.EIO) from error
+        self._trees.put(oid, shown)
+        return shown
+
+    def _enter_submodule(self, ref: GitRef) -> None:
+        if self._submodules is None:
+            return
+        opened = self._submodules.open(self.path(ref), ref.entry.oid)
+        if not isinstance(opened, str):
+            ref.space, ref.tree = opened
+            if all(ref.space is not known for known in self._opened):
+                self._opened.append(ref.space)
+
+    # Files
+
+    def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
+        ref = _git(ref)
+        if ref.attr is not None:
+            return ref.attr
+        mode = ST_MODES[ref.entry.mode]
+        owner = self._owner
+        if ref.kind == stat.S_IFDIR:
+            ref.attr = Attr(mode, DIRECTORY_BYTES, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+            return ref.attr
+        try:
+            size = self._size(ref)
+        except (Blocked, OSError):
+            if fetch:
+                raise  # a listing shows also what cannot be had
+            return Attr(mode, 0, self._mtime(ref), uid=owner.uid, gid=owner.gid, unsized=True)
+        ref.attr = Attr(mode, size, self._mtime(ref), uid=owner.uid, gid=owner.gid)
+        return ref.attr
+
+    def _mtime(self, ref: GitRef) -> int:
+        if self._times is None:
+            return ref.space.commit_time_ns
+        return self._times(self.path(ref), ref.entry.oid)
+
+    def _size(self, ref: GitRef) -> int:
+        """The size in bytes as shown, after conversion; may be `Blocked`."""
+        converted = self._converted(ref)
+        return self._raw_size(ref) if converted is None else converted.size
+
+    def _raw_size(self, ref: GitRef) -> int:
+        if ref.entry.size == UNKNOWN:
+            try:
+                kind, ref.entry.size = ref.space.reader.header(ref.entry.oid)
+            except ObjectMissing:
+                raise self._fetch_directory(ref) from None
+            except CorruptObject as error:
+                log.warning("%s", error)
+                raise refuse(errno.EIO) from error
+            if kind != "blob":
+                ref.entry.size = UNKNOWN
+                raise refuse(errno.EIO)
+        return ref.entry.size
+
+    def open(self, ref: LowerRef) -> OpenFile:
+        ref = _git(ref)
+        if ref.kind != stat.S_IFREG:
+            raise refuse(errno.EISDIR if ref.kind == stat.S_IFDIR else errno.ELOOP, ref.name)
+        converted = self._converted(ref)
+        if converted is not None:
+            return self._open_converted(ref, converted)
+        if self._raw_size(ref) > BLOB_BYTES_INLINE:
+            return self._open_large(ref)
+        try:
+            ref.space.reader.header(ref.entry.oid)
+        except ObjectMissing:  # it was here when its size was read
+            raise self._fetch_directory(ref) from None
+        except CorruptObject as error:
+            log.warning("%s", error)
+            raise refuse(errno.EIO) from error
+        return BlobFile(self, ref)
+
+    def _content(self, ref: GitRef) -> bytes:
+        try:
+            return ref.space.reader.read(ref.entry.oid)[1]
+        except ObjectMissing:
+            raise self._fetch_directory(ref) from None
+        except (CorruptObject, ObjectTooLarge) as error:
+            log.warning("%s", error)
+            raise refuse(errno.EIO) from error
+
+    def _open_large(self, ref: GitRef) -> OpenFile:
+        oid, reader = ref.entry.oid, ref.space.reader
+        if isinstance(reader, ObjectStore):  # there it is a file already
+            fd = reader.open_large(oid)
+            return KeptFile(fd) if fd is not None else BytesFile(self._content(ref))
+        path = self._large.get(oid)
+        if path is not None:
+            try:
+                return KeptFile(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except FileNotFoundError:
+                self._large.pop(oid, None)
+
+        def materialize() -> None:
+            try:
+                self._large[oid] = reader.materialize(oid, self._cache_dir)
+            except (ObjectMissing, CorruptObject) as error:
+                raise OSError(errno.EIO, str(error)) from error
+            while len(self._large) > _LARGE_MAX:
+                self._large.popitem(last=False)
+
+        raise Blocked(materialize, f"unpacking {os.fsdecode(ref.name)}")
+
+    def readlink(self, ref: LowerRef) -> bytes:
+        ref = _git(ref)
+        if ref.kind != stat.S_IFLNK:
+            raise refuse(errno.EINVAL, ref.name)
+        if self._raw_size(ref) > SYMLINK_BYTES_MAX:
+            raise refuse(errno.ENAMETOOLONG, ref.name)
+        target = self._content(ref)
+        if not target or b"\0" in target:
+            raise refuse(errno.EIO, ref.name)
+        return target
+
+    # What is not here yet
+
+    def _fetch_directory(self, ref: GitRef) -> Exception:
+        """The `Blocked` that gets all missing blobs of the directory that *ref* is in."""
+        missing = {ref.entry.oid: None}
+        if ref.parent is not None:
+            for entry in self._entries(ref.parent).values():
+                if entry.size == UNKNOWN and stat.S_IFMT(entry.mode) in (stat.S_IFREG, stat.S_IFLNK):
+                    try:
+                        entry.size = ref.space.reader.header(entry.oid)[1]
+                    except ObjectMissing:
+                        missing[entry.oid] = None
+                    except CorruptObject:
+                        continue
+        parent = os.fsdecode(self.path(ref.parent)) if ref.parent is not None else ""
+        return self._fetching(ref.space, list(missing), f"{len(missing)} blobs of {parent or 'the root'}")
+
+    def _fetching(self, space: TreeSpace, oids: list[bytes], what: str) -> Exception:
+        fetcher = space.fetcher
+        if fetcher is None:
+            return refuse(errno.EIO)
+        return Blocked(lambda: fetcher(oids), f"fetching {what}", timeout_s=self._fetch_timeout_s)
+
+    # Conversions of .gitattributes
+
+    def _converted(self, ref: GitRef) -> Converted | None:
+        """What a file is converted to; None for one that is shown as it is stored."""
+        converter, directory = ref.space.converter, ref.parent
+        if converter is None or directory is None or ref.kind != stat.S_IFREG:
+            return None
+        rules = self._rules(directory)
+        if not rules and not converter.always:
+            return None
+
+        def files() -> dict[bytes, bytes]:
+            return {name: entry.oid for name, entry in self._entries(directory).items() if stat.S_ISREG(entry.mode)}
+
+        try:
+            return converter.find(ref.space.reader, self._space_path(directory), rules, files, ref.name)
+        except ObjectMissing as error:
+            if error.oid in files().values():
+                raise self._fetch_directory(ref) from None
+            raise self._fetching(ref.space, [error.oid], ".gitattributes") from None
+
+    def _open_converted(self, ref: GitRef, converted: Converted) -> OpenFile:
+        try:
+            return KeptFile(os.open(converted.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except FileNotFoundError:
+            assert ref.space.converter is not None
+            assert ref.parent is not None
+            ref.space.converter.forget(self._space_path(ref.parent))
+            self._converted(ref)  # `Blocked`
+            raise refuse(errno.EIO, ref.name) from None
+
+    def _rules(self, directory: GitRef) -> Rules:
+        """The attribute files from the root (of the submodule) down to *directory*."""
+        chain: list[GitRef] = []
+        at: GitRef | None = directory
+        while at is not None and at.rules is None:
+            chain.append(at)
+            at = at.parent
+        for each in reversed(chain):
+            outer = each.parent
+            inherited = outer.rules if outer is not None and outer.space is each.space else each.space.outer_rules
+            entry = self._entries(each).get(b".gitattributes")
+            own = ((self._space_path(each), entry.oid),) if entry is not None and stat.S_ISREG(entry.mode) else ()
+            each.rules = (inherited or ()) + own
+        return directory.rules or ()
+
+    def _space_path(self, ref: GitRef) -> bytes:
+        """The path below the root of the repository (not of the superproject)."""
+        parts: list[bytes] = []
+        at = ref
+        while at.parent is not None and at.entry.mode != MODE_GITLINK:
+            parts.append(at.name)
+            at = at.parent
+        if ref.space.prefix:
+            parts.append(ref.space.prefix)
+        return b"/".join(reversed(parts))
+
+    # About
+
+    def xattrs(self, ref: LowerRef) -> dict[bytes, bytes]:
+        return {}
+
+    def identity(self, ref: LowerRef) -> bytes:
+        ref = _git(ref)
+        if ref.kind == stat.S_IFDIR:
+            return self.path(ref)
+        return self.path(ref) + b"\0" + ref.entry.oid
+
+    def path(self, ref: LowerRef) -> bytes:
+        at = _git(ref)
+        parts: list[bytes] = []
+        while at.parent is not None:
+            parts.append(at.name)
+            at = at.parent
+        return b"/".join(reversed(parts))
+
+    def describe(self, ref: LowerRef) -> dict[str, bytes]:
+        ref = _git(ref)
+        oid = ref.entry.oid.hex().encode()
+        if ref.entry.mode != MODE_GITLINK:
+            layer = self._patched(self.path(ref)) if self._patched is not None else None
+            return {"layer": layer or ref.space.layer, "oid": oid}
+        layer = b"submodule:" + oid
+        if ref.tree is None:
+            try:
+                opened = self._submodules.open(self.path(ref), ref.entry.oid) if self._submodules else "not fetched"
+            except Blocked:
+                opened = "not fetched yet"
+            if isinstance(opened, str):
+                layer += b" (" + opened.encode("utf-8", "surrogateescape") + b")"
+        return {"layer": layer, "oid": oid}
+
+    def close(self) -> None:
+        for space in self._opened:
+            if space.converter is not None:
+                space.converter.close()
+        self._trees.clear()
+
+
+class BytesFile(OpenFile):
+    """Immutable content in memory."""
+
+    __slots__ = ("_content", "keep_cache")
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.keep_cache = True
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+
+class BlobFile(OpenFile):
+    """A small blob, read when somebody first reads: who has it in the kernel's cache never does.
+
+    It is here when it is opened.
+    """
+
+    __slots__ = ("_content", "_lower", "_ref", "keep_cache")
+
+    def __init__(self, lower: GitLower, ref: GitRef) -> None:
+        self._lower = lower
+        self._ref = ref
+        self._content: bytes | None = None
+        self.keep_cache = True
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._content is None:
+            self._content = self._lower._content(self._ref)
+        return self._content[offset : offset + size]
+
+
+class KeptFile(HostFile):
+    """Immutable content in a file of the host."""
+
+    __slots__ = ()
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.keep_cache = True
+
+
+def _git(ref: LowerRef) -> GitRef:
+    assert isinstance(ref, GitRef)
+    return ref
+
+
+def _discard(_: object) -> None:
+    return None

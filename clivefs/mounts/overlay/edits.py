@@ -1,0 +1,326 @@
+"""The edits of an overlay as a whole: what they are, forgetting them, and standing on another lower.
+
+`reset` and `replace_lower` work while files are open: they keep a node where its content stays the same and take
+the name from it otherwise, so that its holders keep what they opened and the name gets a new inode.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from clivefs.mounts.host.calls import stat_at
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind, split
+from clivefs.mounts.overlay.nodes import OverlayNode, OverlayNodes, directory_only
+from clivefs.mounts.overlay.upper import WORK, PathFds, Upper, list_directory, tree_path
+
+PRIVATE = b".git"
+"""The mount's own file in the upper's root: no edit of the user."""
+
+
+class OverlayChange(NamedTuple):
+    """One path that the upper shows otherwise than the lower does."""
+
+    path: bytes
+    what: str
+    """`added`, `modified` (also when it was only copied up), `replaced` by another kind, or `deleted`."""
+    kind: int
+    """S_IFMT bits of what is there now; of what was there, when it is deleted."""
+
+
+class Affected(NamedTuple):
+    """A name that may mean something else now: the kernel must forget it."""
+
+    parent: OverlayNode
+    name: bytes
+    node: OverlayNode | None
+    """Who had the name, if known."""
+
+
+# What they are
+
+
+class _Level(NamedTuple):
+    path: bytes
+    in_upper: bool
+    mark: Mark | None
+    base: LowerRef | None
+    """The lower directory at this very path: what the edits are against."""
+    shown: LowerRef | None
+    """The lower directory that shows through here, which for a renamed one is another."""
+
+
+def changes(nodes: OverlayNodes) -> Iterator[OverlayChange]:
+    """Every difference between the lower and what is shown, parents first, without `.git` in the root.
+
+    Of an added or replaced directory everything in it is told, of a deleted one only itself. Fetches nothing.
+    The tree must not change meanwhile.
+    """
+    upper = nodes.upper
+    if upper is None:
+        return
+    fds = PathFds(upper.tree_fd)
+    try:
+        root = nodes.lower.root
+        waiting = [_Level(b"", True, upper.root_mark, root, root)]
+        while waiting:
+            level = waiting.pop()
+            found, inner = _level_changes(nodes, fds, level)
+            yield from found
+            waiting.extend(reversed(inner))
+    finally:
+        fds.close()
+
+
+def _level_changes(nodes: OverlayNodes, fds: PathFds, level: _Level) -> tuple[list[OverlayChange], list[_Level]]:
+    in_upper = dict(list_directory(fds.open(level.path))) if level.in_upper else {}
+    names = set(in_upper) | set((level.mark.children if level.mark else None) or ())
+    if level.base is not level.shown:
+        names |= _names(nodes.lower, level.base) | _names(nodes.lower, level.shown)
+    if not level.path:
+        names.discard(PRIVATE)
+    found: list[OverlayChange] = []
+    inner: list[_Level] = []
+    for name in sorted(names):
+        path = level.path + b"/" + name if level.path else name
+        mark = level.mark.child(name) if level.mark else None
+        base = nodes.candidate(level.base, name)
+        behind = nodes.marked(level.shown, name, mark)
+        kind = in_upper.get(name, behind.kind if behind is not None else 0)
+        found += _path_changes(nodes, fds, level, path, name in in_upper, kind, base, behind)
+        if kind == stat.S_IFDIR:
+            below = _Level(path, name in in_upper, mark, directory_only(base), directory_only(behind))
+            if below.in_upper or below.mark or below.base is not below.shown:
+                inner.append(below)
+    return found, inner
+
+
+def _path_changes(
+    nodes: OverlayNodes,
+    fds: PathFds,
+    level: _Level,
+    path: bytes,
+    in_upper: bool,
+    kind: int,
+    base: LowerRef | None,
+    behind: LowerRef | None,
+) -> list[OverlayChange]:
+    if not kind:
+        return [OverlayChange(path, "deleted", base.kind)] if base is not None else []
+    if base is None:
+        return [OverlayChange(path, "added", kind)]
+    if base.kind != kind:
+        return [OverlayChange(path, "replaced", kind)]
+    if kind == stat.S_IFDIR:
+        if not in_upper:
+            return []
+        mode = stat_at(fds.open(level.path), path.rpartition(b"/")[2]).st_mode
+        same = mode == nodes.lower.attr(base, fetch=False).mode
+        return [] if same else [OverlayChange(path, "modified", kind)]
+    if in_upper or behind is not base:
+        return [OverlayChange(path, "modified", kind)]
+    return []
+
+
+def _names(lower: Lower, ref: LowerRef | None) -> set[bytes]:
+    return {entry.name for entry in lower.entries(ref)} if ref is not None else set()
+
+
+# Forgetting them
+
+
+def reset(nodes: OverlayNodes, upper: Upper, paths: Iterable[bytes] | None) -> list[Affected]:
+    """Forget the edits at and below each of *paths* (all but `.git` in the root when None); what is affected.
+
+    Each path is reset wholly or not at all, also over a crash. Nothing happens for a path without edits.
+    """
+    affected: list[Affected] = []
+    wanted = list(paths) if paths is not None else [b""]
+    if b"" in wanted:
+        wanted = sorted({entry.name for entry in list_directory(upper.tree_fd)} | set(upper.root_mark.children or ()))
+        wanted = [name for name in wanted if name != PRIVATE]
+    for path in wanted:
+        affected += _reset_one(nodes, upper, path)
+    return affected
+
+
+def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]:
+    head, _, name = path.rpartition(b"/")
+    fds = PathFds(upper.tree_fd)
+    try:
+        fd = fds.open(head)
+        found: os.stat_result | None = stat_at(fd, name)
+    except (FileNotFoundError, NotADirectoryError):
+        fds.close()
+        fd, found = -1, None
+    mark = upper.log.marks.at(path)
+    if found is None and mark is None:
+        return []
+    parent = _known_at(nodes, head)
+    hidden = _hidden_names(parent, name)
+    for node in _known_from(nodes, parent, name):
+        if node.upper and not node.is_dir:
+            node.last = nodes.attr(node)
+    edits = [Edit(EditKind.FORGET, path)]
+    gone = upper.work_name()
+    if found is None:
+        upper.note(edits, "overlay.reset")
+    else:
+        action = Action(ActionKind.RENAME, tree_path(path), WORK + b"/" + gone, found.st_ino)
+        try:
+            upper.perform(
+                edits,
+                action,
+                lambda: os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=upper.work_fd),
+                "overlay.reset",
+            )
+            upper.touched(os.fstat(fd).st_ino)
+        finally:
+            fds.close()
+    affected = [Affected(parent, name, nodes.known(parent, name))] if parent is not None else []
+    affected += [Affected(directory, each, None) for directory, each in hidden if not directory.removed]
+    if parent is not None:
+        affected += _show_lower(nodes, parent, name)
+    if found is not None:
+        inodes = upper.destroy(gone)
+        for inode in inodes:
+            nodes.unlinked(inode)
+        upper.forget_origins(inodes)
+    return affected
+
+
+def _known_at(nodes: OverlayNodes, path: bytes) -> OverlayNode | None:
+    node: OverlayNode | None = nodes.root
+    for name in split(path):
+        node = nodes.known(node, name) if node is not None else None
+    return node
+
+
+def _known_from(nodes: OverlayNodes, parent: OverlayNode | None, name: bytes) -> Iterator[OverlayNode]:
+    top = nodes.known(parent, name) if parent is not None else None
+    if top is not None:
+        yield from nodes.known_below(top)
+        yield top
+
+
+def _hidden_names(parent: OverlayNode | None, name: bytes) -> list[tuple[OverlayNode, bytes]]:
+    """The whiteouts in known directories at or below a name: the kernel may remember that nothing is there."""
+    top = parent.children.get(name) if parent is not None and parent.children else None
+    found: list[tuple[OverlayNode, bytes]] = []
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, OverlayNode) and node.mark is not None:
+            for each, mark in (node.mark.children or {}).items():
+                if mark.kind is MarkKind.HIDDEN:
+                    found.append((node, each))
+            waiting.extend((node.children or {}).values())
+    return found
+
+
+def _show_lower(nodes: OverlayNodes, parent: OverlayNode, name: bytes) -> list[Affected]:
+    """The upper has nothing at or below *name* any more: tell the nodes."""
+    affected: list[Affected] = []
+    waiting = [(parent, name)]
+    while waiting:
+        directory, each = waiting.pop()
+        node = nodes.known(directory, each)
+        if node is None:
+            continue
+        ref = nodes.candidate(nodes.lower_directory(directory), each)
+        if node.is_dir and directory_only(ref) is not None:
+            if node.upper:
+                nodes.drop_fd(node.upper)
+            node.upper, node.mark, node.lower = 0, None, ref
+            waiting.extend((node, below) for below in list(node.children or ()))
+        elif node.upper or ref is None or node.lower != ref:
+            affected.append(Affected(directory, each, node))
+            _take_name(nodes, directory, each, node)
+    return affected
+
+
+def _take_name(nodes: OverlayNodes, directory: OverlayNode, name: bytes, node: OverlayNode) -> None:
+    nodes.detach_below(node)
+    nodes.detach(directory, name, node)
+
+
+# Standing on another lower
+
+
+def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) -> list[Affected]:
+    """Let the overlay stand on *new*, live; the names that now mean something else or are new.
+
+    Unchanged files and all directories keep their nodes; edits stay. May be `Blocked`, before any change.
+    """
+    old = nodes.lower
+    kept, gone, fresh = compare_lower(nodes, new)
+    # From here on nothing raises.
+    for each in gone:
+        assert each.node is not None
+        for node in _known_from(nodes, each.parent, each.name):
+            nodes.keep_lower(node, old)
+        _take_name(nodes, each.parent, each.name, each.node)
+    nodes.lower = new
+    nodes.source = source if source is not None else nodes.source
+    for node, ref in kept:
+        node.lower = ref
+        node.identity = new.identity(ref) if new.live and ref is not None else None
+    nodes.retire(old)
+    return gone + fresh
+
+
+def compare_lower(
+    nodes: OverlayNodes, new: Lower
+) -> tuple[list[tuple[OverlayNode, LowerRef | None]], list[Affected], list[Affected]]:
+    """What becomes of the known nodes over *new*: those that stay, with their new lower file; the names that mean
+    something else; the names that are new. Changes nothing. May be `Blocked`."""
+    old = nodes.lower
+    kept: list[tuple[OverlayNode, LowerRef | None]] = []
+    gone: list[Affected] = []
+    fresh: list[Affected] = []
+    waiting: list[tuple[OverlayNode, LowerRef | None]] = [(nodes.root, new.root)]
+    while waiting:
+        directory, ref = waiting.pop()
+        kept.append((directory, ref))
+        before = nodes.lower_directory(directory)
+        for name in _names(new, ref) - _names(old, before) - set(directory.children or ()):
+            fresh.append(Affected(directory, name, None))
+        for name, child in (directory.children or {}).items():
+            if not isinstance(child, OverlayNode) or (child.upper and not child.is_dir):
+                continue
+            found = _resolve(new, ref, name, directory.mark.child(name) if directory.mark else None)
+            if child.is_dir and (child.upper or directory_only(found) is not None):
+                waiting.append((child, directory_only(found)))
+            elif found is not None and _is_same(old, child, new, found):
+                kept.append((child, found))
+            else:
+                gone.append(Affected(directory, name, child))
+    return kept, gone, fresh
+
+
+def _resolve(lower: Lower, directory: LowerRef | None, name: bytes, mark: Mark | None) -> LowerRef | None:
+    if mark is not None and mark.kind is MarkKind.HIDDEN:
+        return None
+    if mark is None or mark.kind is MarkKind.INHERIT:
+        return lower.child(directory, name) if directory is not None else None
+    ref: LowerRef | None = lower.root
+    for part in split(mark.target):
+        ref = directory_only(ref)
+        ref = lower.child(ref, part) if ref is not None else None
+    return ref
+
+
+def _is_same(old: Lower, node: OverlayNode, new: Lower, ref: LowerRef) -> bool:
+    """Whether the file *ref* is what *node* is: the same content, kind and mode."""
+    if node.lower is None or node.kind != ref.kind or node.is_dir:
+        return False
+    try:
+        return (
+            old.identity(node.lower) == new.identity(ref)
+            and old.attr(node.lower, fetch=False).mode == new.attr(ref, fetch=False).mode
+        )
+    except OSError:
+        return False  # a live lower whose file has gone

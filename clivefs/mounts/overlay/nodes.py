@@ -1,0 +1,579 @@
+"""Which node a file of an overlay is, in which layer its content lies, and how it is reached there.
+
+Everything that keeps `Node.parent`, `name`, `children` and `removed` of an overlay, and `OverlayNode.upper`,
+`lower` and `mark`, true lives in this file.
+
+Invariants
+----------
+1. A node with `upper` has its content (a directory: its attributes) in the upper, at its own path; so have
+   all its ancestors an upper directory. `lower` is then the directory that it merges with, or None.
+2. A node without `upper` is the lower file `lower`.
+3. `mark` is the mark at a directory's path, if the trie has one: set when the node is made, and by `mark_way`
+   after marks were added below known directories.
+4. One upper inode is one node: those with several names are in `_linked`.
+5. `nodeid` of what came from the lower is derived from the lower and survives copy-up in `origins`; of what was
+   born in the upper, from its upper inode. Directories of the lower go by their path there, so that they keep
+   their number when they are renamed (a redirect) or the lower is replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from clivefs.mounts.host.calls import DirFds, HostFile, open_directory, proc_path, stat_at
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.marks import Mark, MarkKind, split
+from clivefs.mounts.overlay.upper import Upper
+from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Tree, inode_number, refuse
+
+
+class UpperFile(HostFile):
+    """An open file of the upper; told from one of a host directory that serves as the lower."""
+
+    __slots__ = ()
+
+
+class OverlayNode(Node):
+    """A file of an overlay. `parent` and `name` are one of its places; `links` the other known ones."""
+
+    __slots__ = ("files", "identity", "kind", "last", "links", "lower", "mark", "upper")
+
+    def __init__(self, tree: Tree, parent: Node | None, name: bytes, kind: int) -> None:
+        super().__init__(tree, parent, name)
+        self.kind = kind
+        self.upper = 0
+        """Its inode number in the upper; 0 when it is not there."""
+        self.lower: LowerRef | None = None
+        self.mark: Mark | None = None
+        self.identity: bytes | None = None
+        """`Lower.identity` as it was, where the lower is live."""
+        self.files: list[OverlayFile] | None = None
+        """Open files of it."""
+        self.links: list[tuple[OverlayNode, bytes]] | None = None
+        self.last: Attr | None = None
+        """Its attributes when its last known name went."""
+
+    @property
+    def is_dir(self) -> bool:
+        return self.kind == stat.S_IFDIR
+
+    def places(self) -> list[tuple[OverlayNode, bytes]]:
+        """Every (directory, name) that is known to lead here."""
+        found: list[tuple[OverlayNode, bytes]] = []
+        if not self.removed and isinstance(self.parent, OverlayNode):
+            found.append((self.parent, self.name))
+        return found + (self.links or [])
+
+    def host_fd(self) -> int | None:
+        """The descriptor of one of its open files in the upper."""
+        for file in self.files or ():
+            if isinstance(file.inner, UpperFile):
+                return file.inner.fd
+        return None
+
+
+class OverlayFile(OpenFile):
+    """An open file. What it reads from changes when the file is copied up, to the same content in the upper."""
+
+    __slots__ = ("_nodes", "inner", "keep_cache", "node")
+
+    def __init__(self, nodes: OverlayNodes, node: OverlayNode, inner: OpenFile, *, keep_cache: bool) -> None:
+        self._nodes = nodes
+        self.node = node
+        self.inner = inner
+        self.keep_cache = keep_cache
+        if node.files is None:
+            node.files = []
+        node.files.append(self)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.inner.read(offset, size)
+
+    def write(self, offset: int, data: bytes) -> int:
+        return self.inner.write(offset, data)
+
+    def fileno(self) -> int | None:
+        return self.inner.fileno()
+
+    def fsync(self, data_only: bool) -> None:
+        self.inner.fsync(data_only)
+        self._nodes.sync_place(self.node)
+
+    def close(self) -> None:
+        files = self.node.files
+        if files is not None and self in files:
+            files.remove(self)
+            if not files:
+                self.node.files = None
+        self.inner.close()
+
+
+class OverlayNodes:
+    """The nodes of one overlay."""
+
+    def __init__(
+        self, tree: Tree, lower: Lower, upper: Upper | None, table: NodeTable, entry: bytes, source: bytes
+    ) -> None:
+        self._tree = tree
+        self._table = table
+        self._entry = entry
+        self.source = source
+        self.lower = lower
+        self.upper = upper
+        self._linked: dict[int, OverlayNode] = {}
+        self._fds: DirFds[int] = DirFds()
+        self._old_lowers: dict[OverlayNode, Lower] = {}
+        """The lower of nodes that lost their name when theirs was replaced."""
+        self.root = OverlayNode(tree, None, b"", stat.S_IFDIR)
+        self.root.lower = lower.root
+        if upper is not None:
+            self.root.upper = upper.tree_ino
+            self.root.mark = upper.root_mark
+        table.add(self.root, inode_number(entry, b"dir", b""), pin=True)
+
+    def close(self) -> None:
+        self._fds.close()
+        if self.upper is not None:
+            self.upper.close()
+        for each in {id(lower): lower for lower in (self.lower, *self._old_lowers.values())}.values():
+            each.close()
+        self._old_lowers.clear()
+
+    # Layers
+
+    def directory_fd(self, directory: OverlayNode) -> int:
+        """A descriptor of the upper directory of *directory*, good until 256 others were asked for."""
+        assert self.upper is not None
+        missing: list[OverlayNode] = []
+        node = directory
+        fd: int | None = None
+        while node is not self.root:
+            fd = self._fds.get(node.upper)
+            if fd is not None:
+                break
+            missing.append(node)
+            assert isinstance(node.parent, OverlayNode)
+            node = node.parent
+        current = self.upper.tree_fd if fd is None else fd
+        for each in reversed(missing):
+            current = self._fds.put(each.upper, open_directory(current, each.name))
+        return current
+
+    def drop_fd(self, inode: int) -> None:
+        """The upper directory *inode* is no more."""
+        self._fds.drop(inode)
+
+    def lower_of(self, node: OverlayNode) -> Lower:
+        """The lower layer that `node.lower` belongs to."""
+        if node.removed and self._old_lowers:
+            return self._old_lowers.get(node, self.lower)
+        return self.lower
+
+    def lower_directory(self, directory: OverlayNode) -> LowerRef | None:
+        """The lower directory that *directory* stands on now; asked anew where the lower is live."""
+        if not self.lower.live or directory.removed:
+            return directory.lower
+        chain: list[OverlayNode] = []
+        node = directory
+        while node is not self.root:
+            chain.append(node)
+            assert isinstance(node.parent, OverlayNode)
+            node = node.parent
+        ref: LowerRef | None = self.lower.root
+        for each in reversed(chain):
+            ref = directory_only(self.marked(ref, each.name, each.mark))
+            each.lower = ref
+        return ref
+
+    def candidate(self, ref: LowerRef | None, name: bytes) -> LowerRef | None:
+        """What the lower directory *ref* has under *name*, whatever the marks say."""
+        if ref is None:
+            return None
+        try:
+            return self.lower.child(ref, name)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
+                return None
+            raise
+
+    def marked(self, ref: LowerRef | None, name: bytes, mark: Mark | None) -> LowerRef | None:
+        """What the lower shows under *name*, as the mark there says."""
+        if mark is None or mark.kind is MarkKind.INHERIT:
+            return self.candidate(ref, name)
+        if mark.kind is MarkKind.HIDDEN:
+            return None
+        return self.at_path(mark.target)
+
+    def at_path(self, path: bytes) -> LowerRef | None:
+        """The lower file at *path*."""
+        ref: LowerRef | None = self.lower.root
+        for name in split(path):
+            ref = self.candidate(directory_only(ref), name)
+        return ref
+
+    def find(self, directory: OverlayNode, name: bytes) -> tuple[os.stat_result | None, LowerRef | None]:
+        """What is under *name*: in the upper, and in the lower as far as that shows. (None, None): nothing."""
+        found: os.stat_result | None = None
+        if directory.upper:
+            try:
+                found = stat_at(self.directory_fd(directory), name)
+            except FileNotFoundError:
+                pass
+            else:
+                if not stat.S_ISDIR(found.st_mode):
+                    return found, None
+        mark = directory.mark.child(name) if directory.mark is not None else None
+        if mark is not None and mark.kind is MarkKind.HIDDEN:
+            return found, None
+        ref = self.marked(self.lower_directory(directory), name, mark)
+        return found, ref if found is None else directory_only(ref)
+
+    def mark_way(self, directory: OverlayNode) -> None:
+        """Marks were added at or below *directory*: tell the nodes on the way to it."""
+        missing: list[OverlayNode] = []
+        node = directory
+        while node.mark is None:
+            missing.append(node)
+            assert isinstance(node.parent, OverlayNode)
+            node = node.parent
+        for each in reversed(missing):
+            assert isinstance(each.parent, OverlayNode)
+            assert each.parent.mark is not None
+            each.mark = each.parent.mark.child(each.name)
+            if each.mark is None:
+                return
+
+    # From a name to its node
+
+    def known(self, directory: OverlayNode, name: bytes) -> OverlayNode | None:
+        node = directory.children.get(name) if directory.children else None
+        return node if isinstance(node, OverlayNode) else None
+
+    def get(self, directory: OverlayNode, name: bytes, *, fetch: bool = True) -> tuple[OverlayNode, Attr]:
+        """The node under *name*, made if it is not known, and its attributes. ENOENT; may be `Blocked`."""
+        if not directory.is_dir:
+            raise refuse(errno.ENOTDIR, name)
+        if directory.removed:
+            raise refuse(errno.ENOENT, name)
+        node = self.known(directory, name)
+        if node is not None and (node.upper or not self.lower.live):
+            try:
+                return node, self.attr(node, fetch=fetch)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        found, ref = self.find(directory, name)
+        if found is None and ref is None:
+            if node is not None:
+                self.detach(directory, name, node)
+            raise refuse(errno.ENOENT, name)
+        attr = self._attr_of(found, ref, fetch=fetch)
+        if node is not None:
+            if self._is_still(node, found, ref):
+                node.lower = ref
+                return node, attr
+            self.detach(directory, name, node)
+        return self._make(directory, name, found, ref, attr), attr
+
+    def _is_still(self, node: OverlayNode, found: os.stat_result | None, ref: LowerRef | None) -> bool:
+        """Whether *node* is what is now under its name."""
+        if found is not None:
+            return node.upper == found.st_ino and node.kind == stat.S_IFMT(found.st_mode)
+        if ref is None or node.upper or ref.kind != node.kind:
+            return False
+        return node.is_dir or ref == node.lower or self.lower.identity(ref) == node.identity
+
+    def _attr_of(self, found: os.stat_result | None, ref: LowerRef | None, *, fetch: bool) -> Attr:
+        if found is not None:
+            return shown(Attr.of(found))
+        assert ref is not None
+        return self._lower_attr(self.lower, ref, fetch=fetch)
+
+    def _lower_attr(self, lower: Lower, ref: LowerRef, *, fetch: bool) -> Attr:
+        """Attributes of a lower file; each name of one with hard links is a file of its own, as in overlayfs."""
+        try:
+            attr = lower.attr(ref, fetch=fetch)
+        except FileNotFoundError:
+            raise refuse(errno.ESTALE) from None
+        if attr.nlink != 1:
+            attr = copy.copy(attr)
+            attr.nlink = 1
+            attr.reply = None
+        return attr
+
+    def _make(
+        self, directory: OverlayNode, name: bytes, found: os.stat_result | None, ref: LowerRef | None, attr: Attr
+    ) -> OverlayNode:
+        """The node for what `find` found; the one of its other name, if it has several."""
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            linked = self._linked.get(found.st_ino)
+            if linked is not None:
+                self.attach(directory, name, linked)
+                return linked
+        node = OverlayNode(self._tree, directory, name, stat.S_IFMT(attr.mode))
+        node.removed = True
+        node.lower = ref
+        if node.is_dir and directory.mark is not None:
+            node.mark = directory.mark.child(name)
+        if found is not None:
+            self.set_upper(node, found)
+            number = self.upper_number(found.st_ino)
+        else:
+            assert ref is not None
+            number = self._lower_number(node, ref)
+        self._table.add(node, number)
+        self.attach(directory, name, node)
+        return node
+
+    def born(self, directory: OverlayNode, name: bytes, found: os.stat_result, number: int) -> OverlayNode:
+        """The node for a file that was just made in the upper; *number* is its inode number if that is free."""
+        node = OverlayNode(self._tree, directory, name, stat.S_IFMT(found.st_mode))
+        node.removed = True
+        if node.is_dir and directory.mark is not None:
+            node.mark = directory.mark.child(name)
+        self.set_upper(node, found)
+        self._table.add(node, number)
+        self.attach(directory, name, node)
+        return node
+
+    def set_upper(self, node: OverlayNode, found: os.stat_result) -> None:
+        """*node* lies in the upper, as *found* says."""
+        node.upper = found.st_ino
+        if not node.is_dir and found.st_nlink > 1:
+            self._linked[found.st_ino] = node
+
+    def linked(self, node: OverlayNode) -> None:
+        """*node* has, or is about to have, several names."""
+        self._linked[node.upper] = node
+
+    def unlinked(self, inode: int) -> None:
+        """The last name of the upper file *inode* is gone: its number may be given to another."""
+        self._linked.pop(inode, None)
+
+    def upper_number(self, inode: int) -> int:
+        """The inode number under which an upper inode is shown."""
+        assert self.upper is not None
+        return self.upper.origins.get(inode) or self.derived_number(inode)
+
+    def derived_number(self, inode: int) -> int:
+        """The inode number of a file that was born in the upper."""
+        return inode_number(self._entry, b"upper", b"%d" % inode)
+
+    def own_number(self, node: OverlayNode) -> int:
+        """The inode number of a file of the lower, also while a bridge has it (see `View`)."""
+        if node.is_dir and node.lower is not None:
+            return self._lower_number(node, node.lower)
+        return node.nodeid
+
+    def _lower_number(self, node: OverlayNode, ref: LowerRef) -> int:
+        if node.is_dir:
+            return inode_number(self._entry, b"dir", self.lower.path(ref))
+        identity = self.lower.identity(ref)
+        if not self.lower.live:
+            return inode_number(self._entry, self.source, identity)
+        node.identity = identity
+        # The path as well: hard links of the lower are files of their own here.
+        return inode_number(self._entry, self.source, identity, self.lower.path(ref))
+
+    # Places
+
+    def attach(self, directory: OverlayNode, name: bytes, node: OverlayNode) -> None:
+        """*name* leads to *node* now."""
+        if directory.children is None:
+            directory.children = {}
+        directory.children[name] = node
+        if node.removed:
+            node.removed = False
+            node.last = None
+            node.parent, node.name = directory, name
+        elif (node.parent, node.name) != (directory, name):
+            node.links = node.links or []
+            if (directory, name) not in node.links:
+                node.links.append((directory, name))
+
+    def detach(self, directory: OverlayNode, name: bytes, node: OverlayNode) -> None:
+        """*name* leads to *node* no more."""
+        if directory.children is not None and directory.children.get(name) is node:
+            del directory.children[name]
+            if not directory.children:
+                directory.children = None
+        if node.links and (directory, name) in node.links:
+            node.links.remove((directory, name))
+        elif node.parent is directory and node.name == name:
+            if node.links:
+                node.parent, node.name = node.links.pop()
+            else:
+                node.removed = True
+        node.links = node.links or None
+        if node.removed:
+            self._table.release(node)
+        self._table.release(directory)
+
+    def detach_below(self, top: OverlayNode) -> None:
+        """Everything known below the directory *top* has lost its name. Iterative."""
+        for node in self.known_below(top):
+            for directory, name in node.places():
+                self.detach(directory, name, node)
+
+    def known_below(self, top: OverlayNode) -> Iterator[OverlayNode]:
+        """The known nodes below *top*, the deepest first."""
+        found: list[OverlayNode] = []
+        waiting = [top]
+        while waiting:
+            for child in (waiting.pop().children or {}).values():
+                if isinstance(child, OverlayNode):
+                    found.append(child)
+                    waiting.append(child)
+        return reversed(found)
+
+    def keep_lower(self, node: OverlayNode, lower: Lower) -> None:
+        """*node*, which has no name any more, goes on reading from *lower*."""
+        if node.lower is not None:
+            self._old_lowers[node] = lower
+
+    def retire(self, lower: Lower) -> None:
+        """Close *lower* as soon as no node reads from it any more."""
+        if lower is not self.lower and lower not in self._old_lowers.values():
+            lower.close()
+
+    def dropped(self, node: OverlayNode) -> None:
+        """The table has forgotten *node*."""
+        for directory, name in node.links or ():
+            if directory.children is not None and directory.children.get(name) is node:
+                del directory.children[name]
+                if not directory.children:
+                    directory.children = None
+                self._table.release(directory)
+        if node.is_dir and node.lower is not None and self.lower.live:
+            self.lower.unwatch(node.lower)
+        node.links = None
+        node.removed = True
+        if self._linked.get(node.upper) is node:
+            del self._linked[node.upper]
+        old = self._old_lowers.pop(node, None)
+        if old is not None:
+            self.retire(old)
+
+    # Attributes and descriptors of one node
+
+    def attr(self, node: OverlayNode, *, fetch: bool = True) -> Attr:
+        """The attributes of a node. ESTALE; may be `Blocked` if *fetch*."""
+        if node.removed:
+            return self._removed_attr(node)
+        if node.upper:
+            return shown(Attr.of(self.stat(node)))
+        assert node.lower is not None
+        return self._lower_attr(self.lower, node.lower, fetch=fetch)
+
+    def stat(self, node: OverlayNode) -> os.stat_result:
+        """stat of a node in the upper that has a name."""
+        assert self.upper is not None
+        if node is self.root:
+            return os.fstat(self.upper.tree_fd)
+        assert isinstance(node.parent, OverlayNode)
+        try:
+            found = stat_at(self.directory_fd(node.parent), node.name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise refuse(errno.ESTALE) from None
+        if found.st_ino != node.upper:
+            raise refuse(errno.ESTALE)
+        return found
+
+    def _removed_attr(self, node: OverlayNode) -> Attr:
+        fd = node.host_fd()
+        if fd is not None:
+            return Attr.of(os.fstat(fd))
+        if node.last is None:
+            if node.upper or node.lower is None:
+                raise refuse(errno.ESTALE)
+            node.last = self._lower_attr(self.lower_of(node), node.lower, fetch=True)
+        attr = copy.copy(node.last)
+        attr.nlink = 0
+        attr.reply = None
+        return attr
+
+    def open_upper(self, node: OverlayNode, flags: int) -> int:
+        """A new descriptor of the upper file of *node*, whether or not it has a name."""
+        if node.removed:
+            fd = node.host_fd()
+            if fd is None:
+                raise refuse(errno.ESTALE)
+            return os.open(proc_path(fd), flags & ~os.O_NOFOLLOW)
+        assert isinstance(node.parent, OverlayNode)
+        return os.open(node.name, flags, dir_fd=self.directory_fd(node.parent))
+
+    def rebind(self, node: OverlayNode, fds: list[int]) -> None:
+        """The content of *node* is in the upper now: its open files read from there, through *fds*."""
+        for file, fd in zip(node.files or (), fds, strict=True):
+            old_fd = file.inner.fileno()
+            if old_fd is None:
+                old, file.inner = file.inner, UpperFile(fd)
+                old.close()
+            else:  # a thread may be about to read from the descriptor: it stays, and leads to the same content
+                os.dup2(fd, old_fd, inheritable=False)
+                os.close(fd)
+                file.inner = UpperFile(old_fd)
+
+    def move(self, node: OverlayNode, old: tuple[OverlayNode, bytes], new: tuple[OverlayNode, bytes]) -> None:
+        """*node* has its name *new* instead of *old*. Whatever else led to *new* was detached before."""
+        directory, name = old
+        if directory.children is not None and directory.children.get(name) is node:
+            del directory.children[name]
+            if not directory.children:
+                directory.children = None
+        if node.links and old in node.links:
+            node.links.remove(old)
+            node.links = node.links or None
+        elif (node.parent, node.name) == old:
+            node.removed = True  # for as long as `attach` takes
+        self.attach(*new, node)
+
+    def swap(
+        self, one: OverlayNode, old: tuple[OverlayNode, bytes], two: OverlayNode, new: tuple[OverlayNode, bytes]
+    ) -> None:
+        """*one*, which was at *old*, is at *new*, and *two* the other way round."""
+        (first, name), (second, new_name) = old, new
+        for node, place in ((one, old), (two, new)):
+            if node.links and place in node.links:
+                node.links.remove(place)
+            elif (node.parent, node.name) == place:
+                node.removed = True
+        assert first.children is not None
+        assert second.children is not None
+        del first.children[name]
+        del second.children[new_name]
+        self.attach(second, new_name, one)
+        self.attach(first, name, two)
+
+    # Durability
+
+    def names_to(self, directory: Node) -> list[bytes]:
+        """The components of the path of *directory*."""
+        names: list[bytes] = []
+        node: Node = directory
+        while node.parent is not None and node is not self.root:
+            names.append(node.name)
+            node = node.parent
+        return names[::-1]
+
+    def sync_place(self, node: OverlayNode) -> None:
+        """Make the names that lead to *node* survive a power loss. May run in a thread."""
+        closed = self.upper is None or self.upper.tree_fd < 0
+        if self.upper is not None and not closed and node.upper and not node.removed:
+            self.upper.sync_chain(self.names_to(node if node.is_dir or node.parent is None else node.parent))
+
+
+def shown(attr: Attr) -> Attr:
+    """As the mount shows it: the links of a merged directory cannot be counted (1 says so, as in btrfs)."""
+    if stat.S_ISDIR(attr.mode):
+        attr.nlink = 1
+    return attr
+
+
+def directory_only(ref: LowerRef | None) -> LowerRef | None:
+    """*ref* if it is a directory: nothing but a directory merges."""
+    return ref if ref is not None and ref.kind == stat.S_IFDIR else None

@@ -1,0 +1,1 @@
+"""Patches: read, applied on trees, and shown as layers."""
