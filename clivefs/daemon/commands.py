@@ -13,10 +13,12 @@ from clivefs import __version__
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon import recovery
 from clivefs.daemon.control import Command, Progress
+from clivefs.daemon.following import Following
+from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.overlays import Overlays
 from clivefs.daemon.settings import Settings
-from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
-from clivefs.mounts.assembly import State
+from clivefs.daemon.workspaces import Workspaces
+from clivefs.mounts.assembly.entry import State
 from clivefs.mounts.config import config
 from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
@@ -29,8 +31,11 @@ log = logging.getLogger(__name__)
 class Commands:
     """The commands of one daemon."""
 
-    def __init__(self, workspaces: Workspaces, settings: Settings, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, workspaces: Workspaces, following: Following, settings: Settings, stop: Callable[[], None]
+    ) -> None:
         self._workspaces = workspaces
+        self._following = following
         self._settings = settings
         self._stop = stop
         self._overlays = Overlays(workspaces)
@@ -71,13 +76,13 @@ class Commands:
 
     async def _mount(self, args: dict[str, Any], progress: Progress) -> Any:
         name = await self._workspaces.add(args["root"], allow=bool(args.get("allow")), progress=_from_thread(progress))
-        await self._workspaces.settled()
+        await self._workspaces.caches.settled()
         return {"name": name, "mountpoint": self._settings.mountpoint}
 
     async def _leave(self, args: dict[str, Any], progress: Progress) -> Any:
         name = args["name"]
         self._workspaces.remove(name)
-        await self._workspaces.settled()
+        await self._workspaces.caches.settled()
         return {"name": name, "left": self._workspaces.names()}
 
     # The mount table
@@ -144,10 +149,10 @@ class Commands:
         entry = parsed.entry(args["path"])
         if args.get("dry_run"):
             return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
-        await self._workspaces.reload(live)
+        await self._following.reload(live)
         if live.error is not None:
             raise ClivefsError(live.error)
-        await self._workspaces.settled()
+        await self._workspaces.caches.settled()
         return self._entry_result(live, args["path"])
 
     @staticmethod
@@ -157,15 +162,15 @@ class Commands:
 
     async def _reload(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
-        await self._workspaces.reload(live, retry=True)
-        await self._workspaces.settled()
+        await self._following.reload(live, retry=True)
+        await self._workspaces.caches.settled()
         return self._workspaces.describe(live)
 
     async def _allow(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
         await trio.to_thread.run_sync(lambda: self._workspaces.allow(live, config.load(live.settings.file)))
-        await self._workspaces.reload(live, retry=True)
-        await self._workspaces.settled()
+        await self._following.reload(live, retry=True)
+        await self._workspaces.caches.settled()
         return self._workspaces.describe(live)
 
     async def _fsck(self, args: dict[str, Any], progress: Progress) -> Any:

@@ -11,7 +11,8 @@ import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon.control import Progress
-from clivefs.daemon.workspaces import LiveWorkspace, Workspaces
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.edits.diff import Changed, Version, git_mode, patch_of
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.tree import OverlayTree
@@ -67,8 +68,8 @@ class Overlays:
             if paths is None or any(change.path == path or change.path.startswith(path + b"/") for path in paths)
         ]
         if not args.get("dry_run"):
-            self._workspaces.forget_names(tree.reset(paths))
-            await self._workspaces.settled()
+            self._workspaces.caches.forget_names(tree.reset(paths))
+            await self._workspaces.caches.settled()
         return {
             "path": entry_path,
             "files": [os.fsdecode(each) for each in touched],

@@ -25,6 +25,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.commands import Commands
+from clivefs.daemon.following import Following
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.settings import Settings
@@ -103,6 +104,7 @@ class Daemon:
             unpacked=unpacked,
             on_change=self._write_facts,
         )
+        self.following = Following(self.workspaces)
         self._cleanup.callback(self.workspaces.close)
         self._cleanup.callback(gitcommand.end_all)
         for request in settings.workspaces:
@@ -169,7 +171,7 @@ class Daemon:
 
     async def serve(self) -> None:
         """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""
-        commands = Commands(self.workspaces, self._settings, self.stop)
+        commands = Commands(self.workspaces, self.following, self._settings, self.stop)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signals)
@@ -177,9 +179,9 @@ class Daemon:
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._follow)
-                nursery.start_soon(self.workspaces.reload_when_asked)
+                nursery.start_soon(self.following.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)
-                nursery.start_soon(self.workspaces.fetch_in_background)
+                nursery.start_soon(self.following.fetch_in_background)
                 await self.transport.serve()
                 gitcommand.end_all()  # the nursery waits for the threads that wait for one
                 nursery.cancel_scope.cancel()
@@ -226,8 +228,8 @@ class Daemon:
             if change.kind == "overflow":
                 self._forget_everything()
                 continue
-            self.workspaces.apply(change)
-            self.workspaces.noticed(change)
+            self.workspaces.caches.apply(change)
+            self.following.noticed(change)
 
     def _forget_everything(self) -> None:
         for node in self.view.table.nodes():
@@ -237,7 +239,7 @@ class Daemon:
             for name in node.children or ():
                 self.invalidator.entry(number, name)
         self._forget_absent()
-        self.workspaces.reload_all()
+        self.following.reload_all()
 
     def _forget_absent(self) -> None:
         for nodeid, name in self.operations.take_absent_names():
@@ -259,14 +261,14 @@ class Daemon:
                 self._let_go(pressure.surplus(self.view.table))
                 if self.operations.many_absent:
                     self._forget_absent()
-                self.workspaces.refresh_hidden()
+                self.workspaces.hidden.refresh()
             await trio.sleep(_TICK_S)
 
     async def _follow(self) -> None:
         """Apart from `_tick`: a source may take long to answer."""
         while True:
             with _logged("looking at the sources again"):
-                await self.workspaces.follow()
+                await self.following.follow()
             await trio.sleep(_TICK_S)
 
 

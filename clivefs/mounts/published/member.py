@@ -1,7 +1,7 @@
 """What an archive consists of, whatever its format, and how much of it is accepted.
 
-The readers (`published.tar`, `published.zip`) only translate: they yield `Member` values and raise `ArchiveError` for what
-cannot be read. What may become part of a tree is decided in `published.tree`, how much of it by `Meter`.
+The readers (`published.tar`, `published.zip`) only translate: they yield `Member` values and raise `ArchiveError`
+for what cannot be read. What may become part of a tree is decided in `published.tree`, how much of it by `Meter`.
 """
 
 from __future__ import annotations

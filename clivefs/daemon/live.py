@@ -1,0 +1,58 @@
+"""One mounted workspace, alive."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import trio
+
+from clivefs.daemon.lock import Lock
+from clivefs.mounts.assembly.assembly import Assembly
+from clivefs.mounts.assembly.entry import Mounted
+from clivefs.mounts.config.config import Workspace
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.synthetic import SyntheticDirectory
+
+
+class LiveWorkspace:
+    """One mounted workspace."""
+
+    def __init__(self, workspace_id: str, settings: Workspace, assembly: Assembly, lock: Lock) -> None:
+        self.id = workspace_id
+        self.settings = settings
+        self.assembly = assembly
+        self.lock = lock
+        try:
+            self.root_tree = assembly.root_tree(settings)
+        except BaseException:
+            lock.release()
+            raise
+        self.control: SyntheticDirectory | None = None
+        self.entries: dict[str, Mounted] = {}
+        self.error: str | None = None
+        """Why the newest Clive.toml is not what is mounted."""
+        self.reloading = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def root(self) -> str:
+        return self.settings.root
+
+    @property
+    def directory(self) -> Hashable:
+        """The workspace's own directory, as the watcher names it."""
+        tree = self.root_tree
+        return tree.lower.root if isinstance(tree, OverlayTree) else tree.root
+
+    def watch_directory(self) -> None:
+        """Hear of changes of Clive.toml, whether or not anybody looks into the directory."""
+        tree = self.root_tree
+        if isinstance(tree, HostTree):
+            tree.watch(tree.root)
+        elif isinstance(tree, OverlayTree) and isinstance(tree.lower, LocalLower):
+            tree.lower.watch(tree.lower.root)

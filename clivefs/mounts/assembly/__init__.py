@@ -1,0 +1,1 @@
+"""From a mount entry to the tree that it shows: `assembly` is the way in."""

@@ -1,0 +1,273 @@
+"""From a mount entry to the tree that it shows.
+
+Two steps, because the first may take long and the second must not be interrupted: `prepare` finds the
+source (for threads: it may fetch), `build` makes the tree and its nodes (for the loop: no waiting).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from clivefs.base.errors import ClivefsError
+from clivefs.mounts.assembly.entry import Mounted, Prepared, State
+from clivefs.mounts.assembly.git import GitEntries, build_index
+from clivefs.mounts.assembly.places import Places, source_identity
+from clivefs.mounts.assembly.published import PublishedEntries
+from clivefs.mounts.config.config import MountEntry, Workspace
+from clivefs.mounts.git.conflicts import untouched
+from clivefs.mounts.git.gitdir import GitDir
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.lower import Lower
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay.edits import Affected
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.published.member import ArchiveLimits
+from clivefs.mounts.tree import Blocked, Tree
+from clivefs.mounts.view import View
+from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+
+class Assembly:
+    """Makes the trees of one workspace."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        workspace_id: str,
+        root: str,
+        view: View,
+        watcher: Watcher,
+        hidden: Callable[[tuple[int, int], bytes], bool],
+        network_timeout_s: float,
+        mount_over: Callable[[str], str | None],
+        unpacked: str,
+        limits: ArchiveLimits,
+    ) -> None:
+        """*unpacked*, *mount_over*, *limits*: see `Places`."""
+        self._view = view
+        self._watcher = watcher
+        self._hidden = hidden
+        self._places = Places(store, workspace_id, root, view.owner, unpacked, limits, network_timeout_s, mount_over)
+        self._git = GitEntries(self._places)
+        self._published = PublishedEntries(self._places)
+
+    # The root layer
+
+    def root_tree(self, settings: Workspace) -> Tree:
+        """The tree of the workspace's own directory."""
+        fd = self._places.open_directory(settings.root, settings.root)
+        identity = self._places.identity("")
+        if settings.write == "through":
+            return self._host_tree(fd, identity)
+        lower = self._local_lower(fd)
+        return self._overlay(
+            lower, identity, b"root", self._places.upper("root") if settings.write == "overlay" else None
+        )
+
+    # Preparing
+
+    def prepare(
+        self, entry: MountEntry, refusal: str | None, progress: Progress, *, look_only: bool = False
+    ) -> Prepared:
+        """Find the source of *entry*; what is wrong with it is in the answer, not raised. With *look_only* nothing of
+        the entry changes, and the answer cannot be shown: to be discarded."""
+        if refusal is not None:
+            return Prepared(entry, State.NOT_ALLOWED, refusal)
+        try:
+            if entry.kind == "local":
+                assert entry.host_path is not None
+                return Prepared(
+                    entry, State.MOUNTED, root_fd=self._places.open_directory(entry.host_path, entry.location)
+                )
+            if entry.kind == "git":
+                progress(f"{entry.path}: {entry.source}")
+                return self._git.prepare(entry, progress, look_only=look_only)
+            progress(f"{entry.path}: {entry.source}")
+            return self._published.prepare(entry, progress)
+        except ClivefsError as error:
+            return Prepared(entry, State.ERROR, str(error))
+        except OSError as error:
+            return Prepared(entry, State.ERROR, error.strerror or str(error))
+
+    def look_again(self, mounted: Mounted) -> Prepared | None:
+        """News of a followed or failed entry, if there are any. For threads."""
+        mounted.looked_at = time.monotonic()
+        entry = mounted.entry
+        if mounted.state == State.ERROR:
+            again = self.prepare(entry, None, lambda _: None)
+            return again if again.state != State.ERROR or again.error != mounted.error else None
+        source = mounted.source
+        if entry.patches and self._patches_changed(mounted):
+            if source is None:
+                return self.prepare(entry, None, lambda _: None)
+            return self._git.at(entry, source, source.current, mounted.git_dir)
+        if source is None or not entry.follow:
+            return None
+        return self._git.poll(mounted)
+
+    def _patches_changed(self, mounted: Mounted) -> bool:
+        try:
+            return patchlayers.seen(self._places.root, mounted.entry.patches) != mounted.patches_seen
+        except ClivefsError as error:
+            mounted.error = str(error)
+            return False
+
+    # Building
+
+    def check(self, prepared: Prepared, old: Mounted | None) -> None:
+        """`Blocked` as long as `build` would have to wait for something. Changes nothing."""
+        lower = prepared.git_lower
+        if lower is None:
+            return
+        try:
+            if prepared.git_dir is not None:
+                lower.child(lower.root, b".git")
+            replaced = _goes_on(old, prepared.entry)
+            if replaced is not None:
+                replaced.check_lower(lower)
+        except OSError:
+            return  # `build` says what is wrong
+
+    def build(self, prepared: Prepared, old: Mounted | None) -> tuple[Mounted, list[Affected]]:
+        """The entry as it is to be shown; where the old tree goes on over another lower layer, also the names
+        that changed in it. What turns out wrong here is shown as what `prepare` finds wrong: as an empty directory
+        and its reason. One span: nothing here waits."""
+        try:
+            if prepared.root_fd is not None:
+                return self._build_local(prepared, prepared.root_fd), []
+            if prepared.source is not None and prepared.resolved is not None:
+                return self._build_git(prepared, prepared.source, prepared.resolved, old)
+            if prepared.published is not None and prepared.git_lower is not None:
+                return self._build_published(prepared, prepared.git_lower, old)
+        except ClivefsError as error:
+            prepared = Prepared(prepared.entry, State.ERROR, str(error))
+        except OSError as error:
+            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {error.strerror}")
+        except Blocked as blocked:  # `check` has told of it, and it could not be had
+            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {blocked.what} failed")
+        entry = prepared.entry
+        lower = MemoryLower()
+        tree = self._overlay(lower, self._places.identity(entry.path), b"empty", None)
+        return Mounted(entry, tree, prepared.state, prepared.error, lower), []
+
+    def _build_local(self, prepared: Prepared, fd: int) -> Mounted:
+        entry = prepared.entry
+        identity = self._places.identity(entry.path)
+        if entry.write == "through":
+            return Mounted(entry, self._host_tree(fd, identity), prepared.state, None)
+        lower = self._local_lower(fd)
+        upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, identity, source_identity(entry), upper)
+        return Mounted(entry, tree, prepared.state, None, lower)
+
+    def _build_published(
+        self, prepared: Prepared, lower: GitLower, old: Mounted | None
+    ) -> tuple[Mounted, list[Affected]]:
+        entry = prepared.entry
+        replaced = _goes_on(old, entry)
+        if replaced is not None:
+            affected = replaced.replace_lower(lower, source_identity(entry))
+            return self._mounted(prepared, replaced, lower), affected
+        upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, self._places.identity(entry.path), source_identity(entry), upper)
+        return self._mounted(prepared, tree, lower), []
+
+    def _build_git(
+        self, prepared: Prepared, source: GitSource, resolved: Resolved, old: Mounted | None
+    ) -> tuple[Mounted, list[Affected]]:
+        entry = prepared.entry
+        lower = prepared.git_lower
+        assert lower is not None
+        replaced = _goes_on(old, entry)
+        if replaced is not None:
+            affected = self._uncover(replaced, prepared)
+            affected += replaced.replace_lower(lower, source_identity(entry))
+            if prepared.git_dir is not None:
+                self._show_git_dir(replaced, prepared, prepared.git_dir, lower)
+            return self._mounted(prepared, replaced, lower), affected
+        upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
+        tree = self._overlay(lower, self._places.identity(entry.path), source_identity(entry), upper)
+        self._uncover(tree, prepared)
+        if prepared.git_dir is not None:
+            try:
+                self._show_git_dir(tree, prepared, prepared.git_dir, lower)
+            except BaseException:
+                tree.close()
+                raise
+        return self._mounted(prepared, tree, lower), []
+
+    @staticmethod
+    def _mounted(prepared: Prepared, tree: Tree, lower: Lower) -> Mounted:
+        return Mounted(
+            prepared.entry,
+            tree,
+            prepared.state,
+            prepared.error,
+            lower,
+            prepared.source,
+            prepared.resolved,
+            prepared.git_dir,
+            prepared.published,
+            prepared.patches_seen,
+        )
+
+    def _uncover(self, tree: OverlayTree, prepared: Prepared) -> list[Affected]:
+        """Take the copies away that cover the new content, unless somebody has written to one meanwhile."""
+        if not prepared.copies:
+            return []
+        return tree.reset(
+            untouched(self._places.entry_directory(self._places.upper_name(prepared.entry)), prepared.copies)
+        )
+
+    def _host_tree(self, fd: int, identity: bytes) -> HostTree:
+        return HostTree(fd, self._view.table, entry=identity, writable=True, hidden=self._hidden, watcher=self._watcher)
+
+    def _local_lower(self, fd: int) -> LocalLower:
+        return LocalLower(fd, hidden=self._hidden, watcher=self._watcher)
+
+    def _overlay(self, lower: Lower, identity: bytes, source: bytes, upper: int | None) -> OverlayTree:
+        try:
+            return OverlayTree(lower, upper, self._view.table, entry=identity, source=source)
+        finally:
+            if upper is not None:
+                os.close(upper)
+
+    def _show_git_dir(self, tree: OverlayTree, prepared: Prepared, git_dir: GitDir, lower: GitLower) -> None:
+        """Let the entry be a git working tree: the `.git` file, and its index when that is first looked for."""
+        try:
+            tree.lookup(tree.root, b".git")
+        except FileNotFoundError:
+            _, _, file = tree.create(tree.root, b".git", 0o644, os.O_WRONLY, self._places.owner)
+            file.write(0, git_dir.dot_git_content())
+            file.close()
+
+        def ensure_index() -> None:
+            if not git_dir.has_index():
+                raise Blocked(lambda: build_index(prepared, lower), "writing the index")
+
+        self._view.git_gates[tree.root.nodeid] = ensure_index
+
+
+def _goes_on(old: Mounted | None, entry: MountEntry) -> OverlayTree | None:
+    """The tree of *old*, if *entry* is that over another lower layer."""
+    if old is None or (old.resolved is None and old.published is None) or not isinstance(old.tree, OverlayTree):
+        return None
+    return old.tree if _same_upper(old.entry, entry) else None
+
+
+def _same_upper(one: MountEntry, other: MountEntry) -> bool:
+    facts = ("path", "kind", "location", "subdir", "write")
+    return all(getattr(one, name) == getattr(other, name) for name in facts)

@@ -1,0 +1,152 @@
+"""A mount entry on its way: what was found for it (`Prepared`), and how it is shown (`Mounted`)."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from clivefs.base.errors import ClivefsError
+from clivefs.mounts.config.config import MountEntry
+from clivefs.mounts.git.conflicts import Copy
+from clivefs.mounts.git.gitdir import GitDir
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.lower import Lower
+from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.published.source import Published
+from clivefs.mounts.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 10.0
+"""How long after a failure an entry is tried again by itself."""
+_CLIENT_RETRY_S = 120.0
+"""The same where trying starts pip or npm."""
+_LOCAL_POLL_S = 1.0
+_REMOTE_POLL_S = 30.0
+
+
+class State(enum.StrEnum):
+    """What `status` says of an entry."""
+
+    MOUNTED = "mounted"
+    ERROR = "error"
+    NOT_ALLOWED = "not-allowed"
+    BEHIND = "behind"
+    """The ref has moved, and git work in the mount keeps the entry where it is."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is known of an entry before anything of it is shown."""
+
+    entry: MountEntry
+    state: State
+    error: str | None = None
+    root_fd: int | None = None
+    """An open local directory; owned by `build`."""
+    source: GitSource | None = None
+    resolved: Resolved | None = None
+    git_dir: GitDir | None = None
+    git_lower: GitLower | None = None
+    published: Published | None = None
+    patches_seen: patchlayers.Seen = ()
+    copies: list[Copy] = field(default_factory=list)
+    """Files of the upper layer that cover what the entry moves to, and are no edits."""
+
+    def discard(self) -> None:
+        """It is not to be shown."""
+        if self.root_fd is not None:
+            os.close(self.root_fd)
+            self.root_fd = None
+        if self.git_lower is not None:
+            self.git_lower.close()
+
+
+@dataclass(slots=True)
+class Mounted:
+    """An entry as it is shown."""
+
+    entry: MountEntry
+    tree: Tree
+    state: State
+    error: str | None
+    lower: Lower | None = None
+    source: GitSource | None = None
+    resolved: Resolved | None = None
+    git_dir: GitDir | None = None
+    published: Published | None = None
+    patches_seen: patchlayers.Seen = ()
+    looked_at: float = field(default_factory=time.monotonic)
+    behind_at: tuple[bytes | None, int, bool] | None = None
+    """While it is behind: what its git working tree was when it last could not move."""
+    has_blobs: bool = False
+    """All blobs are here, of an entry that wants them all."""
+    fetch_again_at: float = 0.0
+    _closed: bool = False
+
+    def same_as(self, entry: MountEntry) -> bool:
+        """Whether *entry* asks for what is mounted; its place in the file does not count."""
+        return _without_line(self.entry) == _without_line(entry)
+
+    def due(self) -> bool:
+        """Whether it is time to look at the source again."""
+        age = time.monotonic() - self.looked_at
+        if self.state == State.ERROR:
+            return age >= (_RETRY_S if self.entry.kind in ("git", "local") else _CLIENT_RETRY_S)
+        if self.entry.patches and self.lower is not None and self.entry.write != "through":
+            return age >= _LOCAL_POLL_S
+        if not self.entry.follow or self.source is None:
+            return False
+        return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
+
+    def wants_blobs(self, now_s: float) -> bool:
+        """Whether `fetch_blobs` should run now."""
+        if self.has_blobs or self.entry.fetch != "all" or self.source is None or not self.source.lazy:
+            return False
+        return now_s >= self.fetch_again_at
+
+    def fetch_blobs(self) -> None:
+        """Get every blob that is missing. For threads; a failure is in `source.error`."""
+        assert self.source is not None
+        assert self.resolved is not None
+        try:
+            self.source.fetch_all(self.resolved, lambda: self._closed)
+            self.has_blobs = not self._closed
+        except (OSError, ClivefsError) as error:
+            log.info("%s: blobs are still missing: %s", self.entry.path, error)
+
+    def describe(self) -> dict[str, Any]:
+        """The entry's object of `status --json`."""
+        error = self.error
+        if error is None and self.source is not None:
+            error = self.source.error
+        facts: dict[str, Any] = {
+            "path": self.entry.path,
+            "source": self.entry.source,
+            "write": self.entry.write,
+            "state": str(self.state),
+            "error": error,
+        }
+        if self.published is not None:
+            facts["version"] = self.published.version
+            facts["sha256"] = self.published.sha256
+        if self.resolved is not None:
+            facts["ref"] = self.resolved.commit.hex()
+            facts["head"] = self.resolved.commit.hex()
+            if self.git_dir is not None:
+                head = self.git_dir.head()
+                facts["head"] = head.hex() if head is not None else None
+        return facts
+
+    def close(self) -> None:
+        self._closed = True
+        self.tree.close()
+
+
+def _without_line(entry: MountEntry) -> tuple[Any, ...]:
+    return tuple(getattr(entry, name) for name in entry.__struct_fields__ if name != "line")
