@@ -140,14 +140,15 @@ class Bench:
         """Nothing unexpected in the daemon's log, and a store in which `fsck` finds nothing. Unmounts."""
         if self.is_mounted():
             self.unmount()
-        until(lambda: not self._daemons(), "the end of the daemon")
+        until(lambda: not self.daemons(), "the end of the daemon")
         for log in self.store.glob("run/*.log"):
             lines = [line for line in log.read_text().splitlines() if " INFO " not in line and " DEBUG " not in line]
             unexpected = [line for line in lines if not (allowed and re.search(allowed, line))]
             assert not unexpected, "\n".join(unexpected)
         self.cli("fsck", "--store", self.store)
 
-    def _daemons(self) -> list[int]:
+    def daemons(self) -> list[int]:
+        """The process numbers of this bench's daemons that run, whether they answer or not."""
         found = []
         for facts in self.store.glob("run/*.lock"):
             with contextlib.suppress(ValueError, KeyError, OSError):
