@@ -62,6 +62,9 @@ DO_READDIRPLUS = 1 << 13
 READDIRPLUS_AUTO = 1 << 14
 PARALLEL_DIROPS = 1 << 18
 MAX_PAGES_FLAG = 1 << 22
+HANDLE_KILLPRIV_V2 = 1 << 28
+"""We take set-user-ID, set-group-ID and capabilities off files that are written, cut or given away, when told to. The
+kernel then need not ask for `security.capability` before each WRITE."""
 
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
@@ -74,6 +77,10 @@ FATTR_SIZE = 1 << 3
 FATTR_ATIME = 1 << 4
 FATTR_MTIME = 1 << 5
 FATTR_FH = 1 << 6
+FATTR_KILL_SUIDGID = 1 << 11
+
+OPEN_KILL_SUIDGID = 1 << 0
+WRITE_KILL_SUIDGID = 1 << 2
 
 FSYNC_FDATASYNC = 1
 
@@ -104,6 +111,8 @@ WRITE_IN = Struct("=QQII8xI4x")
 """fh, offset, size, write_flags, flags"""
 FSYNC_IN = Struct("=QI4x")
 """fh, fsync_flags"""
+OPEN_IN = Struct("=II")
+"""flags, open_flags"""
 XATTR_IN = Struct("=II")
 """size, flags"""
 BATCH_FORGET_IN = Struct("=I4x")
@@ -194,8 +203,9 @@ def dirent_size(name: bytes) -> int:
     return (DIRENT.size + len(name) + 7) & ~7
 
 
-def set_attr(body: bytes) -> tuple[SetAttr, int | None]:
-    """What a SETATTR asks for, and the open file that it goes through. A time "now" is what the kernel says it is."""
+def set_attr(body: bytes) -> tuple[SetAttr, int | None, bool]:
+    """What a SETATTR asks for, the open file that it goes through, and whether the file's set-user-ID must go. A time
+    "now" is what the kernel says it is."""
     valid, handle, size, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid = SETATTR_IN.unpack_from(body)
     change = SetAttr(
         mode=mode & 0o7777 if valid & FATTR_MODE else None,
@@ -205,7 +215,7 @@ def set_attr(body: bytes) -> tuple[SetAttr, int | None]:
         atime_ns=atime * _NS + atime_ns if valid & FATTR_ATIME else None,
         mtime_ns=mtime * _NS + mtime_ns if valid & FATTR_MTIME else None,
     )
-    return change, handle if valid & FATTR_FH else None
+    return change, handle if valid & FATTR_FH else None, bool(valid & FATTR_KILL_SUIDGID)
 
 
 def statfs_out(space: Statfs) -> bytes:

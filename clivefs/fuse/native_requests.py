@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from clivefs.fuse import native_protocol as wire
+from clivefs.fuse.listing import DOTS
 from clivefs.fuse.operations import Entry, Opened, Operations
 from clivefs.mounts.tree import Owner
 
@@ -32,10 +33,10 @@ _WANTED = (
     | wire.READDIRPLUS_AUTO
     | wire.PARALLEL_DIROPS
     | wire.MAX_PAGES_FLAG
+    | wire.HANDLE_KILLPRIV_V2
 )
 _XATTR_CREATE = 1
 _XATTR_REPLACE = 2
-_DOTS = (b".", b"..")
 
 
 class Later(NamedTuple):
@@ -181,8 +182,8 @@ class Requests:
         return wire.attr_out(self._ops.getattr(nodeid))
 
     def _setattr(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
-        change, handle = wire.set_attr(body)
-        return wire.attr_out(self._ops.setattr(nodeid, change, handle))
+        change, handle, drop = wire.set_attr(body)
+        return wire.attr_out(self._ops.setattr(nodeid, change, handle, drop_privileges=drop))
 
     def _getxattr(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         (size, _) = wire.XATTR_IN.unpack_from(body)
@@ -218,8 +219,8 @@ class Requests:
     # Files
 
     def _open(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
-        flags, _ = wire.XATTR_IN.unpack_from(body)
-        return _open_out(self._ops.open(nodeid, flags))
+        flags, more = wire.OPEN_IN.unpack_from(body)
+        return _open_out(self._ops.open(nodeid, flags, drop_privileges=bool(more & wire.OPEN_KILL_SUIDGID)))
 
     def _create(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         flags, mode, _, _ = wire.CREATE_IN.unpack_from(body)
@@ -235,13 +236,15 @@ class Requests:
     def _write(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes | Later:
         # A write goes to the page cache in microseconds, until the disk is behind and the host makes writers
         # wait: then they wait in threads, not on the loop.
-        handle, offset, size, _, _ = wire.WRITE_IN.unpack_from(body)
+        handle, offset, size, flags, _ = wire.WRITE_IN.unpack_from(body)
         data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
+        drop = flags & wire.WRITE_KILL_SUIDGID != 0
         if self._slow_writes:
             self._slow_writes -= 1
-            return Later(partial(self._ops.write, handle, offset, bytes(data)), wire.SIZE_OUT.pack)
+            call = partial(self._ops.write, handle, offset, bytes(data), drop_privileges=drop)
+            return Later(call, wire.SIZE_OUT.pack)
         began = time.monotonic()
-        written = self._ops.write(handle, offset, data)
+        written = self._ops.write(handle, offset, data, drop_privileges=drop)
         if time.monotonic() - began > _SLOW_S:
             self._slow_writes = _SLOW_WRITES
         return wire.SIZE_OUT.pack(written)
@@ -256,23 +259,14 @@ class Requests:
 
     def _fsync(self, nodeid: int, body: bytes, uid: int, gid: int) -> Later:
         handle, flags = wire.FSYNC_IN.unpack_from(body)
-        return Later(partial(self._ops.fsync, handle, bool(flags & wire.FSYNC_FDATASYNC)), _empty)
+        return Later(self._ops.fsync(handle, bool(flags & wire.FSYNC_FDATASYNC)), _empty)
 
     # Directories
 
     def _opendir(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
-        handle = self._ops.opendir(nodeid)
-        return wire.OPEN_OUT.pack(handle, self._listing_flags(nodeid))
-
-    def _listing_flags(self, nodeid: int) -> int:
-        """Whether the kernel may keep the listing that it reads now, and use the one that it has."""
-        view = self._ops.view
-        node = view.table.find(nodeid)
-        if node is None or node.tree.degraded or node.tree is view.synthetic:
-            return 0  # what a directory of our own shows may come from a layer that is degraded
-        if not node.tree.told_of(node):
-            return wire.FOPEN_CACHE_DIR  # not watched until it is listed: what was kept is not to be trusted
-        return wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
+        handle, kept, trusted = self._ops.opendir_kept(nodeid)
+        flags = (wire.FOPEN_CACHE_DIR if kept else 0) | (wire.FOPEN_KEEP_CACHE if trusted else 0)
+        return wire.OPEN_OUT.pack(handle, flags)
 
     def _readdir(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         handle, offset, size = wire.READ_IN.unpack_from(body)
@@ -285,7 +279,7 @@ class Requests:
             if size < 0:
                 return False
             parts.append(wire.dirent(name, entry, position))
-            if name not in _DOTS:
+            if name not in DOTS:
                 listed.append(entry.nodeid)
             return True
 
@@ -303,7 +297,7 @@ class Requests:
             size -= wire.ENTRY_SIZE + wire.dirent_size(name)
             if size < 0:
                 return False
-            parts.append(wire.NO_ENTRY if name in _DOTS else wire.entry_out(entry))
+            parts.append(wire.NO_ENTRY if name in DOTS else wire.entry_out(entry))
             parts.append(wire.dirent(name, entry, position))
             return True
 

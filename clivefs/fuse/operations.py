@@ -13,20 +13,22 @@ where changes go unnoticed, and not at all for a size that is not known yet.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from clivefs.fuse.listing import DirHandle, OpenedDirectory, by_position, in_order
 from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.host.calls import IS_ROOT
 from clivefs.mounts.tree import Attr, Blocked, Node, OpenFile, Owner, SetAttr, refuse
-from clivefs.mounts.view import View
+from clivefs.mounts.view import View, written
 
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
 UNWATCHED_DIRECTORY_CACHE_S = 0.1
 ABSENT_NAMES_MAX = 200_000
-_RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
 
 
 class Entry(NamedTuple):
@@ -55,16 +57,7 @@ class OpenHandle:
         self.node = node
         self.file = file
         self.written = False
-
-
-class DirHandle:
-    """One open directory: the listing as of its last rewind, so that offsets stay true while it changes."""
-
-    __slots__ = ("listing", "nodeid")
-
-    def __init__(self, nodeid: int) -> None:
-        self.nodeid = nodeid  # not the node: another may answer to the number after a change of the mount table
-        self.listing: list[bytes] | None = None
+        """Since the tree's journal was told of it."""
 
 
 class Statfs(NamedTuple):
@@ -82,13 +75,14 @@ class Statfs(NamedTuple):
 class Operations:
     """Requests about one mountpoint's view. *space_fd* is a directory of the filesystem that `df` shows."""
 
-    def __init__(self, view: View, space_fd: int, *, on_written: Callable[[Node], None] | None = None) -> None:
+    def __init__(self, view: View, space_fd: int) -> None:
         self.view = view
         self._table = view.table
         self._space_fd = space_fd
-        self._on_written = on_written
         self._files: dict[int, OpenHandle] = {}
         self._directories: dict[int, DirHandle] = {}
+        self._keeping: set[int] = set()
+        """Numbers of the directories of which some handle `keeps`."""
         self._next_handle = 1
         self._absent_names: dict[int, set[bytes]] = {}
         self._absent_count = 0
@@ -204,12 +198,14 @@ class Operations:
                     return self._shown(node, node.tree.getattr_open(node, opened.file))
         return self._shown(node, self.view.getattr(node))
 
-    def setattr(self, nodeid: int, change: SetAttr, handle: int | None) -> Entry:
+    def setattr(self, nodeid: int, change: SetAttr, handle: int | None, *, drop_privileges: bool = False) -> Entry:
+        """*drop_privileges*: a file that is cut loses its set-user-ID. One that is given away does so by chown(2)."""
         node = self._table.get(nodeid)
         opened = self._files.get(handle) if handle is not None else None
-        attr = self.view.setattr(node, change, opened.file if opened is not None else None)
-        if change.size is not None and opened is None:
-            self._written(node)
+        file = opened.file if opened is not None else None
+        attr = self.view.setattr(node, change, file)
+        if drop_privileges and change.size is not None and _privileges(attr.mode):
+            attr = self.view.setattr(node, SetAttr(mode=stat.S_IMODE(attr.mode) & ~_privileges(attr.mode)), file)
         return self._shown(node, attr)
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
@@ -236,9 +232,12 @@ class Operations:
             raise refuse(errno.ESTALE, name) from None
         return self._opened(node, file), self._made(parent, name, self._entry(node, attr))
 
-    def open(self, nodeid: int, flags: int) -> Opened:
+    def open(self, nodeid: int, flags: int, *, drop_privileges: bool = False) -> Opened:
         node = self._table.get(nodeid)
-        opened = self._opened(node, self.view.open(node, flags))
+        file = self.view.open(node, flags)
+        if drop_privileges:
+            _drop_privileges(file)
+        opened = self._opened(node, file)
         if flags & os.O_TRUNC:
             self._files[opened.handle].written = True
         return opened
@@ -256,42 +255,30 @@ class Operations:
 
     def read_at_once(self, handle: int, offset: int, size: int) -> bytes | None:
         """What a read can answer without waiting for the disk; None where it would have to."""
-        file = self._file(handle).file
-        fd = file.fileno()
-        if fd is None:
-            return file.read(offset, size)
-        buffer = bytearray(size)
-        try:
-            count = os.preadv(fd, [buffer], offset, _RWF_NOWAIT)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            return file.read(offset, size)
-        if count == size:
-            return bytes(buffer)
-        # Short: the end of the file, or the rest is not in memory.
-        return None if count and offset + count < os.fstat(fd).st_size else bytes(buffer[:count])
+        return self._file(handle).file.read_at_once(offset, size)
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
+    def write(self, handle: int, offset: int, data: bytes, *, drop_privileges: bool = False) -> int:
         opened = self._file(handle)
         opened.written = True
+        if drop_privileges:
+            _drop_privileges(opened.file)
         return opened.file.write(offset, data)
 
     def flush(self, handle: int) -> None:
         opened = self._file(handle)
         opened.file.flush()
-        if opened.written:
-            self._written(opened.node)
+        self._tell(opened)
 
-    def fsync(self, handle: int, data_only: bool) -> None:
+    def fsync(self, handle: int, data_only: bool) -> Callable[[], None]:
+        """What does it, to be called once, in a thread."""
         opened = self._file(handle)
-        opened.file.fsync(data_only)
+        self._tell(opened)
+        return functools.partial(opened.file.fsync, data_only)
 
     def release(self, handle: int) -> None:
         opened = self._files.pop(handle)
         opened.node.opens -= 1
+        self._tell(opened)  # a shared mapping is written after the last flush
         try:
             opened.file.close()
         finally:
@@ -303,18 +290,40 @@ class Operations:
         except KeyError:
             raise refuse(errno.EBADF) from None
 
-    def _written(self, node: Node) -> None:
-        if self._on_written is not None:
-            self._on_written(node)
+    @staticmethod
+    def _tell(opened: OpenHandle) -> None:
+        if opened.written:
+            opened.written = False
+            written(opened.node)
+
+    def tell_open(self) -> None:
+        """Tell the journals of what was written to files that are still open."""
+        for opened in self._files.values():
+            self._tell(opened)
 
     # Directories
 
     def opendir(self, nodeid: int) -> int:
+        """A handle whose listing the kernel does not keep."""
+        return self._open_directory(DirHandle(nodeid))
+
+    def opendir_kept(self, nodeid: int) -> OpenedDirectory:
+        """A handle whose listing the kernel may keep, where changes of the directory are told."""
         node = self._table.get(nodeid)
+        # What a directory of our own shows may come from a layer that is degraded.
+        told = not node.tree.degraded and node.tree is not self.view.synthetic
+        opened = DirHandle(nodeid, by_position=told)
+        opened.keeps = told and nodeid not in self._keeping
+        if opened.keeps:
+            self._keeping.add(nodeid)
+        # One that is not watched until it is listed: what was kept of it is not to be trusted.
+        return OpenedDirectory(self._open_directory(opened), opened.keeps, told and node.tree.told_of(node))
+
+    def _open_directory(self, opened: DirHandle) -> int:
+        self._table.get(opened.nodeid).opens += 1
         handle = self._next_handle
         self._next_handle += 1
-        node.opens += 1
-        self._directories[handle] = DirHandle(nodeid)
+        self._directories[handle] = opened
         return handle
 
     def readdir(self, handle: int, offset: int, add: Callable[[bytes, Entry, int], bool]) -> None:
@@ -323,15 +332,17 @@ class Operations:
         opened = self._directories[handle]
         directory = self._table.get(opened.nodeid)
         if opened.listing is None or offset == 0:
-            opened.listing = [b".", b"..", *self.view.names(directory)]
-        listing = opened.listing
+            names = self.view.names(directory)
+            opened.listing = by_position(names) if opened.by_position else in_order(names)
+        names, positions = opened.listing
+        first = opened.listing.index_after(offset)
         listed = self.view.lister(directory)
-        for position in range(offset, len(listing)):
-            name = listing[position]
-            if position < 2:
-                dot = directory if position == 0 or directory.parent is None else directory.parent
+        for index in range(first, len(names)):
+            name, position = names[index], positions[index]
+            if index < 2:
+                dot = directory if index == 0 or directory.parent is None else directory.parent
                 entry = Entry(dot.nodeid, Attr(stat.S_IFDIR, 0, 0, uid=0, gid=0), 0.0, 0.0)
-                if not add(name, entry, position + 1):
+                if not add(name, entry, position):
                     return
                 continue
             try:
@@ -339,16 +350,19 @@ class Operations:
             except OSError:
                 continue  # gone since the listing was made
             except Blocked:
-                if position == offset:
+                if index == first:
                     raise
                 return  # what was added is sent; the rest is asked for again
-            if not add(name, self._shown(node, attr), position + 1):
+            if not add(name, self._shown(node, attr), position):
                 self._table.release(node)
                 return
             node.lookups += 1
 
     def releasedir(self, handle: int) -> None:
-        node = self._table.find(self._directories.pop(handle).nodeid)
+        opened = self._directories.pop(handle)
+        if opened.keeps:
+            self._keeping.discard(opened.nodeid)
+        node = self._table.find(opened.nodeid)
         if node is not None:
             node.opens -= 1
             self._table.release(node)
@@ -369,3 +383,21 @@ class Operations:
             opened.file.close()
         self._files.clear()
         self._directories.clear()
+
+
+def _privileges(mode: int) -> int:
+    """The bits of *mode* that a file loses when it is written to, as on any Linux filesystem. Without the right of the
+    group to execute, set-group-ID means something else (mandatory locks), and stays."""
+    return mode & (stat.S_ISUID | stat.S_ISGID if mode & stat.S_IXGRP else stat.S_ISUID)
+
+
+def _drop_privileges(file: OpenFile) -> None:
+    """Do what the host does for a writer who has no right to keep them (CAP_FSETID), but does not do for us. Its file
+    capabilities go whoever writes."""
+    fd = file.fileno()
+    if not IS_ROOT or fd is None:
+        return
+    mode = os.fstat(fd).st_mode
+    if _privileges(mode):
+        os.fchmod(fd, stat.S_IMODE(mode) & ~_privileges(mode))
+        file.changed()

@@ -294,7 +294,7 @@ class _Handlers(pyfuse3.Operations):
         await _finish(self._ops.flush, fh)
 
     async def fsync(self, fh: Any, datasync: bool) -> None:
-        await _in_thread(self._ops.fsync, fh, datasync)
+        await _in_thread(self._ops.fsync(fh, datasync))
 
     async def release(self, fh: Any) -> None:
         await _finish(self._ops.release, fh)

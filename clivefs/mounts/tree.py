@@ -20,7 +20,10 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from clivefs.mounts.journal import Journal
 
 NAME_BYTES_MAX = 255
 
@@ -153,6 +156,10 @@ class OpenFile(ABC):
     def read(self, offset: int, size: int) -> bytes:
         """At most *size* bytes from *offset*; fewer only at the end of the file."""
 
+    def read_at_once(self, offset: int, size: int) -> bytes | None:
+        """As `read`, or None where that might have to wait for a disk: it is then to be called in a thread."""
+        return self.read(offset, size)
+
     def write(self, offset: int, data: bytes) -> int:
         """Write all of *data* at *offset*; the number of bytes written."""
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -160,6 +167,9 @@ class OpenFile(ABC):
     def fileno(self) -> int | None:
         """The host file behind it, if there is one."""
         return None
+
+    def changed(self) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """The caller has changed the file through `fileno()`."""
 
     def flush(self) -> None:  # noqa: B027 - nothing to do is a fine answer
         """One close(2) of a descriptor of this open file; there may be several."""
@@ -195,6 +205,10 @@ class Node:
         self.mounts: dict[bytes, Node] | None = None
         """Names in this directory that a mount entry (or the way to one) takes; kept by the view."""
 
+    def places(self) -> Iterable[tuple[Node, bytes]]:
+        """Every (directory, name) that is known to lead here."""
+        return [(self.parent, self.name)] if self.parent is not None and not self.removed else []
+
     def path(self) -> bytes:
         """The path below the root of its tree, without a leading slash; for messages and journals."""
         parts: list[bytes] = []
@@ -224,6 +238,9 @@ class Tree(ABC):
     writable: bool
     degraded = False
     """Changes made underneath are not noticed at once: the kernel must ask again every second."""
+
+    journal: Journal | None = None
+    """Where the view notes what changes, if somebody wants to know."""
 
     # Looking
 

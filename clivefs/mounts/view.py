@@ -311,25 +311,35 @@ class View:
 
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         real = self._target(directory, name)
-        return real.tree.create(real, name, mode, flags, owner)
+        made = real.tree.create(real, name, mode, flags, owner)
+        _note(real, name)
+        return made
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
-        return real.tree.mknod(real, name, mode, rdev, owner)
+        made = real.tree.mknod(real, name, mode, rdev, owner)
+        _note(real, name)
+        return made
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
-        return real.tree.mkdir(real, name, mode, owner)
+        made = real.tree.mkdir(real, name, mode, owner)
+        _note(real, name)
+        return made
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
-        return real.tree.symlink(real, name, target, owner)
+        made = real.tree.symlink(real, name, target, owner)
+        _note(real, name)
+        return made
 
     def link(self, node: Node, directory: Node, name: bytes) -> tuple[Node, Attr]:
         real = self._target(directory, name)
         if real.tree is not node.tree:
             raise refuse(errno.EXDEV, name)
-        return real.tree.link(node, real, name)
+        made = real.tree.link(node, real, name)
+        _note(real, name)
+        return made
 
     def _removable(self, directory: Node, name: bytes) -> Node:
         if self._taken(directory, name):
@@ -344,10 +354,12 @@ class View:
     def unlink(self, directory: Node, name: bytes) -> None:
         real = self._removable(directory, name)
         real.tree.unlink(real, name)
+        _note(real, name)
 
     def rmdir(self, directory: Node, name: bytes) -> None:
         real = self._removable(directory, name)
         real.tree.rmdir(real, name)
+        _note(real, name)
 
     def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
@@ -359,13 +371,17 @@ class View:
         if source.tree is not target.tree:
             raise refuse(errno.EXDEV, name)
         source.tree.rename(source, name, target, new_name, flags)
+        if source.tree.journal is not None:
+            source.tree.journal.moved(source, name, target, new_name)
 
     def setattr(self, node: Node, change: SetAttr, file: OpenFile | None) -> Attr:
         if isinstance(node, Bridge):
             node = self._writable_real(node)
         if node.tree is self.synthetic:
             raise refuse(errno.EPERM, node.name)
-        return node.tree.setattr(node, change, file)
+        attr = node.tree.setattr(node, change, file)
+        written(node)
+        return attr
 
     # Extended attributes
 
@@ -383,10 +399,12 @@ class View:
     def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
         self._changeable_xattr(name)
         node.tree.setxattr(node, name, value)
+        written(node)
 
     def removexattr(self, node: Node, name: bytes) -> None:
         self._changeable_xattr(name)
         node.tree.removexattr(node, name)
+        written(node)
 
     def _changeable_xattr(self, name: bytes) -> None:
         if name.startswith(PRIVATE_XATTR):
@@ -396,3 +414,17 @@ class View:
         """As `Tree.fsync_dir`: what to call in a thread."""
         real = self._real(directory) or directory
         return real.tree.fsync_dir(real)
+
+
+def _note(directory: Node, name: bytes) -> None:
+    """A change of *name* in *directory* has succeeded."""
+    journal = directory.tree.journal
+    if journal is not None:
+        journal.name(directory, name)
+
+
+def written(node: Node) -> None:
+    """The content or the attributes of *node* have changed."""
+    journal = node.tree.journal
+    if journal is not None:
+        journal.node(node)

@@ -194,7 +194,7 @@ def test_listings_count_references_as_the_kernel_does() -> None:
         handle, _ = wire.OPEN_OUT.unpack(kernel.ask(wire.OPENDIR, directory, body))
         question = wire.READ_IN.pack(handle, 0, 4096) + bytes(20)
         plain = entries_of(kernel.ask(wire.READDIR, directory, question), plus=False)
-        assert [name for name, _, _ in plain] == [b".", b"..", b"b", b"c"]
+        assert sorted(name for name, _, _ in plain) == [b".", b"..", b"b", b"c"]
         assert len(kernel.table) == before
         plus = entries_of(kernel.ask(wire.READDIRPLUS, directory, question), plus=True)
         assert plus == plain
@@ -214,13 +214,18 @@ def test_a_listing_is_whole_whatever_fits(opcode: int) -> None:
         directory = kernel.lookup(b"w", b"d")
         handle, _ = wire.OPEN_OUT.unpack(kernel.ask(wire.OPENDIR, directory, bytes(8)))
         names: list[bytes] = []
+        position = 0
         while True:
-            question = wire.READ_IN.pack(handle, len(names), 170) + bytes(20)
-            found = entries_of(kernel.ask(opcode, directory, question), plus=opcode == wire.READDIRPLUS)
+            question = wire.READ_IN.pack(handle, position, 170) + bytes(20)
+            data = kernel.ask(opcode, directory, question)
+            found = entries_of(data, plus=opcode == wire.READDIRPLUS)
             if not found:
                 break
             names += [name for name, _, _ in found]
-        assert names == [b".", b"..", b"b", b"c"]
+            last = len(data) - wire.dirent_size(names[-1])
+            position = wire.DIRENT.unpack_from(data, last)[1]
+        assert names[:2] == [b".", b".."]
+        assert sorted(names[2:]) == [b"b", b"c"]
 
     serving(talk)
 
@@ -236,6 +241,20 @@ def test_listings_are_kept_where_changes_are_noticed() -> None:
         kernel.tree.told_of = lambda node: False  # type: ignore[method-assign]
         assert kernel.flags_of_opendir(directory) == wire.FOPEN_CACHE_DIR
         assert kernel.flags_of_opendir(ROOT) == 0
+
+    serving(talk)
+
+
+def test_one_open_handle_of_a_directory_takes_part_in_keeping_its_listing() -> None:
+    def talk(kernel: Kernel) -> None:
+        directory = kernel.lookup(b"w", b"d")
+        handle, flags = wire.OPEN_OUT.unpack(kernel.ask(wire.OPENDIR, directory, bytes(8)))
+        assert flags & wire.FOPEN_CACHE_DIR
+        for _ in range(2):
+            assert kernel.flags_of_opendir(directory) == wire.FOPEN_KEEP_CACHE
+        assert kernel.flags_of_opendir(kernel.lookup(b"w")) & wire.FOPEN_CACHE_DIR
+        kernel.ask(wire.RELEASEDIR, directory, wire.U64.pack(handle) + bytes(16))
+        assert kernel.flags_of_opendir(directory) & wire.FOPEN_CACHE_DIR
 
     serving(talk)
 

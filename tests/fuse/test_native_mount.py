@@ -91,12 +91,12 @@ def made(base: Path) -> Iterator[Mounted]:
         assert not mounted.is_there
 
 
-def served(base: Path, talk: Callable[[Mounted], None]) -> None:
+def served(base: Path, talk: Callable[[Mounted], None], *, allow_other: bool = False) -> None:
     """Run *talk* in a thread while the mount is served."""
     with made(base) as mounted:
 
         async def main() -> None:
-            mounted.transport.mount(str(mounted.mountpoint), allow_other=False)
+            mounted.transport.mount(str(mounted.mountpoint), allow_other=allow_other)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(mounted.transport.serve)
                 try:
@@ -125,6 +125,38 @@ def test_a_repeated_listing_costs_no_request_until_something_changes(tmp_path: P
         mounted.transport.invalidate_entry(number, b"c")
         mounted.transport.invalidate_inode(number, False)
         assert mounted.listing() == "new"
+
+    served(tmp_path, talk)
+
+
+def test_a_listing_that_the_kernel_loses_on_the_way_repeats_and_leaves_out_nothing(tmp_path: Path) -> None:
+    count = 3000
+
+    def talk(mounted: Mounted) -> None:
+        mounted.outside(f"for n in range({count}): open(f'{{n:05}}', 'w').close()")
+        assert len(mounted.listing().split()) == count + 2
+        place = os.fspath(mounted.mountpoint / "w" / "d")
+        code = (
+            f"import os\nlisting = os.scandir({place!r})\nfirst = [next(listing).name for _ in range(9)]\n"
+            "print(*first, flush=True)\ninput()\nprint(*(each.name for each in listing))"
+        )
+        reader = subprocess.Popen(
+            [sys.executable, "-c", code], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        with reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            first = reader.stdout.readline().split()
+            number = os.stat(place).st_ino
+            node = mounted.table.get(number)
+            for name in first[:5]:  # behind the kernel's back, as the daemon tells of it
+                trio.from_thread.run_sync(mounted.tree.unlink, node, name.encode())
+                mounted.transport.invalidate_entry(number, name.encode())
+            mounted.transport.invalidate_inode(number, False)
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            rest = reader.stdout.readline().split()
+        assert sorted([*first, *rest]) == sorted(["b", "c", *(f"{n:05}" for n in range(count))])
 
     served(tmp_path, talk)
 
@@ -174,6 +206,44 @@ def test_large_reads_and_writes(tmp_path: Path) -> None:
             "print(os.fstat(fd).st_size, os.read(fd, 1 << 30) == data)"
         )
         assert mounted.outside(code) == f"{256 * 20001} True"
+
+    served(tmp_path, talk)
+
+
+_SET_ID_CHANGES = {
+    "write": "fd = os.open('f', os.O_WRONLY); os.write(fd, b'new')",
+    "truncate": "os.truncate('f', 2)",
+    "ftruncate": "fd = os.open('f', os.O_WRONLY); os.ftruncate(fd, 2)",
+    "open": "os.open('f', os.O_WRONLY | os.O_TRUNC)",
+}
+
+
+@pytest.mark.parametrize("change", sorted(_SET_ID_CHANGES))
+@pytest.mark.parametrize("mode", [0o6777, 0o2767, 0o4777])
+def test_a_file_that_is_changed_loses_its_set_user_id(tmp_path: Path, change: str, mode: int) -> None:
+    root = os.geteuid() == 0
+
+    def after(mounted: Mounted, become: str) -> int:
+        mounted.outside(f"open('f', 'w').write('old'); os.chmod('f', 0o{mode:o})")
+        told = mounted.outside(f"{become}\n{_SET_ID_CHANGES[change]}\nprint(os.stat('f').st_mode & 0o7777)")
+        assert int(told) == os.stat(tmp_path / "upper" / "tree" / "d" / "f").st_mode & 0o7777
+        return int(told)
+
+    def talk(mounted: Mounted) -> None:
+        without = 0o777 if mode & 0o10 else mode & ~0o4000  # who may not execute as the group keeps the mark
+        assert after(mounted, "os.setuid(65534)" if root else "") == without
+        if root:  # who has CAP_FSETID keeps both
+            assert after(mounted, "") == mode
+
+    tmp_path.chmod(0o755)
+    served(tmp_path, talk, allow_other=root)
+
+
+def test_writing_does_not_ask_for_capabilities_each_time(tmp_path: Path) -> None:
+    def talk(mounted: Mounted) -> None:
+        mounted.outside("fd = os.open('f', os.O_WRONLY | os.O_CREAT)\nfor _ in range(50): os.write(fd, b'x')")
+        assert mounted.asked[wire.WRITE] == 50
+        assert mounted.asked[wire.GETXATTR] <= 1
 
     served(tmp_path, talk)
 

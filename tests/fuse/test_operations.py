@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from clivefs.fuse import listing
 from clivefs.fuse.operations import CACHE_S, DEGRADED_CACHE_S, Entry, Operations
+from clivefs.mounts.journal import Journal, Moved
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
@@ -157,6 +159,43 @@ def test_a_directory_that_changes_is_listed_as_of_its_rewind(tmp_path: Path) -> 
     assert b"a" not in again
 
 
+def test_a_kept_listing_is_gone_on_with_by_whoever_asks(tmp_path: Path) -> None:
+    """The kernel has read a listing through one handle, kept it, and lost it while another read it."""
+    kernel = Kernel(tmp_path)
+    workspace = kernel.lookup(b"w").nodeid
+    names = {b"n%d" % number for number in range(50)}
+    for name in names:
+        opened, _ = kernel.operations.create(workspace, name, 0o644, os.O_RDWR, OWNER)
+        kernel.operations.release(opened.handle)
+    first = kernel.operations.opendir_kept(workspace)
+    kept: list[tuple[bytes, int]] = []
+    kernel.operations.readdir(first.handle, 0, lambda name, entry, position: not kept.append((name, position)))  # type: ignore[func-returns-value]
+    kernel.operations.releasedir(first.handle)
+    assert [position for _, position in kept] == sorted({position for _, position in kept})
+    second = kernel.operations.opendir_kept(workspace)
+    for at in (5, 25, 45):
+        told, last = kept[:at], kept[at - 1]
+        for name in (told[3][0], last[0]):  # also the one that the position is of
+            if name in names:
+                kernel.operations.unlink(workspace, name)
+                names.discard(name)
+        rest: list[bytes] = []
+        kernel.operations.readdir(second.handle, last[1], lambda name, entry, position: not rest.append(name))  # type: ignore[func-returns-value]  # noqa: B023
+        assert rest == [name for name, _ in kept[at:]]
+        kernel.operations.releasedir(second.handle)
+        second = kernel.operations.opendir_kept(workspace)
+
+
+def test_positions_that_names_share_are_told_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "position_of", lambda name: 7 if name < b"n5" else (1 << 62) - 1)
+    names = [b"n%d" % number for number in range(10)]
+    shown = listing.by_position(names)
+    assert shown.names[2:] == names
+    assert shown.positions == [1, 2, *range(7, 12), *range((1 << 62) - 1, (1 << 62) + 4)]
+    assert [shown.names[shown.index_after(each)] for each in shown.positions[:-1]] == shown.names[1:]
+    assert shown.index_after(shown.positions[-1]) == len(shown.names)
+
+
 def test_unlinked_but_open(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     workspace = kernel.lookup(b"w").nodeid
@@ -173,21 +212,44 @@ def test_unlinked_but_open(tmp_path: Path) -> None:
 
 def test_what_was_written_is_told_at_flush_and_only_then(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
-    told: list[int] = []
-    kernel.operations = Operations(
-        kernel.view, os.open("/", os.O_RDONLY | os.O_DIRECTORY), on_written=lambda node: told.append(node.nodeid)
-    )
     number = kernel.lookup(b"w", b"a").nodeid
+    tree = kernel.view.table.get(number).tree
+    calls: list[None] = []
+    tree.journal = journal = Journal(lambda: calls.append(None))
     reader = kernel.operations.open(number, os.O_RDONLY)
     kernel.operations.flush(reader.handle)
-    assert told == []
+    assert not journal
     writer = kernel.operations.open(number, os.O_WRONLY)
     kernel.operations.write(writer.handle, 0, b"x")
-    assert told == []
+    assert not journal
     kernel.operations.flush(writer.handle)
-    assert told == [number]
+    assert journal.take().paths == {b"a"}
+    kernel.operations.flush(writer.handle)
+    assert not journal, "nothing was written since"
+    kernel.operations.write(writer.handle, 0, b"x")
+    kernel.operations.tell_open()
+    assert journal.take().paths == {b"a"}
     kernel.operations.setattr(number, SetAttr(size=0), None)
-    assert told == [number, number]
+    assert journal.take().paths == {b"a"}
+    assert len(calls) == 3
+
+
+def test_names_are_told_where_they_are_when_asked(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    root = kernel.lookup(b"w").nodeid
+    tree = kernel.view.table.get(root).tree
+    tree.journal = journal = Journal(lambda: None)
+    one = kernel.operations.mkdir(root, b"one", 0o755, Owner(0, 0)).nodeid
+    opened, _ = kernel.operations.create(one, b"file", 0o644, os.O_WRONLY, Owner(0, 0))
+    kernel.operations.write(opened.handle, 0, b"x")
+    kernel.operations.release(opened.handle)
+    kernel.operations.rename(root, b"one", root, b"two", 0)
+    kernel.operations.unlink(root, b"a")
+    taken = journal.take()
+    assert taken.paths == {b"one", b"two", b"two/file", b"a"}
+    assert taken.moved == (Moved(b"one", b"two"),)
+    assert not taken.everything
+    assert not journal.take().paths
 
 
 def test_unknown_numbers_and_handles_are_refused() -> None:
