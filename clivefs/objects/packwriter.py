@@ -34,6 +34,14 @@ class Source(Protocol):
         ...
 
 
+class Known(Protocol):
+    """A set of names that need not be sent; with each goes all that is below it."""
+
+    def __contains__(self, oid: object, /) -> bool: ...
+
+    def add(self, oid: bytes, /) -> None: ...
+
+
 def write_pack(source: Source, oids: Sequence[bytes], write: Callable[[bytes], object]) -> int:
     """Write the objects *oids* (none twice) of *source* as one pack; its size in bytes. ObjectMissing."""
     digest = sha1(usedforsecurity=False)
@@ -75,7 +83,7 @@ def _object_head(kind: str, size: int) -> bytes:
     return bytes(head)
 
 
-def tree_objects(source: Source, tree: bytes, known: set[bytes]) -> Iterator[bytes]:
+def tree_objects(source: Source, tree: bytes, known: Known) -> Iterator[bytes]:
     """The names of *tree* and everything below it, but for what is in *known* (with all below that), to which they
     are added. Submodules are named by a tree, not part of it."""
     waiting = [tree]
@@ -97,7 +105,7 @@ def tree_objects(source: Source, tree: bytes, known: set[bytes]) -> Iterator[byt
                 yield entry.oid
 
 
-def new_trees(source: Source, tree: bytes, before: bytes | None, known: set[bytes]) -> Iterator[bytes]:
+def new_trees(source: Source, tree: bytes, before: bytes | None, known: Known) -> Iterator[bytes]:
     """As `tree_objects`, where whoever gets them has all of the tree *before*: the cost is that of the difference."""
     if before is None:
         yield from tree_objects(source, tree, known)

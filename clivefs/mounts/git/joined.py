@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, TypeVar
 
-from clivefs.mounts.git.lower import Reader
-from clivefs.objects.encode import TreeEntry
-from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
+from clivefs.mounts.git.space import Reader
+from clivefs.objects.encode import Commit, TreeEntry, decode_commit
+from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.large import CHUNK_BYTES, read_exactly
 
@@ -58,6 +58,22 @@ class JoinedObjects:
             path = self.materialize(oid, directory)
             with open(path, "rb") as file:
                 return file.read()
+
+    def read_commit(self, oid: bytes) -> Commit:
+        """ObjectMissing, CorruptObject."""
+        kind, payload = self.read(oid)
+        if kind != "commit":
+            raise CorruptObject(f"it is a {kind}, not a commit", oid=oid)
+        return decode_commit(payload)
+
+    @contextmanager
+    def opened(self, oid: bytes) -> Iterator[BinaryIO]:
+        """A blob of any size, to be read from its start. ObjectMissing."""
+        with (
+            tempfile.TemporaryDirectory(prefix="blob-", dir=self._scratch) as directory,
+            open(self.materialize(oid, directory), "rb") as file,
+        ):
+            yield file
 
     def _first(self, oid: bytes, question: Callable[[Reader], T]) -> T:
         for reader in self._readers[:-1]:
