@@ -1,0 +1,309 @@
+"""Making a live tree show other content at some paths, in one step as its users see it.
+
+    stage    every new file is made in a staging directory of the tree, in calls of its own: others go on meanwhile
+    record   what is to be done, as `Steps`: whoever applies keeps it durable before the next step
+    publish  one span: removals, new directories, and renames of the staged files into their places
+    finish   the staging directory goes
+
+All of it by the tree's ordinary operations, so that marks, nodes and open files stay right: who has a file open keeps
+what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps; each of them
+finds out by looking whether it has been done. A directory that is to go, but holds what is not ours to remove
+(ignored files, say), stays, as git leaves it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
+
+STAGING = b".clive-new-"
+
+
+class Wanted(NamedTuple):
+    """What is to be at a path below the tree's root."""
+
+    path: bytes
+    mode: int
+    """As in st_mode, with the kind; 0: nothing."""
+    mtime_ns: int | None = None
+    """None: the moment of applying."""
+    uid: int | None = None
+    gid: int | None = None
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Step(msgspec.Struct, array_like=True, frozen=True):
+    """One change of `publish`. `staged`: the name of the new file in the staging directory, if one was made."""
+
+    path: bytes
+    mode: int
+    mtime_ns: int | None
+    staged: bytes
+
+
+class Steps(msgspec.Struct, array_like=True, frozen=True):
+    """What `publish` does, for `msgspec.msgpack`; version 1."""
+
+    version: int
+    staging: bytes
+    steps: tuple[Step, ...]
+
+
+class Affected(NamedTuple):
+    """A name that may mean something else now: the kernel must forget it."""
+
+    parent: Node
+    name: bytes
+    node: Node | None = None
+
+
+class Applying:
+    """One set of changes on its way into *tree*. Methods run in the thread of the tree; they may raise `Blocked` before
+    they have changed anything, and OSError."""
+
+    def __init__(self, tree: Tree, table: NodeTable, owner: Owner, *, staging: bytes | None = None) -> None:
+        self._tree = tree
+        self._table = table
+        self._owner = owner
+        self.staging = staging or STAGING + os.urandom(6).hex().encode()
+        self._held: list[Node] = []
+        self._directories: dict[bytes, Node] = {}
+        self._stage: Node | None = None
+        self._steps: list[Step] = []
+
+    # Staging
+
+    def _staging(self) -> Node:
+        if self._stage is None:
+            try:
+                self._stage = self._tree.mkdir(self._tree.root, self.staging, 0o700, self._owner)[0]
+            except FileExistsError:
+                self._stage = self._tree.lookup(self._tree.root, self.staging)[0]
+            self._hold(self._stage)
+        return self._stage
+
+    def stage(self, wanted: Wanted, content: bytes | None = None) -> OpenFile | None:
+        """Take *wanted* up. *content*: a symlink's target, a file's bytes. For a regular file without it the open
+        file to be filled: the caller writes to it and calls `staged`."""
+        kind = stat.S_IFMT(wanted.mode)
+        if kind in (0, stat.S_IFDIR):
+            self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, b""))
+            return None
+        name = b"%d" % len(self._steps)
+        directory = self._staging()
+        if kind == stat.S_IFLNK:
+            node, _ = self._tree.symlink(directory, name, content or b"", self._owner)
+            self._add(wanted, name, node, None)
+            return None
+        if kind != stat.S_IFREG:
+            node, _ = self._tree.mknod(directory, name, wanted.mode, 0, self._owner)
+            self._add(wanted, name, node, None)
+            return None
+        node, _, file = self._tree.create(directory, name, 0o600, os.O_RDWR | os.O_EXCL, self._owner)
+        self._hold(node)
+        if content is None:
+            return file
+        self._write(file, content)
+        self.staged(wanted, file)
+        return None
+
+    def staged(self, wanted: Wanted, file: OpenFile) -> None:
+        """The file that `stage` gave for *wanted* is filled."""
+        name = b"%d" % len(self._steps)
+        node, _ = self._tree.lookup(self._staging(), name)
+        self._add(wanted, name, node, file)
+        file.flush()
+        file.close()
+
+    @staticmethod
+    def _write(file: OpenFile, content: bytes) -> None:
+        offset = 0
+        while offset < len(content):
+            offset += file.write(offset, content[offset:])
+
+    def _add(self, wanted: Wanted, name: bytes, node: Node, file: OpenFile | None) -> None:
+        for attribute, value in wanted.xattrs:
+            self._tree.setxattr(node, attribute, value)
+        if wanted.uid is not None and self._owner.uid == 0:
+            self._tree.setattr(node, SetAttr(uid=wanted.uid, gid=wanted.gid), file)
+        if not stat.S_ISLNK(wanted.mode):
+            self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(wanted.mode)), file)
+        if wanted.mtime_ns is not None:
+            self._tree.setattr(node, SetAttr(mtime_ns=wanted.mtime_ns), None)
+        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name))
+
+    @property
+    def steps(self) -> Steps:
+        """What `publish` will do."""
+        return Steps(1, self.staging, tuple(self._steps))
+
+    # Publishing
+
+    def check(self) -> None:
+        """Look at every directory on the way, so that `publish` has nothing to wait for. OSError for what it would come
+        upon: EROFS, and ENOTEMPTY for a directory that is to become a file and holds what nobody said shall go."""
+        if not self._tree.writable:
+            raise refuse(errno.EROFS)
+        leaving = {step.path for step in self._steps if not stat.S_ISDIR(step.mode)}
+        for step in self._steps:
+            parent = self._directory(step.path.rpartition(b"/")[0])
+            found = self._child(parent, step.path.rpartition(b"/")[2]) if parent is not None else None
+            if found is not None and step.mode and stat.S_ISDIR(found[1].mode) and not stat.S_ISDIR(step.mode):
+                self._refuse_kept(found[0], step.path, leaving)
+
+    def _refuse_kept(self, directory: Node, path: bytes, leaving: set[bytes]) -> None:
+        for entry in self._tree.entries(directory):
+            below = path + b"/" + entry.name
+            found = self._child(directory, entry.name)
+            if found is not None and stat.S_ISDIR(found[1].mode):
+                self._refuse_kept(found[0], below, leaving)
+            elif below not in leaving:
+                raise refuse(errno.ENOTEMPTY, below)
+
+    def publish(self) -> list[Affected]:
+        """Do it: one span. What was done before a crash is found done."""
+        affected: list[Affected] = []
+        self._directories.clear()
+        for step in sorted(self._steps, key=lambda each: each.path, reverse=True):
+            affected += self._clear(step)
+        for step in sorted(self._steps, key=lambda each: each.path):
+            if step.mode:
+                affected += self._put(step)
+        for step in sorted(self._steps, key=lambda each: each.path, reverse=True):
+            if stat.S_ISDIR(step.mode):
+                self._dress(step)
+        return affected
+
+    def _clear(self, step: Step) -> list[Affected]:
+        """Remove what cannot stay at the path of *step*."""
+        parent = self._directory(step.path.rpartition(b"/")[0])
+        name = step.path.rpartition(b"/")[2]
+        found = self._child(parent, name) if parent is not None else None
+        if parent is None or found is None:
+            return []
+        node, attr = found
+        is_directory = stat.S_ISDIR(attr.mode)
+        if step.mode and stat.S_ISDIR(step.mode) == is_directory:
+            return []  # a rename takes its place
+        if not is_directory:
+            self._tree.unlink(parent, name)
+            return [Affected(parent, name, node)]
+        try:
+            self._tree.rmdir(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or step.mode:
+                raise
+            return []
+        self._directories.pop(step.path, None)
+        return [Affected(parent, name, node)]
+
+    def _put(self, step: Step) -> list[Affected]:
+        head, _, name = step.path.rpartition(b"/")
+        affected: list[Affected] = []
+        parent = self._make_directories(head, affected)
+        if stat.S_ISDIR(step.mode):
+            self._make_directories(step.path, affected)
+            return affected
+        found = self._child(parent, name)
+        if self._child(self._staging(), step.staged) is None:
+            return affected  # done before the crash
+        self._tree.rename(self._staging(), step.staged, parent, name, 0)
+        affected.append(Affected(parent, name, found[0] if found is not None else None))
+        return affected
+
+    def _make_directories(self, path: bytes, affected: list[Affected]) -> Node:
+        node = self._directory(path)
+        if node is not None:
+            return node
+        head, _, name = path.rpartition(b"/")
+        parent = self._make_directories(head, affected)
+        made, _ = self._tree.mkdir(parent, name, 0o755, self._owner)
+        self._hold(made)
+        self._directories[path] = made
+        affected.append(Affected(parent, name))
+        return made
+
+    def _dress(self, step: Step) -> None:
+        node = self._directory(step.path)
+        if node is None:
+            return
+        attr = self._tree.getattr(node)
+        if stat.S_IMODE(attr.mode) != stat.S_IMODE(step.mode):
+            self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(step.mode)), None)
+        if step.mtime_ns is not None:
+            self._tree.setattr(node, SetAttr(mtime_ns=step.mtime_ns), None)
+
+    def _directory(self, path: bytes) -> Node | None:
+        """The directory at *path*; None where there is none."""
+        known = self._directories.get(path)
+        if known is not None:
+            return known
+        if not path:
+            return self._tree.root
+        head, _, name = path.rpartition(b"/")
+        parent = self._directory(head)
+        found = self._child(parent, name) if parent is not None else None
+        if found is None or not stat.S_ISDIR(found[1].mode):
+            return None
+        self._hold(found[0])
+        self._directories[path] = found[0]
+        return found[0]
+
+    def _child(self, parent: Node, name: bytes) -> tuple[Node, Attr] | None:
+        try:
+            node, attr = self._tree.lookup(parent, name)
+        except FileNotFoundError:
+            return None
+        return node, attr
+
+    def _hold(self, node: Node) -> None:
+        node.opens += 1
+        self._held.append(node)
+
+    # The end
+
+    def finish(self) -> list[Affected]:
+        """Remove the staging directory and what is left in it, and let go of everything."""
+        affected: list[Affected] = []
+        found = self._child(self._tree.root, self.staging)
+        if found is not None:
+            directory = found[0]
+            for entry in self._tree.entries(directory):
+                self._tree.unlink(directory, entry.name)
+            self._tree.rmdir(self._tree.root, self.staging)
+            affected.append(Affected(self._tree.root, self.staging, directory))
+        held, self._held = self._held, []
+        self._directories.clear()
+        for node in held:
+            node.opens -= 1
+            self._table.release(node)
+        self._stage = None
+        return affected
+
+    @classmethod
+    def resume(cls, tree: Tree, table: NodeTable, owner: Owner, steps: Steps) -> Applying:
+        """The same once more, after a crash: to be published and finished."""
+        applying = cls(tree, table, owner, staging=steps.staging)
+        applying._steps = list(steps.steps)
+        return applying
+
+
+def decode_steps(record: bytes) -> Steps:
+    """What `encode_steps` made."""
+    return msgspec.msgpack.decode(record, type=Steps)
+
+
+def encode_steps(steps: Steps) -> bytes:
+    return msgspec.msgpack.encode(steps)
+
+
+def within(paths: Iterable[bytes], path: bytes) -> bool:
+    """Whether *path* is one of *paths* or below one; b"" is above everything."""
+    return any(not each or path == each or path.startswith(each + b"/") for each in paths)

@@ -1,0 +1,208 @@
+"""Applying a set of changes to a live tree: all of it in one step, also over a crash."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clivefs.mounts.applying import STAGING, Applying, Wanted, decode_steps, encode_steps
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.tree import Node, NodeTable, Owner, Tree
+
+OWNER = Owner(os.geteuid(), os.getegid())
+FILE = stat.S_IFREG | 0o644
+DIRECTORY = stat.S_IFDIR | 0o755
+
+
+def host_tree(place: Path, table: NodeTable) -> Tree:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    return HostTree(fd, table, entry=b"test", writable=True, hidden=lambda identity, name: False)
+
+
+def overlay_tree(place: Path, table: NodeTable) -> Tree:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return OverlayTree(MemoryLower(), fd, table, entry=b"test", source=b"memory")
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def umask_zero() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(params=[host_tree, overlay_tree])
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
+    make: Callable[[Path, NodeTable], Tree] = request.param
+    place = tmp_path / "tree"
+    place.mkdir()
+    table = NodeTable()
+    made = make(place, table)
+    made.table = table  # type: ignore[attr-defined]
+    yield made
+    made.close()
+
+
+def apply(tree: Tree, wanted: dict[bytes, tuple[int, bytes | None]], *, crash_after: str = "") -> None:
+    table: NodeTable = tree.table  # type: ignore[attr-defined]
+    applying = Applying(tree, table, OWNER)
+    for path, (mode, content) in wanted.items():
+        file = applying.stage(Wanted(path, mode), content if content is None or len(content) < 8 else None)
+        if file is not None:
+            assert content is not None
+            file.write(0, content)
+            applying.staged(Wanted(path, mode), file)
+    applying.check()
+    record = encode_steps(applying.steps)
+    if crash_after:
+        if crash_after == "publish":
+            applying.publish()
+        again = Applying.resume(tree, table, OWNER, decode_steps(record))
+        again.publish()
+        again.finish()
+        return
+    applying.publish()
+    applying.finish()
+
+
+def content(tree: Tree, directory: Node | None = None, prefix: bytes = b"") -> dict[bytes, object]:
+    """Everything in *tree*: path -> (mode, bytes) of files, the target of symlinks, the mode of directories."""
+    found: dict[bytes, object] = {}
+    directory = directory or tree.root
+    for entry in tree.entries(directory):
+        node, attr = tree.lookup(directory, entry.name)
+        path = prefix + entry.name
+        if stat.S_ISDIR(attr.mode):
+            found[path] = attr.mode
+            found.update(content(tree, node, path + b"/"))
+        elif stat.S_ISLNK(attr.mode):
+            found[path] = tree.readlink(node)
+        else:
+            file = tree.open(node, os.O_RDONLY)
+            found[path] = (attr.mode, file.read(0, 1000))
+            file.close()
+    return found
+
+
+def test_files_come_change_kind_and_go(tree: Tree) -> None:
+    apply(tree, {b"a": (FILE, b"1"), b"d/e/f": (stat.S_IFREG | 0o755, b"long content"), b"s": (stat.S_IFLNK, b"a")})
+    assert content(tree) == {
+        b"a": (FILE, b"1"),
+        b"d": DIRECTORY,
+        b"d/e": DIRECTORY,
+        b"d/e/f": (stat.S_IFREG | 0o755, b"long content"),
+        b"s": b"a",
+    }
+    apply(
+        tree,
+        {
+            b"a/inner": (FILE, b"2"),
+            b"a": (DIRECTORY, None),
+            b"d/e/f": (0, None),
+            b"d/e": (0, None),
+            b"d": (FILE, b"was a directory"),
+            b"s": (stat.S_IFDIR | 0o700, None),
+        },
+    )
+    assert content(tree) == {
+        b"a": DIRECTORY,
+        b"a/inner": (FILE, b"2"),
+        b"d": (FILE, b"was a directory"),
+        b"s": stat.S_IFDIR | 0o700,
+    }
+
+
+def test_a_directory_that_holds_something_else_stays(tree: Tree) -> None:
+    apply(tree, {b"d/ours": (FILE, b"1"), b"d/ignored": (FILE, b"2")})
+    apply(tree, {b"d/ours": (0, None), b"d": (0, None)})
+    assert content(tree) == {b"d": DIRECTORY, b"d/ignored": (FILE, b"2")}
+
+
+def test_what_is_not_ours_is_not_removed_for_a_file(tree: Tree) -> None:
+    apply(tree, {b"d/ours": (FILE, b"1"), b"d/e/ignored": (FILE, b"2")})
+    before = content(tree)
+    table: NodeTable = tree.table  # type: ignore[attr-defined]
+    applying = Applying(tree, table, OWNER)
+    applying.stage(Wanted(b"d/ours", 0))
+    applying.stage(Wanted(b"d", FILE), b"file")
+    with pytest.raises(OSError) as refused:
+        applying.check()
+    assert (refused.value.errno, refused.value.filename) == (errno.ENOTEMPTY, b"d/e/ignored")
+    applying.finish()
+    assert content(tree) == before
+
+
+def test_who_has_a_file_open_keeps_what_he_opened(tree: Tree) -> None:
+    apply(tree, {b"a": (FILE, b"old")})
+    node, _ = tree.lookup(tree.root, b"a")
+    file = tree.open(node, os.O_RDONLY)
+    apply(tree, {b"a": (FILE, b"new")})
+    assert file.read(0, 10) == b"old"
+    file.close()
+    assert content(tree) == {b"a": (FILE, b"new")}
+
+
+def test_times_and_attributes(tree: Tree) -> None:
+    table: NodeTable = tree.table  # type: ignore[attr-defined]
+    applying = Applying(tree, table, OWNER)
+    applying.stage(Wanted(b"a", FILE, 1_600_000_000_123_456_789, xattrs=((b"user.note", b"n"),)), b"x")
+    applying.stage(Wanted(b"d", DIRECTORY, 1_500_000_000_000_000_001))
+    applying.stage(Wanted(b"d/b", FILE), b"y")
+    applying.check()
+    applying.publish()
+    applying.finish()
+    node, attr = tree.lookup(tree.root, b"a")
+    assert attr.mtime_ns == 1_600_000_000_123_456_789
+    assert tree.getxattr(node, b"user.note") == b"n"
+    assert tree.lookup(tree.root, b"d")[1].mtime_ns == 1_500_000_000_000_000_001
+
+
+PATHS = st.sampled_from([b"a", b"b", b"a/x", b"a/y", b"b/x/z", b"c"])
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> dict[bytes, tuple[int, bytes | None]]:
+    """A tree as path -> wanted: files, and the directories that they need."""
+    world: dict[bytes, tuple[int, bytes | None]] = {}
+    for path in sorted(draw(st.sets(PATHS, max_size=5))):
+        parts = path.split(b"/")
+        above = [b"/".join(parts[:n]) for n in range(1, len(parts))]
+        if any(each in world and not stat.S_ISDIR(world[each][0]) for each in above):
+            continue
+        world.update(dict.fromkeys(above, (DIRECTORY, None)))
+        world[path] = (stat.S_IFREG | draw(st.sampled_from([0o644, 0o755])), draw(st.binary(max_size=12)))
+    return world
+
+
+@pytest.mark.parametrize("make", [host_tree, overlay_tree])
+@pytest.mark.parametrize("crash_after", ["", "stage", "publish"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=worlds(), after=worlds())
+def test_any_tree_becomes_any_other(
+    tmp_path_factory: pytest.TempPathFactory,
+    make: Callable[[Path, NodeTable], Tree],
+    crash_after: str,
+    before: dict[bytes, tuple[int, bytes | None]],
+    after: dict[bytes, tuple[int, bytes | None]],
+) -> None:
+    table = NodeTable()
+    tree = make(tmp_path_factory.mktemp("tree"), table)
+    tree.table = table  # type: ignore[attr-defined]
+    apply(tree, before)
+    apply(tree, {**dict.fromkeys(before, (0, None)), **after}, crash_after=crash_after)
+    shown = content(tree)
+    assert shown == {path: mode if stat.S_ISDIR(mode) else (mode, data) for path, (mode, data) in after.items()}
+    assert not any(name.startswith(STAGING) for name in shown)
+    tree.close()
