@@ -8,12 +8,15 @@ import shutil
 import statistics
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import inputs
+from bench import inputs, sessions
 from bench.measure import Row, interleaved, seconds
+from bench.modules import mounted_wheel
+from bench.soak import soak
 from bench.workbench import Workbench
 
 
@@ -26,16 +29,20 @@ class Size(NamedTuple):
     """Files of the real one."""
     ref: int
     """Files of the ref whose first `git status` is taken."""
+    module: int
+    """Files of the patched module."""
     big_mib: int
     repeats: int
+    saves: int
+    """Of a patch."""
 
     @classmethod
     def full(cls) -> Size:
-        return cls(100_000, 5_000, 5_800, 256, 7)
+        return cls(100_000, 5_000, 5_800, 50_000, 256, 7, 100)
 
     @classmethod
     def quick(cls) -> Size:
-        return cls(10_000, 1_000, 1_000, 32, 3)
+        return cls(10_000, 1_000, 1_000, 5_000, 32, 3, 20)
 
 
 @contextlib.contextmanager
@@ -170,6 +177,49 @@ def first_status(base: Path, size: Size) -> list[Row]:
     return [Row(what, ours, seconds(status(repository)), "< 1 s", ours < 1)]
 
 
+_PATCHED = "d000/s00/f00001.txt"
+_PATCH = f"--- a/{_PATCHED}\n+++ b/{_PATCHED}\n@@ -1,2 +1,2 @@\n-file 1\n+%s\n file 1\n"
+_SHOWN_S = 20.0
+
+
+def patch_change(base: Path, size: Size) -> list[Row]:
+    """From the save of a one-line change of a patch until the mount shows the patched file with it."""
+    repository = inputs.many_files(base / "module", size.module)
+    inputs.git("archive", "-o", base / "module.tar", "main", cwd=repository)
+    rows = []
+    with workbench(base / "patch") as bench:
+        bench.table(module=f'archive = "{base / "module.tar"}"\npatches = ["patches/*.patch"]')
+        (bench.root / "patches").mkdir()
+        (bench.root / "patches" / "one.patch").write_text(_PATCH % "first")
+        bench.mount()
+        for known in ("nothing of it known", "all of it known"):
+            for where, directory in (("in the mount", bench.live), ("outside", bench.root)):
+                patch = directory / "patches" / "one.patch"
+                times = sorted(
+                    _until_shown(patch, f"{where}, {known}, {number}", bench.live / "module" / _PATCHED)
+                    for number in range(size.saves)
+                )
+                median, p95 = statistics.median(times), times[len(times) * 95 // 100]
+                what = f"{size.module:,}-file module, {known}: a patch saved {where}, until shown"
+                rows.append(Row(f"{what}, median", median, None, "< 100 ms", median < 0.1))
+                rows.append(Row(f"{what}, 95 of 100", p95, None, "< 100 ms", p95 < 0.1))
+            run("find", ".", "-size", "+1000000k", cwd=bench.live / "module")
+        bench.unmount()
+    return rows
+
+
+def _until_shown(patch: Path, line: str, patched: Path) -> float:
+    """How long it takes after the save of *patch* until *patched* begins with *line*."""
+    wanted = line.encode()
+    begin = time.perf_counter()
+    patch.write_text(_PATCH % line)
+    while not patched.read_bytes().startswith(wanted):
+        if time.perf_counter() - begin > _SHOWN_S:
+            raise SystemExit(f"{patched} does not show {line!r}")
+        time.sleep(0.0005)  # the daemon has the same CPU
+    return time.perf_counter() - begin
+
+
 def throughput(base: Path, size: Size) -> list[Row]:
     """Large sequential reads and writes, and many small files, in an overlay; for information."""
     archive = base / "files.tar"
@@ -221,5 +271,11 @@ CASES: dict[str, Callable[[Path, Size], list[Row]]] = {
     "large_ref": large_ref,
     "checkouts": checkouts,
     "first_status": first_status,
+    "patch_change": patch_change,
     "throughput": throughput,
+    "sessions": sessions.sessions,
+    "wheel": lambda base, size: mounted_wheel(base, size.some, size.repeats),
+    "soak": lambda base, size: soak(base, 40 if size == Size.quick() else 300),
 }
+ON_REQUEST = ("soak",)
+"""Cases that are run only where they are named."""

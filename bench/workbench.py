@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 _GONE_S = 15.0
 
@@ -72,7 +73,16 @@ class Workbench:
 
     def pid(self) -> int:
         """The daemon's process id."""
-        return int(json.loads(self.cli("status", "--json", "--at", self.mountpoint))["daemon"]["pid"])
+        return int(self._daemon()["pid"])
+
+    def known_files(self) -> int:
+        """How many files the daemon keeps in mind."""
+        return int(self._daemon()["nodes"])
+
+    def _daemon(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.cli("status", "--json", "--at", self.mountpoint))
+        daemon: dict[str, Any] = status["daemon"]
+        return daemon
 
     def resident_mib(self) -> float:
         """The daemon's resident memory now, in MiB."""

@@ -17,10 +17,15 @@ from typing import Literal, NamedTuple
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import mountpoint
 
-PACKAGES = ("asyncssh", "lmdb", "msgspec", "pyfuse3", "pygit2", "trio", "urllib3")
+PACKAGES = ("asyncssh", "lmdb", "msgspec", "pyfuse3", "pygit2", "trio", "urllib3") + (
+    () if sys.version_info >= (3, 14) else ("backports.zstd",)
+)
 PYTHONS = ((3, 11), (3, 14))
+COMPILES_PYFUSE3 = ("fuse3", "libfuse3-dev", "pkg-config", "gcc", "python3-dev")
 GIT_MIN = (2, 39)
-KERNEL_MIN = (5, 4)
+KERNEL_MIN = (5, 15)
+MOUNT_TABLE = "/etc/mtab"
+STORE_REMEDY = "choose another: --store DIR"
 WATCHES_MIN = 65_536
 OPEN_FILES_MIN = 4096
 
@@ -55,6 +60,10 @@ def examine(store: str, *, allow_other: bool) -> list[Finding]:
     return [check() for check in checks]
 
 
+def _install(*packages: str) -> str:
+    return mountpoint.privileged(f"apt-get install {' '.join(packages)}")
+
+
 def _python() -> Finding:
     version = sys.version_info[:2]
     text = f"Python {sys.version.split()[0]} ({sys.executable})"
@@ -62,19 +71,26 @@ def _python() -> Finding:
         return Finding("python", "ok", text)
     if version > PYTHONS[1]:
         return Finding("python", "warning", f"{text} is newer than what clivefs is tested with")
-    return Finding("python", "missing", f"{text} is older than 3.11", "sudo apt-get install python3.11")
+    return Finding("python", "missing", f"{text} is older than 3.11", _install("python3"))
 
 
 def _packages() -> Finding:
-    problems = []
+    problems = {}
     for name in PACKAGES:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = str(error)
     if not problems:
         return Finding("packages", "ok", "all Python packages load")
-    return Finding("packages", "missing", "; ".join(problems), f"{sys.executable} -m pip install clivefs")
+    detail = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+    return Finding("packages", "missing", detail, _install_again(*problems))
+
+
+def _install_again(*packages: str) -> str:
+    """What installs Python packages, also where they are installed and do not load: a plain install passes those."""
+    command = " ".join([sys.executable, "-m pip install --force-reinstall --no-cache-dir", *packages])
+    return f"{_install(*COMPILES_PYFUSE3)} && {command}" if "pyfuse3" in packages else command
 
 
 def _kernel() -> Finding:
@@ -104,9 +120,7 @@ def _libfuse() -> Finding:
         loaded = None
     if loaded is not None:
         return Finding("libfuse3", "ok", os.path.realpath(loaded))
-    return Finding(
-        "libfuse3", "missing", "it is not loaded with pyfuse3", "sudo apt-get install libfuse3-3 libfuse3-dev"
-    )
+    return Finding("libfuse3", "missing", "pyfuse3, which is linked with it, does not load", _install_again("pyfuse3"))
 
 
 def _fusermount() -> Finding:
@@ -117,7 +131,7 @@ def _fusermount() -> Finding:
             "fusermount3",
             "warning" if is_root else "missing",
             "not installed" + (" (root mounts without it)" if is_root else ""),
-            "sudo apt-get install fuse3",
+            _install("fuse3"),
         )
     found = os.stat(path)
     if not (found.st_mode & stat.S_ISUID and found.st_uid == 0):
@@ -125,7 +139,14 @@ def _fusermount() -> Finding:
             "fusermount3",
             "warning" if is_root else "missing",
             f"{path} is not set-user-ID root, so users cannot mount",
-            f"sudo chown root {path} && sudo chmod u+s {path}",
+            f"{mountpoint.privileged(f'chown root {path}')} && {mountpoint.privileged(f'chmod u+s {path}')}",
+        )
+    if not is_root and not os.path.exists(MOUNT_TABLE):
+        return Finding(
+            "fusermount3",
+            "warning",
+            f"{path} unmounts nothing where there is no {MOUNT_TABLE}",
+            mountpoint.privileged(f"ln -s /proc/self/mounts {MOUNT_TABLE}"),
         )
     return Finding("fusermount3", "ok", path)
 
@@ -133,12 +154,12 @@ def _fusermount() -> Finding:
 def _git() -> Finding:
     path = shutil.which("git")
     if path is None:
-        return Finding("git", "missing", "not installed", "sudo apt-get install git")
+        return Finding("git", "missing", "not installed", _install("git"))
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
     found = _version(said)
     if found is not None and found >= GIT_MIN:
         return Finding("git", "ok", said)
-    return Finding("git", "warning", f"{said} is older than {_dotted(GIT_MIN)}", "sudo apt-get install git")
+    return Finding("git", "warning", f"{said} is older than {_dotted(GIT_MIN)}", _install("git"))
 
 
 def _watches() -> Finding:
@@ -152,7 +173,8 @@ def _watches() -> Finding:
         "inotify",
         "warning",
         f"only {text}: edits in larger checkouts are noticed late",
-        "echo fs.inotify.max_user_watches=524288 | sudo tee /etc/sysctl.d/60-clivefs.conf && sudo sysctl --system",
+        f"echo fs.inotify.max_user_watches=524288 | {mountpoint.privileged('tee /etc/sysctl.d/60-clivefs.conf')} && "
+        + mountpoint.privileged("sysctl --system"),
     )
 
 
@@ -160,7 +182,13 @@ def _open_files() -> Finding:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= OPEN_FILES_MIN:
         return Finding("open files", "ok", "no limit" if hard == resource.RLIM_INFINITY else f"up to {hard}")
-    return Finding("open files", "warning", f"only {hard} at once", f"ulimit -Hn {OPEN_FILES_MIN * 16} (as root)")
+    return Finding(
+        "open files",
+        "warning",
+        f"only {hard} at once",
+        f"echo '* hard nofile {OPEN_FILES_MIN * 16}' | "
+        f"{mountpoint.privileged('tee /etc/security/limits.d/60-clivefs.conf')}; then log in again",
+    )
 
 
 def _store(path: str) -> Finding:
@@ -170,14 +198,16 @@ def _store(path: str) -> Finding:
         nearest = path
         while not os.path.lexists(nearest):
             nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            return Finding("store", "missing", f"{nearest} is not a directory", STORE_REMEDY)
         if not os.access(nearest, os.W_OK | os.X_OK):
-            return Finding("store", "missing", f"{nearest} cannot be written", "choose another: --store DIR")
+            return Finding("store", "missing", f"{nearest} cannot be written", STORE_REMEDY)
         if nearest != path:
             return Finding("store", "ok", f"{path} will be made")
         _open_store(path)
     except ClivefsError as error:
         place = f"{error.place}: " if error.place else ""
-        return Finding("store", "missing", place + error.message, error.remedy)
+        return Finding("store", "missing", place + error.message, error.remedy or STORE_REMEDY)
     return Finding("store", "ok", path)
 
 

@@ -12,8 +12,8 @@ from clivefs.cli.locate import Workspace, is_below
 from clivefs.mounts.config import source_notation
 
 SOURCE_HELP = """\
-SOURCE is git+URL[@REF][#subdir=D] (URL may be a path), pypi:NAME==V, npm:NAME@V, archive:URL-or-path, or the path
-of a directory. A relative path is one from the current directory."""
+SOURCE is git+URL[@REF][#subdir=D] (URL may be a path), pypi:NAME==V (with #sdist its source distribution),
+npm:NAME@V, archive:URL-or-path, or the path of a directory. A relative path is one from the current directory."""
 
 
 def source(call: Call, place: Workspace, text: str, ref: str | None) -> str:

@@ -3,6 +3,7 @@ machine can mount at all. What the daemon itself refuses (a mountpoint in use, s
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from clivefs.cli import locate
 
 FUSE_DEVICE = "/dev/fuse"
 FUSE_CONF = "/etc/fuse.conf"
+FILESYSTEMS = "/proc/filesystems"
 
 
 def check_not_mounted(path: str) -> None:
@@ -82,24 +84,17 @@ def check_not_alive(mountpoint: str) -> None:
         )
 
 
+def privileged(command: str) -> str:
+    """*command* as this user can type it. Root needs no `sudo`, and a bare machine has none."""
+    return command if os.geteuid() == 0 else f"sudo {command}"
+
+
 def check_machine(*, allow_other: bool) -> None:
     """This user can mount FUSE filesystems here."""
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        raise ClivefsError(
-            "there is no such device",
-            place=FUSE_DEVICE,
-            remedy="load the kernel module: sudo modprobe fuse (a container needs: --device /dev/fuse "
-            "--cap-add SYS_ADMIN)",
-        ) from None
     except OSError as error:
-        raise ClivefsError(
-            f"the device cannot be opened: {error.strerror}",
-            place=FUSE_DEVICE,
-            remedy="let users open it: sudo chmod 666 /dev/fuse (a container needs: --device /dev/fuse "
-            "--cap-add SYS_ADMIN)",
-        ) from None
+        raise _no_device(error) from None
     if os.geteuid() == 0:
         return
     if shutil.which("fusermount3") is None:
@@ -110,6 +105,30 @@ def check_machine(*, allow_other: bool) -> None:
             place=FUSE_CONF,
             remedy=f"echo user_allow_other | sudo tee -a {FUSE_CONF}",
         )
+
+
+def _no_device(error: OSError) -> ClivefsError:
+    if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        message = f"the device cannot be opened: {error.strerror}"
+        # No mode keeps root out: then it is a container's rule.
+        remedy = None if os.geteuid() == 0 else f"let users open it: sudo chmod 666 {FUSE_DEVICE}"
+    elif _kernel_knows_fuse():
+        message = "there is no such device, though the kernel has FUSE"
+        remedy = f"make it: {privileged(f'mknod -m 666 {FUSE_DEVICE} c 10 229')}"
+    else:
+        message = "there is no such device"
+        remedy = f"load the kernel module: {privileged('modprobe fuse')}"
+    container = "a container needs: --device /dev/fuse --cap-add SYS_ADMIN"
+    remedy = container if remedy is None else f"{remedy} ({container})"
+    return ClivefsError(message, place=FUSE_DEVICE, remedy=remedy)
+
+
+def _kernel_knows_fuse() -> bool:
+    try:
+        with open(FILESYSTEMS, encoding="ascii", errors="replace") as file:
+            return any(line.split()[-1:] == ["fuse"] for line in file)
+    except OSError:
+        return False
 
 
 def others_allowed() -> bool:

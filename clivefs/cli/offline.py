@@ -9,11 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon import recovery
 from clivefs.mounts import identity
-from clivefs.mounts.config import config, source_notation, trust
+from clivefs.mounts.assembly import locking
+from clivefs.mounts.assembly.places import Places
+from clivefs.mounts.config import config, lockfile, source_notation, trust
 from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.git import exclude as gitexclude
+from clivefs.mounts.ownfiles import HostFiles
+from clivefs.mounts.published.member import ArchiveLimits
+from clivefs.mounts.tree import Owner
 from clivefs.objects import fsck as checks
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
@@ -62,6 +68,7 @@ def edit(
     """Do `attach`, `detach` or `replace` in the `Clive.toml` of a workspace that is not mounted; the entry's object."""
     file = os.path.join(root, config.FILE_NAME)
     old = _text(root, file)
+    _refuse_hidden(store_path, config.parse(old, file=file, root=root))
     parsed = source_notation.parse_source(source) if source is not None else None
     if parsed is None:
         new = config_edit.detach(old, path, file=file)
@@ -83,6 +90,65 @@ def edit(
         if command == "attach" and not dry_run:
             facts["excluded_in"] = gitexclude.exclude(root, path)
     return facts
+
+
+def lock(
+    store_path: str,
+    root: str,
+    *,
+    paths: Sequence[str],
+    check: bool,
+    dry_run: bool,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Do `lock` in a workspace that is not mounted; what its daemon would answer (`Locking.lock`)."""
+    settings = config.load(os.path.join(root, config.FILE_NAME))
+    file = os.path.join(settings.root, lockfile.FILE_NAME)
+    with _opened(store_path, create=True) as store:
+        places = _places(store, settings)
+        refused = trust.not_allowed(settings, trust.StoreTrust(store), places.workspace_id)
+        if check:
+            found = locking.check(places, settings, paths, refused, progress)
+            return {"file": file, "written": False, "entries": [each.describe() for each in found]}
+        before = lockfile.read(settings.root)
+        plan = locking.look_up(places, settings, paths, refused, progress)
+        written = not dry_run and lockfile.write(settings.root, plan.lock, before=before)
+        return {"file": file, "written": written, "entries": [each.describe() for each in plan.findings]}
+
+
+def _places(store: Store, settings: config.Workspace) -> Places:
+    """What finding the sources of entries needs, where nothing is shown."""
+    limits = settings.limits
+    return Places(
+        store,
+        identity.workspace_id(store, settings.root),
+        settings.root,
+        Owner(os.geteuid(), os.getegid()),
+        os.path.join(store.path, "unpacked"),
+        ArchiveLimits(limits.archive_size, limits.archive_files, limits.archive_ratio),
+        limits.network_timeout,
+        _mount_over,
+        HostFiles(settings.root, lambda _directory, _name: False),
+    )
+
+
+def _mount_over(path: str) -> str | None:
+    over = recovery.clive_mount_over(path)
+    return over.mountpoint if over is not None else None
+
+
+def _refuse_hidden(store_path: str, workspace: config.Workspace) -> None:
+    """ClivefsError where edits of the workspace's directory are kept apart, and its Clive.toml is among them."""
+    if workspace.write != "overlay" or not os.path.lexists(store_path):
+        return
+    with _opened(store_path, create=False) as store:
+        number = identity.workspace_id(store, workspace.root)
+    if os.path.lexists(os.path.join(store_path, "uppers", number, "root", "tree", config.FILE_NAME)):
+        raise ClivefsError(
+            "it was edited in the mount, and those edits are kept apart from this directory",
+            place=workspace.file,
+            remedy="`clivefs mount` the workspace, then give the command again",
+        )
 
 
 def _text(root: str, file: str) -> str:

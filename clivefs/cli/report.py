@@ -12,12 +12,23 @@ def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", error
     rows = [[each["path"], each["source"], each["write"], each["state"]] for each in workspace["mounts"]]
     out.lines(table(rows, indent=indent))
     for each in workspace["mounts"]:
+        if _has_left_its_lock(each):
+            out.line(
+                f"{indent}{each['path']}: it follows its ref, which is at {each['ref'][:12]}; Clive.lock says "
+                f"{each['locked'][:12]} (`clivefs lock {each['path']}` takes the new one)"
+            )
         if errors and each.get("error"):
             _wrapped(out, indent, f"{each['path']}: {each['error']}")
+        for conflict in each.get("conflicts", ()):
+            out.line(f"{indent}! {each['path']}/{conflict['path']}: conflict ({conflict['kind']}) of the rebase")
     if workspace.get("error"):
-        _wrapped(out, indent, f"Clive.toml is not in force: {workspace['error']}")
+        _wrapped(out, indent, f"its files as they are now are not in force: {workspace['error']}")
     if workspace.get("degraded"):
         out.line(f"{indent}degraded: {workspace['degraded']} (`clivefs doctor` says how to get more)")
+
+
+def _has_left_its_lock(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("ref") and entry.get("locked") and entry["ref"] != entry["locked"] and not entry["error"])
 
 
 def problem(workspace: dict[str, Any], entry: dict[str, Any]) -> str:

@@ -78,7 +78,11 @@ def in_background(config: dict[str, Any], log: str, progress: Callable[[str], No
         raise
     if said is None:
         code = process.wait()
-        raise ClivefsError(f"the daemon ended with code {code} before it had mounted{_tail(log)}", place=log)
+        raise ClivefsError(
+            f"the daemon ended with code {code} before it had mounted{_tail(log)}",
+            place=log,
+            remedy="`clivefs doctor` tells what this machine lacks",
+        )
     if not said.get("ok"):
         process.wait()
         raise daemons.failure(said)

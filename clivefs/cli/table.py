@@ -28,7 +28,23 @@ COMMANDS = (
     Command("detach", "take a mount entry away"),
     Command("replace", "show another source at a path"),
     Command("relink", "say that a workspace's directory has moved"),
-    Command("overlay", "see or undo your edits over a source"),
+    Command("lock", "pin what the mount entries are now"),
+    Command("overlay", "your edits over a source: as a patch, a commit, a layer, undone, on another release"),
+    Command("blame", "tell which layer files and lines come from"),
+    Command("log", "list the recorded points, or those that changed a path"),
+    Command("diff", "show what changed between two moments"),
+    Command("show", "show a point, or a file as it was"),
+    Command("find-change", "find when a text came into a file or left it"),
+    Command("restore", "make files what they were"),
+    Command("undo", "go back by a point"),
+    Command("redo", "take back an undo"),
+    Command("session", "begin and end sessions, and list them"),
+    Command("snapshot", "record everything now, and print the point's id"),
+    Command("fork", "make, list and drop writable copies of the workspace"),
+    Command("merge", "bring a fork's changes back"),
+    Command("run", "run a command whose writes come all at once, or not at all"),
+    Command("git", "run git on the recorded past"),
+    Command("export", "write the recorded past into a git repository"),
     Command("xattr", "tell where a file comes from"),
     Command("fsck", "check the store"),
     Command("completion", "print completions for your shell"),
@@ -54,4 +70,4 @@ class Implementation(Protocol):
 
 def load(name: str) -> Implementation:
     """The module of the command *name*, imported now and not earlier: start-up stays short."""
-    return cast(Implementation, importlib.import_module(f"clivefs.cli.commands.{name}"))
+    return cast(Implementation, importlib.import_module(f"clivefs.cli.commands.{name.replace('-', '_')}"))

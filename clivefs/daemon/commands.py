@@ -11,17 +11,20 @@ import trio
 
 from clivefs import __version__
 from clivefs.base.errors import ClivefsError
-from clivefs.daemon import recovery
+from clivefs.daemon import ownconfig, recovery
 from clivefs.daemon.control import Command, Progress
 from clivefs.daemon.following import Following
+from clivefs.daemon.forks.commands import Forking
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.overlays import Overlays
+from clivefs.daemon.locking import Locking
+from clivefs.daemon.overlays.commands import Overlays
+from clivefs.daemon.recording import Recording
+from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import State
 from clivefs.mounts.config import config
 from clivefs.mounts.config import edit as config_edit
-from clivefs.mounts.config import file as config_file
 from clivefs.mounts.config.source_notation import parse_source
 from clivefs.mounts.git.exclude import exclude
 
@@ -32,13 +35,24 @@ class Commands:
     """The commands of one daemon."""
 
     def __init__(
-        self, workspaces: Workspaces, following: Following, settings: Settings, stop: Callable[[], None]
+        self,
+        workspaces: Workspaces,
+        following: Following,
+        recording: Recording,
+        sessions: Sessions,
+        forking: Forking,
+        settings: Settings,
+        stop: Callable[[], None],
     ) -> None:
         self._workspaces = workspaces
         self._following = following
+        self._recording = recording
+        self._sessions = sessions
+        self._forking = forking
         self._settings = settings
         self._stop = stop
-        self._overlays = Overlays(workspaces)
+        self._overlays = Overlays(workspaces, _from_thread)
+        self._locking = Locking(workspaces, following, _from_thread)
 
     def table(self) -> dict[str, Command]:
         return {
@@ -51,8 +65,28 @@ class Commands:
             "replace": self._replace,
             "reload": self._reload,
             "allow": self._allow,
+            "lock": self._locking.lock,
             "overlay_diff": self._overlays.diff,
             "overlay_reset": self._overlays.reset,
+            "overlay_export": self._overlays.export,
+            "overlay_commit": self._overlays.commit,
+            "overlay_rebase": self._overlays.rebase,
+            "overlay_resolve": self._overlays.resolve,
+            "blame": self._overlays.blame,
+            "snapshot": self._sessions.snapshot,
+            "session_new": self._sessions.new,
+            "restore": self._sessions.restore,
+            "undo": self._sessions.undo,
+            "redo": self._sessions.redo,
+            "fork": self._forking.make,
+            "fork_list": self._forking.list_all,
+            "fork_where": self._forking.where,
+            "fork_show": self._forking.show,
+            "fork_diff": self._forking.diff,
+            "fork_drop": self._forking.drop,
+            "merge": self._forking.merge,
+            "run_begin": self._forking.begin,
+            "run_end": self._forking.end,
             "fsck": self._fsck,
         }
 
@@ -65,6 +99,7 @@ class Commands:
                 "version": __version__,
                 "store": self._settings.store,
                 "log": self._settings.log,
+                "nodes": self._workspaces.known_files(),
             },
             "workspaces": self._workspaces.status(),
         }
@@ -81,6 +116,7 @@ class Commands:
 
     async def _leave(self, args: dict[str, Any], progress: Progress) -> Any:
         name = args["name"]
+        await self._recording.leave(self._workspaces.get(name))
         self._workspaces.remove(name)
         await self._workspaces.caches.settled()
         return {"name": name, "left": self._workspaces.names()}
@@ -127,11 +163,7 @@ class Commands:
         say = _from_thread(progress)
 
         def change() -> config.Workspace:
-            dir_fd = os.open(live.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                old = config_file.decode(config_file.read_at(dir_fd, config.FILE_NAME, file=file), file=file)
-            finally:
-                os.close(dir_fd)
+            old = ownconfig.read_text(live)
             new = edit(old, live)
             parsed = config.parse(new, file=file, root=live.root)
             entry = parsed.entry(args["path"])
@@ -142,23 +174,26 @@ class Commands:
                     raise ClivefsError(found.error or "it cannot be mounted", place=args["path"])
             if not args.get("dry_run"):
                 self._workspaces.allow(live, parsed, only=[args["path"]])
-                config_file.save(file, old, new)
+                ownconfig.save(live, old, new)
             return parsed
 
         parsed = await trio.to_thread.run_sync(change)
         entry = parsed.entry(args["path"])
         if args.get("dry_run"):
             return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
-        await self._following.reload(live)
+        self._workspaces.caches.forget_names([(live.root_tree.root, ownconfig.NAME, None)])
+        shown = live.entries.get(args["path"])
+        await self._following.reload(live, retry=shown is not None and shown.state is State.ERROR)
         if live.error is not None:
             raise ClivefsError(live.error)
         await self._workspaces.caches.settled()
         return self._entry_result(live, args["path"])
 
-    @staticmethod
-    def _entry_result(live: LiveWorkspace, path: str) -> dict[str, Any]:
+    def _entry_result(self, live: LiveWorkspace, path: str) -> dict[str, Any]:
         mounted = live.entries.get(path)
-        return mounted.describe() if mounted is not None else {"path": path, "state": "detached"}
+        if mounted is None:
+            return {"path": path, "state": "detached"}
+        return self._workspaces.describe_entry(live, mounted)
 
     async def _reload(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
@@ -168,7 +203,7 @@ class Commands:
 
     async def _allow(self, args: dict[str, Any], progress: Progress) -> Any:
         live = self._workspaces.get(args["workspace"])
-        await trio.to_thread.run_sync(lambda: self._workspaces.allow(live, config.load(live.settings.file)))
+        await trio.to_thread.run_sync(lambda: self._workspaces.allow(live, ownconfig.load(live)))
         await self._following.reload(live, retry=True)
         await self._workspaces.caches.settled()
         return self._workspaces.describe(live)

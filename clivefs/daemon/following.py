@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
 import trio
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.workspaces import Workspaces
+from clivefs.daemon.patched import PatchedEntries
+from clivefs.daemon.workspaces import FOLLOWED_FILES, Workspaces
 from clivefs.mounts.assembly.entry import State
-from clivefs.mounts.config import config, trust
+from clivefs.mounts.config import lockfile, trust
 from clivefs.mounts.config.config import MountEntry, Workspace
-from clivefs.mounts.host.watch import Outside
+from clivefs.mounts.host.watch import Outside, Watcher
+from clivefs.mounts.ownwatch import OwnWatch, watched_places
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +28,47 @@ _FETCH_RETRY_S = 30.0
 class Following:
     """Keeps the workspaces what their Clive.toml and their sources say. Methods are for the loop's thread."""
 
-    def __init__(self, workspaces: Workspaces) -> None:
+    def __init__(self, workspaces: Workspaces, watcher: Watcher) -> None:
         self._workspaces = workspaces
+        self.patched = PatchedEntries(workspaces, watcher)
+        workspaces.on_shown = self._shown
+        self._watcher = watcher
+        self._edited: dict[LiveWorkspace, OwnWatch] = {}
+        """What tells of edits of Clive.toml that are kept apart from the workspace's directory."""
         self._reloads: set[str] = set()
         self._reload_asked = trio.Event()
 
+    def _shown(self, live: LiveWorkspace) -> None:
+        """Entries of *live* may have come, gone or changed."""
+        self.patched.shown(live)
+        there = self._workspaces.live.get(live.name) is live
+        if not there and live in self._edited:
+            self._edited.pop(live).close()
+        elif there and live.settings.write == "overlay" and live not in self._edited:
+            watch = self._edited[live] = OwnWatch(
+                self._watcher, live.assembly.files, lambda _: self._reload_soon(live.name)
+            )
+            places = watched_places(live.assembly.files, {b"": frozenset((ownconfig.NAME,))})
+            for each in watch.keep(places):
+                watch.add(each, places[each])
+            self._reload_soon(live.name)
+
+    def _reload_soon(self, name: str) -> None:
+        self._reloads.add(name)
+        self._reload_asked.set()
+
     def noticed(self, change: Outside) -> None:
-        """A change outside; if it is of a workspace's Clive.toml, it is read again soon."""
-        if change.name != config.FILE_NAME.encode():
+        """A change outside; if it is of a workspace's Clive.toml or Clive.lock, they are read again soon."""
+        if change.name is None or os.fsdecode(change.name) not in FOLLOWED_FILES:
             return
         for live in self._workspaces.live.values():
             if change.directory == live.directory:
-                self._reloads.add(live.name)
-                self._reload_asked.set()
+                self._reload_soon(live.name)
 
     def reload_all(self) -> None:
         self._reloads.update(self._workspaces.live)
         self._reload_asked.set()
+        self.patched.look_at_all()
 
     async def reload_when_asked(self) -> None:
         """Until cancelled: read each Clive.toml again that `noticed` told of."""
@@ -59,11 +87,11 @@ class Following:
                     log.exception("reading %s again failed", live.settings.file)
 
     async def reload(self, live: LiveWorkspace, *, retry: bool = False) -> None:
-        """Make what is mounted what Clive.toml says. A broken file leaves everything as it is, and says so
-        in `live.error`. With *retry*, entries that failed are tried again."""
+        """Make what is mounted what Clive.toml and Clive.lock say. A broken file leaves everything as it is, and says
+        so in `live.error`. With *retry*, entries that failed are tried again."""
         async with live.reloading:
             try:
-                settings = await trio.to_thread.run_sync(_load_again, live)
+                settings, locked = await trio.to_thread.run_sync(_load_again, live)
                 if settings.name != live.name:
                     raise ClivefsError(
                         f"the workspace is mounted as {live.name}",
@@ -74,7 +102,7 @@ class Following:
                     raise ClivefsError(
                         "the write mode of a workspace changes only when it is mounted anew",
                         place=settings.file,
-                        remedy="`clivefs unmount` and `clivefs mount`",
+                        remedy="write it in the workspace's own directory, then `clivefs unmount` and `clivefs mount`",
                     )
             except ClivefsError as error:
                 if live.error != str(error):
@@ -82,19 +110,27 @@ class Following:
                 live.error = str(error)
                 return
             refused = trust.not_allowed(settings, self._workspaces.trust, live.id)
+            retry = self._workspaces.use(live.assembly, settings, locked) or retry
             changed = [entry for entry in settings.mounts if self._differs(live, entry, refused.get(entry.path), retry)]
-            prepared = await trio.to_thread.run_sync(
-                lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
-            )
-            if await self._workspaces.wait_for(live, prepared):
-                self._workspaces.apply(live, settings, prepared)
-                live.error = None
+            async with contextlib.AsyncExitStack() as alone:
+                for entry in changed:
+                    await alone.enter_async_context(live.entry_lock(entry.path))
+                prepared = await trio.to_thread.run_sync(
+                    lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
+                )
+                if await self._workspaces.wait_for(live, prepared):
+                    self._workspaces.apply(live, settings, prepared)
+                    live.error = None
 
     @staticmethod
     def _differs(live: LiveWorkspace, entry: MountEntry, refusal: str | None, retry: bool) -> bool:
         mounted = live.entries.get(entry.path)
         if mounted is None or not mounted.same_as(entry):
             return True
+        pin = live.assembly.pin(entry)
+        if not mounted.is_as(pin):
+            return True
+        mounted.locked = pin
         if (mounted.state == State.NOT_ALLOWED) != (refusal is not None):
             return True
         return retry and mounted.state == State.ERROR
@@ -103,22 +139,28 @@ class Following:
         """Move entries whose source has moved on, and try again those whose source could not be had."""
         for live in list(self._workspaces.live.values()):
             due = [mounted for mounted in live.entries.values() if mounted.due()]
-            if not due:
-                continue
-            async with live.reloading:
-                for mounted in due:
-                    entry = mounted.entry
+            for mounted in due:
+                path = mounted.entry.path
+                async with live.entry_lock(path):
+                    if live.entries.get(path) is not mounted:
+                        continue
                     prepared = await trio.to_thread.run_sync(live.assembly.look_again, mounted)
                     if prepared is None or not await self._workspaces.wait_for(live, [prepared]):
                         continue
-                    if live.entries.get(entry.path) is mounted:
+                    if live.entries.get(path) is mounted:
                         self._workspaces.set_entry(live, prepared)
+                        self.patched.shown(live)
                     else:
                         prepared.discard()
 
     async def fetch_in_background(self) -> None:
-        """Until cancelled: get the blobs of entries that want all of them (`blobs = "all"`), one entry at a time."""
+        """Until cancelled: make the store own what entries show of local repositories, and get the blobs of entries
+        that want all of them (`blobs = "all"`), one entry at a time."""
         while True:
+            for live in list(self._workspaces.live.values()):
+                for mounted in list(live.entries.values()):
+                    if mounted.wants_keeping():
+                        await trio.to_thread.run_sync(mounted.keep, abandon_on_cancel=True)
             waiting = [
                 mounted
                 for live in self._workspaces.live.values()
@@ -132,13 +174,9 @@ class Following:
             await trio.sleep(_FETCH_LOOK_S)
 
 
-def _load_again(live: LiveWorkspace) -> Workspace:
-    """The workspace as its Clive.toml has it now. An empty file is one that somebody is about to write."""
-    file = os.path.join(live.root, config.FILE_NAME)
-    settings = config.load(file, root=live.root)
-    if live.entries and not settings.mounts and os.path.getsize(file) == 0:
-        raise ClivefsError("the file is empty", place=file, remedy="`clivefs detach` takes mount entries away")
-    return settings
+def _load_again(live: LiveWorkspace) -> tuple[Workspace, lockfile.Lock]:
+    """The workspace as its Clive.toml has it now, and what its Clive.lock pins."""
+    return ownconfig.load(live), lockfile.read(live.root)
 
 
 def _quiet(_: str) -> None:

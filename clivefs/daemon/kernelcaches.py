@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 
 import trio
 
+from clivefs.base.syscalls import IN_CREATE
+from clivefs.daemon.applier import Applier
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.mounts.host.watch import Outside
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Node, Tree
 from clivefs.mounts.view import View
@@ -27,6 +30,8 @@ class KernelCaches:
         self._view = view
         self._invalidator = invalidator
         self._trees = trees
+        self.applier: Applier | None = None
+        """Tells watchers, once there is a mount."""
 
     def apply(self, change: Outside) -> None:
         """Let the kernel forget what a change outside made untrue."""
@@ -38,12 +43,24 @@ class KernelCaches:
             self._forget_changed(change, change.directory if isinstance(change.directory, Node) else None, change.node)
 
     def _forget_changed(self, change: Outside, directory: Node | None, node: Node | None) -> None:
+        self._tell(change, directory, node)
         if node is not None:
             self._invalidator.inode(self._view.kernel_node(node).nodeid, attributes_only=change.kind == "attr")
         if directory is not None and change.name is not None and change.kind in ("name", "gone"):
             number = self._view.kernel_node(directory).nodeid
             self._invalidator.entry(number, change.name)
             self._invalidator.inode(number)
+
+    def _tell(self, change: Outside, directory: Node | None, node: Node | None) -> None:
+        """Let watchers hear of *change*."""
+        if self.applier is None or directory is None or change.name is None or not change.name:
+            return
+        follows = change.kind == "attr" and not change.mask
+        covered = isinstance(change.tree, Lower) and node is not None and node_is_edited(node)
+        if change.kind == "gone" or follows or covered:
+            return
+        known = self._view.kernel_node(directory)
+        self.applier.happened(known, change.name, mask=change.mask, old=node, stays=change.kind != "name")
 
     def _over(self, lower: Lower, ref: LowerRef) -> list[Node]:
         """The known directories of an overlay that show the directory *ref* of its lower layer."""
@@ -52,12 +69,17 @@ class KernelCaches:
                 return tree.known_over(ref)
         return []
 
-    def forget_names(self, affected: Iterable[tuple[Node, bytes, Node | None]]) -> None:
+    def forget_names(
+        self, affected: Iterable[tuple[Node, bytes, Node | None] | tuple[Node, bytes, Node | None, bool]]
+    ) -> None:
         """The kernel forgets names that mean something else now, and the listings that they are in."""
-        for directory, name, _ in affected:
-            number = self._view.kernel_node(directory).nodeid
-            self._invalidator.entry(number, name)
-            self._invalidator.inode(number)
+        for each in affected:
+            directory, name, old = each[:3]
+            known = self._view.kernel_node(directory)
+            self._invalidator.entry(known.nodeid, name)
+            self._invalidator.inode(known.nodeid)
+            if self.applier is not None:
+                self.applier.happened(known, name, old=old, was=len(each) > 3 and bool(each[3]))
 
     async def settled(self) -> None:
         """The kernel has forgotten what it was told to: who looks now sees the new state."""
@@ -71,17 +93,28 @@ class KernelCaches:
             number = self._view.kernel_node(node).nodeid
             self._invalidator.entry(number, name)
             self._invalidator.inode(number)
+            if self.applier is not None:
+                self.applier.happened(self._view.kernel_node(node), name, mask=IN_CREATE)
             name, node = node.name, node.parent
 
     def forget_tree(self, number: int, stale: Iterable[tuple[int, bytes]]) -> None:
         """Another tree is shown at the node *number*; *stale* is what was known below it (see `known_names`)."""
         for directory, known in stale:
             self._invalidator.entry(directory, known)
+            if self.applier is not None:
+                self.applier.happened_in(directory)
         self._invalidator.inode(number)
+        if self.applier is not None:
+            self.applier.happened_in(number)
 
     def forget_name(self, directory: Node, name: bytes) -> None:
         """The *name* in *directory* came or went."""
         self._invalidator.entry(directory.nodeid, name)
+
+
+def node_is_edited(node: Node) -> bool:
+    """Whether an overlay shows its own file there, whatever the lower has."""
+    return isinstance(node, OverlayNode) and node.upper != 0 and not node.is_dir
 
 
 def known_names(root: Node) -> Iterable[tuple[int, bytes]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import trio
 
@@ -33,7 +34,16 @@ class LiveWorkspace:
         self.entries: dict[str, Mounted] = {}
         self.error: str | None = None
         """Why the newest Clive.toml is not what is mounted."""
+        self.recording: Callable[[], dict[str, Any]] = dict
+        """What `status` says of its recording."""
         self.reloading = trio.Lock()
+        self.going_back = trio.Lock()
+        """Held while restore, undo or redo changes it."""
+        self._entry_locks: dict[str, trio.Lock] = {}
+
+    def entry_lock(self, path: str) -> trio.Lock:
+        """To be held from before the entry at *path* is prepared until it is shown; taken after `reloading`."""
+        return self._entry_locks.setdefault(path, trio.Lock())
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ files known longest are taken from the kernel, which then forgets their inodes; 
 from __future__ import annotations
 
 from clivefs.mounts.host.nodes import HostNode
-from clivefs.mounts.overlay.nodes import OverlayNode
+from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.tree import Node, NodeTable
 
 NODES_MAX = 200_000

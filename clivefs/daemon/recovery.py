@@ -91,9 +91,12 @@ def _umount(command: list[str]) -> None:
 
 def detach(mountpoint: str) -> None:
     """Take a living mount out of the tree: nobody new enters, who is inside is still answered."""
-    if mounted_at(mountpoint) is None:
-        return
-    _umount(["umount", "-l", mountpoint] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", mountpoint])
+    # A user's umount(8) may take a FUSE mount of his own away too, and needs no /etc/mtab for it, as fusermount3 does.
+    commands = [["fusermount3", "-u", "-z", mountpoint], ["umount", "-l", mountpoint]]
+    for command in reversed(commands) if os.geteuid() == 0 else commands:
+        if mounted_at(mountpoint) is None:
+            return
+        _umount(command)
 
 
 def users_of(mountpoint: str) -> list[dict[str, int | str]]:

@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,17 +25,29 @@ from clivefs import __version__
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
+from clivefs.daemon.applier import Applier
+from clivefs.daemon.applying import LiveChanges
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.following import Following
+from clivefs.daemon.forks.commands import Forking
+from clivefs.daemon.forks.shown import ShownForks
+from clivefs.daemon.happenings import kind_of_node
 from clivefs.daemon.invalidation import Invalidator
+from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.lock import Held, Lock
+from clivefs.daemon.pasts import Pasts
+from clivefs.daemon.recording import Recording
+from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.workspaces import Workspaces
+from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
 from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
 from clivefs.mounts.git import command as gitcommand
 from clivefs.mounts.host.watch import Outside, Watcher
+from clivefs.mounts.published import clients as packageclients
+from clivefs.mounts.renumbered import Renumbered
 from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.tree import Node, NodeTable, Owner
 from clivefs.mounts.view import View
@@ -90,9 +103,15 @@ class Daemon:
         self._cleanup.callback(self.watcher.close)
         space_fd = os.open(settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cleanup.callback(os.close, space_fd)
+        numbers = Renumbered(space_fd)
+        self._cleanup.callback(numbers.close)
+        table.renumbered = numbers.read()
+        self.view.keep_number = numbers.add
         self.operations = Operations(self.view, space_fd)
         self._cleanup.callback(self.operations.close)
         self.transport = _TRANSPORTS[settings.transport](self.operations)
+        applied = AppliedOperations(self.operations)
+        self.transport.answer_applier(applied)
         self.invalidator = Invalidator(self.transport)
         self._cleanup.callback(self.invalidator.close)
         self.workspaces = Workspaces(
@@ -104,15 +123,49 @@ class Daemon:
             unpacked=unpacked,
             on_change=self._write_facts,
         )
-        self.following = Following(self.workspaces)
+        self.applier = Applier(
+            self.view,
+            applied,
+            self.transport,
+            self.invalidator,
+            settings.mountpoint,
+            sees_all=os.geteuid() == 0 or not settings.allow_other,
+        )
+        self.workspaces.caches.applier = self.applier
+        self.store = store
+        self.changes = LiveChanges(store, self.view, self.workspaces.caches)
+        self.workspaces.resume = self.changes.resume
+        self.following = Following(self.workspaces, self.watcher)
+        self.recording = Recording(
+            store,
+            owner,
+            settings.mountpoint,
+            hidden=self.workspaces.hidden.is_hidden,
+            tell_open=self.operations.tell_open,
+        )
+        self.pasts = Pasts(store, self.view, unpacked)
+        self.workspaces.on_assembled = self._assembled
+        self.forks = ShownForks(store, self.view, self.workspaces.caches, self.pasts.reader, unpacked)
+        self.workspaces.other_trees = self.forks.trees
+        self.workspaces.on_left = self._left
         self._cleanup.callback(self.workspaces.close)
-        self._cleanup.callback(gitcommand.end_all)
+        self._cleanup.callback(self.forks.close)
+        self._cleanup.callback(_end_children)
         for request in settings.workspaces:
             self.workspaces.add_at_start(request.root, allow=request.allow, progress=progress)
 
         self._listener = self._listen(run)
         self._mount()
         return self.workspaces.names()
+
+    def _assembled(self, live: LiveWorkspace) -> None:
+        self.recording.assembled(live)
+        self.pasts.show(live)
+        self.forks.begin(live)
+
+    def _left(self, live: LiveWorkspace) -> None:
+        self.forks.end(live)
+        self.pasts.hide(live)
 
     def _take_mountpoint(self, run: str) -> None:
         mountpoint = self._settings.mountpoint
@@ -171,19 +224,29 @@ class Daemon:
 
     async def serve(self) -> None:
         """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""
-        commands = Commands(self.workspaces, self.following, self._settings, self.stop)
+        self.workspaces.loop_runs = True
+        sessions = Sessions(self.store, self.workspaces, self.recording, self.changes)
+        forking = Forking(self.store, self.workspaces, self.recording, self.changes, self.forks)
+        commands = Commands(
+            self.workspaces, self.following, self.recording, sessions, forking, self._settings, self.stop
+        )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signals)
                 nursery.start_soon(control.serve, self._listener, commands.table())
                 nursery.start_soon(self._watch)
+                nursery.start_soon(self.applier.run)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._follow)
+                nursery.start_soon(self.following.patched.keep)
+                nursery.start_soon(self.recording.run)
+                nursery.start_soon(forking.run)
                 nursery.start_soon(self.following.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)
                 nursery.start_soon(self.following.fetch_in_background)
                 await self.transport.serve()
-                gitcommand.end_all()  # the nursery waits for the threads that wait for one
+                await self.recording.finish()
+                _end_children()  # the nursery waits for the threads that wait for one
                 nursery.cancel_scope.cancel()
         finally:
             self.close()
@@ -204,7 +267,7 @@ class Daemon:
         self.transport.stop()
         # What can be answered has been by then; who waits for the network gets an error as the session closes.
         await trio.sleep(_GRACE_S)
-        gitcommand.end_all()
+        _end_children()
         everything.cancel()
 
     async def _signals(self) -> None:
@@ -238,6 +301,8 @@ class Daemon:
             number = self.view.kernel_node(node).nodeid
             for name in node.children or ():
                 self.invalidator.entry(number, name)
+            if node.children or kind_of_node(node) == stat.S_IFDIR:
+                self.applier.happened_in(number)
         self._forget_absent()
         self.following.reload_all()
 
@@ -270,6 +335,12 @@ class Daemon:
             with _logged("looking at the sources again"):
                 await self.following.follow()
             await trio.sleep(_TICK_S)
+
+
+def _end_children() -> None:
+    """End what fetches for us: whoever waits for it gets an error."""
+    gitcommand.end_all()
+    packageclients.end_all()
 
 
 @contextlib.contextmanager

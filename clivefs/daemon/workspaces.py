@@ -7,6 +7,7 @@ prepared is shown as an empty directory with its state and reason; what has not 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import trio
 
 from clivefs.base.errors import ClivefsError
-from clivefs.daemon import recovery
+from clivefs.daemon import ownconfig, recovery
+from clivefs.daemon.bases import BaseTrees
 from clivefs.daemon.hidden import HiddenMounts
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.kernelcaches import KernelCaches, known_names
@@ -25,14 +27,15 @@ from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.settings import Settings
 from clivefs.mounts import identity
 from clivefs.mounts.assembly.assembly import Assembly
-from clivefs.mounts.assembly.entry import Prepared
-from clivefs.mounts.config import config, trust
+from clivefs.mounts.assembly.entry import Mounted, Prepared
+from clivefs.mounts.config import config, lockfile, trust
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.edits import journal, takeback
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.host.watch import Watcher
 from clivefs.mounts.published.member import ArchiveLimits
-from clivefs.mounts.tree import Blocked, Tree
+from clivefs.mounts.tree import Blocked, Owner, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.fsck import fsck as check_store
 from clivefs.objects.store import Store
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 _WAITS_MAX = 1000
+FOLLOWED_FILES = (config.FILE_NAME, lockfile.FILE_NAME)
+"""In a workspace's directory: what is mounted is what they say."""
 
 
 class Workspaces:
@@ -65,15 +70,47 @@ class Workspaces:
         self._on_change = on_change
         self.live: dict[str, LiveWorkspace] = {}
         """By name."""
+        self.loop_runs = False
+        """From when on threads have to ask for the loop's."""
+        self.on_shown: Callable[[LiveWorkspace], None] = lambda live: None
+        """Told whenever entries of a workspace came, went or changed."""
+        self.resume: Callable[[LiveWorkspace], None] = lambda live: None
+        """Finishes what a crash has interrupted, before a workspace is used. May wait."""
+        self.on_assembled: Callable[[LiveWorkspace], None] = lambda live: None
+        """Told in the very span in which trees of a workspace came, went, or stand on something else."""
+        self.on_left: Callable[[LiveWorkspace], None] = lambda live: None
+        """Told when a workspace is about to be taken away."""
+        self.other_trees: Callable[[], Iterable[Tree]] = tuple
+        """What is shown beside workspaces and bases."""
         self.trust = trust.StoreTrust(store)
         self.hidden = HiddenMounts(settings.mountpoint)
         self.caches = KernelCaches(view, invalidator, self._trees)
+        self.bases = BaseTrees(view, self.caches)
 
     def _trees(self) -> Iterator[Tree]:
         for live in self.live.values():
             yield live.root_tree
             for mounted in live.entries.values():
                 yield mounted.tree
+        yield from self.bases.trees()
+        yield from self.other_trees()
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    @property
+    def view(self) -> View:
+        return self._view
+
+    @property
+    def owner(self) -> Owner:
+        """To whom new files belong."""
+        return self._view.owner
+
+    @property
+    def mountpoint(self) -> str:
+        return self._settings.mountpoint
 
     def names(self) -> list[str]:
         return list(self.live)
@@ -88,6 +125,9 @@ class Workspaces:
                 place=name,
                 remedy="`clivefs mount DIR` mounts one",
             ) from None
+
+    def _on_loop(self, call: Callable[[], Any]) -> Any:
+        return trio.from_thread.run_sync(call) if self.loop_runs else call()
 
     # Coming and going
 
@@ -116,6 +156,8 @@ class Workspaces:
                 remedy="use it there, or `clivefs unmount` it first",
             ) from None
         try:
+            if takeback.recover(self._store, workspace_id, settings.root, self._uppers(workspace_id)):
+                settings = config.load(os.path.join(root, config.FILE_NAME))
             assembly = Assembly(
                 store=self._store,
                 workspace_id=workspace_id,
@@ -124,20 +166,48 @@ class Workspaces:
                 watcher=self._watcher,
                 hidden=self.hidden.is_hidden,
                 unpacked=self._unpacked,
+                on_loop=self._on_loop,
                 limits=ArchiveLimits(
                     settings.limits.archive_size, settings.limits.archive_files, settings.limits.archive_ratio
                 ),
                 mount_over=self.hidden.mount_over,
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )
+            self.use(assembly, settings, lockfile.read(settings.root))
         except BaseException:
             lock.release()
             raise
         return workspace_id, settings, assembly, lock
 
+    def use(self, assembly: Assembly, settings: Workspace, locked: lockfile.Lock) -> bool:
+        """From now on the limits of *settings* and the digests of *locked* count; see `Assembly.use`."""
+        return assembly.use(settings, locked, network_timeout_s=self._settings.network_timeout_s)
+
+    def _take_edited(self, live: LiveWorkspace, *, allow: bool) -> None:
+        """Where edits of the workspace's directory are kept apart, the Clive.toml among them is the one in force. For
+        threads."""
+        if live.settings.write != "overlay":
+            return
+        try:
+            settings = ownconfig.load(live)
+            if settings.write != "overlay":
+                raise ClivefsError(
+                    f'it says write = "{settings.write}", and the file in the workspace\'s own directory "overlay"',
+                    place=settings.file,
+                    remedy="write it there, then `clivefs unmount` and `clivefs mount`",
+                )
+        except ClivefsError as error:
+            live.error = str(error)
+            return
+        if allow or trust.is_own(self.trust, live.id):
+            trust.allow(settings, self.trust, live.id)
+        self.use(live.assembly, settings, lockfile.read(settings.root))
+        live.settings = settings
+
     def add_at_start(self, root: str, *, allow: bool, progress: Progress) -> None:
         """Open, prepare and show a workspace before the loop runs."""
         live = LiveWorkspace(*self.open(root, allow=allow))
+        self._take_edited(live, allow=allow)
         self._show(live)
         prepared = self._prepare(live, live.settings, live.settings.mounts, progress)
         for blocked in self._waits(live, prepared):
@@ -147,10 +217,12 @@ class Workspaces:
                 log.warning("%s failed: %s", blocked.what, error)
                 break
         self.apply(live, live.settings, prepared)
+        self.resume(live)
 
     async def add(self, root: str, *, allow: bool, progress: Progress) -> str:
         """Mount one more workspace; its name."""
         live = LiveWorkspace(*await trio.to_thread.run_sync(lambda: self.open(root, allow=allow)))
+        await trio.to_thread.run_sync(lambda: self._take_edited(live, allow=allow))
         self._show(live)
         async with live.reloading:
             prepared = await trio.to_thread.run_sync(
@@ -158,6 +230,7 @@ class Workspaces:
             )
             if await self.wait_for(live, prepared):
                 self.apply(live, live.settings, prepared)
+                self.resume(live)
         return live.name
 
     def _show(self, live: LiveWorkspace) -> None:
@@ -172,26 +245,32 @@ class Workspaces:
                 remedy='give one of them another name (name = "..." under [workspace]), or mount it --at another place',
             )
         live.control = self._view.add_workspace(name, live.root_tree)
+        self.bases.begin(live)
         self._view.synthetic.file(live.control, b"status", lambda: _json(self.describe(live)))
         self.live[live.name] = live
+        self.on_assembled(live)
         self._on_change([each.root for each in self.live.values()])
         live.watch_directory()
-        self._watcher.also_report.add((live.directory, config.FILE_NAME.encode()))
+        self._watcher.also_report.update((live.directory, each.encode()) for each in FOLLOWED_FILES)
         self.caches.forget_name(self._view.root, name)
 
     def remove(self, name: str) -> None:
         live = self.get(name)
+        self.on_left(live)
         for path in list(live.entries):
             self._drop_entry(live, path)
-        self._watcher.also_report.discard((live.directory, config.FILE_NAME.encode()))
+        self._watcher.also_report.difference_update((live.directory, each.encode()) for each in FOLLOWED_FILES)
+        self.bases.end(live)
         self._view.remove_workspace(os.fsencode(name))
         self.caches.forget_name(self._view.root, os.fsencode(name))
         DetachedTree(live.root_tree, self._view.table, live.root_tree.close)
         live.lock.release()
         del self.live[name]
+        self.on_shown(live)
         self._on_change([each.root for each in self.live.values()])
 
     def close(self) -> None:
+        self.bases.close()
         for live in self.live.values():
             for mounted in live.entries.values():
                 mounted.close()
@@ -246,13 +325,21 @@ class Workspaces:
             self._drop_entry(live, path)
         for each in prepared:
             self.set_entry(live, each)
+        if live.settings.sessions != settings.sessions:
+            live.settings = settings
+            self.on_assembled(live)
         live.settings = settings
+        self.on_shown(live)
 
-    def set_entry(self, live: LiveWorkspace, prepared: Prepared) -> None:
+    def set_entry(self, live: LiveWorkspace, prepared: Prepared, *, fresh: bool = False) -> None:
+        """Show *prepared*; with *fresh* in a tree of its own, as the upper is another."""
         path = prepared.entry.path
         old = live.entries.get(path)
-        mounted, affected = live.assembly.build(prepared, old)
+        mounted, affected = live.assembly.build(prepared, None if fresh else old)
+        mounted.locked = live.assembly.pin(mounted.entry)
         live.entries[path] = mounted
+        self.bases.show(live, mounted)
+        self.on_assembled(live)
         if old is not None and old.tree is mounted.tree:
             self.caches.forget_names(affected)
             return
@@ -265,9 +352,14 @@ class Workspaces:
 
     def _drop_entry(self, live: LiveWorkspace, path: str) -> None:
         mounted = live.entries.pop(path)
+        self.on_assembled(live)
+        self.bases.drop(live, path)
         parent, name = self._view.remove_entry(live.root_tree.root, os.fsencode(path))
         self.caches.forget_way(parent, name)
         DetachedTree(mounted.tree, self._view.table, mounted.close)
+
+    def _uppers(self, workspace_id: str) -> str:
+        return os.path.join(self._settings.store, "uppers", workspace_id)
 
     def scratch(self) -> str:
         """A directory for temporary files."""
@@ -286,6 +378,16 @@ class Workspaces:
 
     # Telling
 
+    def describe_entry(self, live: LiveWorkspace, mounted: Mounted) -> dict[str, Any]:
+        """The entry's object of `status --json`."""
+        facts = mounted.describe()
+        rebase = journal.load(self._store, journal.key(live.id, mounted.entry.path))
+        if rebase is None or rebase.state != journal.UNSOLVED:
+            return facts
+        if live.assembly.surroundings().upper_name(mounted.entry) == rebase.uppers[1]:
+            facts["conflicts"] = [dataclasses.asdict(each) for each in rebase.conflicts]
+        return facts
+
     def describe(self, live: LiveWorkspace) -> dict[str, Any]:
         """The workspace's object of `status --json`."""
         facts: dict[str, Any] = {
@@ -293,14 +395,19 @@ class Workspaces:
             "root": live.root,
             "session": None,
             "head": None,
+            **live.recording(),
             "write": live.settings.write,
-            "mounts": [mounted.describe() for mounted in live.entries.values()],
+            "mounts": [self.describe_entry(live, mounted) for mounted in live.entries.values()],
         }
         if live.error is not None:
             facts["error"] = live.error
         if self._watcher.degraded:
             facts["degraded"] = "watches"
         return facts
+
+    def known_files(self) -> int:
+        """How many files of the mountpoint the daemon keeps in mind, for the kernel or for itself."""
+        return len(self._view.table)
 
     def status(self) -> list[dict[str, Any]]:
         return [self.describe(live) for live in self.live.values()]

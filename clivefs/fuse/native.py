@@ -14,32 +14,22 @@ import contextlib
 import errno
 import logging
 import os
-import select
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import cast
 
 import trio
 
-from clivefs.base.errors import ClivefsError
 from clivefs.fuse import native_mount
 from clivefs.fuse import native_protocol as wire
-from clivefs.fuse.native_requests import Later, Requests
+from clivefs.fuse.applied import AppliedOperations
+from clivefs.fuse.native_requests import FOR_THE_APPLIER, Handler, Later, Requests
 from clivefs.fuse.operations import Operations
+from clivefs.fuse.waiting import Jobs, Turns, in_thread
 from clivefs.mounts.tree import Blocked
 
 log = logging.getLogger(__name__)
 
-_WORKERS = 128
-"""Jobs under way at once that wait for the network."""
-_RETRIES_MAX = 16
-_BURST_S = 0.004
-"""For how long requests are answered before other tasks of the daemon get their turn."""
-_LINGER_S = 0.0002
-"""How long the next request is waited for before the loop turns."""
-_SELECT_FDS_MAX = 1024
-"""select(2) takes no higher descriptor."""
 _ERRNO_MAX = 511
 """The kernel takes a higher number for a malformed reply."""
 _BUFFER = wire.MAX_WRITE + 8192
@@ -56,13 +46,16 @@ class NativeTransport:
         self._fd = -1
         self._mountpoint: str | None = None
         self._reading = trio.CancelScope()
-        self._slow_jobs = trio.CapacityLimiter(_WORKERS)
+        self._jobs = Jobs()
         self._waiting: dict[int, tuple[trio.CancelScope, int]] = {}
         """Requests that may be given up, by their number, and the threads that made them."""
         self._nursery: trio.Nursery | None = None
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._handlers = Requests(operations).handlers
+        self._applied: dict[int, Handler] = {}
+        self.applier_pid = -1
+        """Whose requests are answered by what `answer_applier` was given; 0 is the kernel itself."""
 
     # The mount
 
@@ -74,6 +67,11 @@ class NativeTransport:
     def attach(self, fd: int) -> None:
         """Speak through *fd*, which must not block, instead of mounting."""
         self._fd = fd
+
+    def answer_applier(self, applied: AppliedOperations) -> None:
+        """Answer what the process `applier_pid` asks by *applied*."""
+        handlers = Requests(applied).handlers
+        self._applied = {opcode: handlers[opcode] for opcode in FOR_THE_APPLIER}
 
     def unmount(self) -> None:
         """Take the mount away, if it is still there."""
@@ -95,25 +93,15 @@ class NativeTransport:
                 nursery.cancel_scope.cancel()  # the mount is gone: nobody waits any more
 
     async def _answer_all(self) -> None:
-        """Read and answer until the mount is gone.
-
-        Whoever asks one thing mostly asks the next as soon as he has his answer: looking for that a moment
-        longer is cheaper than a turn of the loop, which costs as much as answering. The loop's other tasks
-        get their turn when nobody asks, and every few milliseconds at the latest.
-        """
-        fd, buffers, clock = self._fd, [self._buffer], time.perf_counter
-        linger = _LINGER_S if fd < _SELECT_FDS_MAX else None
-        turned = clock()
+        """Read and answer until the mount is gone."""
+        fd, buffers, turns = self._fd, [self._buffer], Turns()
         while True:
-            if clock() - turned > _BURST_S:
-                await trio.lowlevel.checkpoint()
-                turned = clock()
+            if turns.is_due:
+                await turns.give()
             try:
                 count = os.readv(fd, buffers)
             except BlockingIOError:
-                if linger is None or not select.select((fd,), (), (), linger)[0]:
-                    await trio.lowlevel.wait_readable(fd)
-                    turned = clock()
+                await turns.wait(fd)
                 continue
             except OSError as error:
                 if error.errno == errno.ENODEV:
@@ -131,6 +119,8 @@ class NativeTransport:
         # What is to be written goes on from where it was received; who keeps it for later makes a copy.
         body = received.tobytes() if opcode != wire.WRITE else cast(bytes, received)
         handler = self._handlers.get(opcode)
+        if pid == self.applier_pid:
+            handler = self._applied.get(opcode, handler)
         if handler is None:
             if opcode == wire.INTERRUPT:
                 self._interrupt(body)
@@ -167,67 +157,27 @@ class NativeTransport:
         blocked: Blocked,
     ) -> None:
         """Wait and call again until it no longer has to wait; then reply."""
-        code: int | None = errno.EIO
         answer: bytes | Later | None = None
         try:
             with scope:
-                for _ in range(_RETRIES_MAX):
-                    code = await self._run(blocked)
-                    if code is not None:
-                        break
-                    code = errno.EIO
-                    try:
-                        answer = call()
-                        code = None
-                        break
-                    except Blocked as again:
-                        blocked = again
-                    except OSError as error:
-                        code = error.errno
-                        break
-                    except Exception:
-                        log.exception("request %d failed", opcode)
-                        break
-                else:
-                    log.error("request %d still has to wait after %d turns", opcode, _RETRIES_MAX)
+                answer = await self._jobs.settle(call, blocked, f"request {opcode}")
+        except OSError as error:
+            self._refuse(unique, error.errno)
+            return
         finally:
             del self._waiting[unique]
         if scope.cancelled_caught:
             self._refuse(unique, errno.EINTR)
-        elif code is not None or answer is None:
-            self._refuse(unique, code)
         elif isinstance(answer, Later):
             await self._in_thread(opcode, unique, answer)
-        else:
+        elif answer is not None:
             self._reply(opcode, unique, answer)
 
-    async def _run(self, blocked: Blocked) -> int | None:
-        """Run the job of *blocked* in a thread, for at most as long as it says; None, or the errno of its failure."""
-        try:
-            with trio.fail_after(blocked.timeout_s if blocked.timeout_s is not None else float("inf")):
-                limiter = self._slow_jobs if blocked.timeout_s is not None else None
-                await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True, limiter=limiter)
-        except trio.TooSlowError:
-            log.warning("gave up waiting: %s", blocked.what)
-        except OSError as error:
-            return error.errno or errno.EIO
-        except ClivefsError as error:
-            log.warning("%s failed: %s", blocked.what, error)
-        except Exception:
-            log.exception("%s failed", blocked.what)
-        else:
-            return None
-        return errno.EIO
-
     async def _in_thread(self, opcode: int, unique: int, later: Later) -> None:
-        """Run one request in a thread, and to its end: what it acknowledges must have happened."""
         try:
-            answer = later.answer(await trio.to_thread.run_sync(later.call))
+            answer = later.answer(await in_thread(later.call, f"request {opcode}"))
         except OSError as error:
             self._refuse(unique, error.errno)
-        except Exception:
-            log.exception("request %d failed", opcode)
-            self._refuse(unique, errno.EIO)
         else:
             self._reply(opcode, unique, answer)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,12 +15,11 @@ from typing import Any, NamedTuple
 from clivefs.fuse import native_protocol as wire
 from clivefs.fuse.listing import DOTS
 from clivefs.fuse.operations import Entry, Opened, Operations
+from clivefs.fuse.waiting import Writes
 from clivefs.mounts.tree import Owner
 
 log = logging.getLogger(__name__)
 
-_SLOW_S = 0.005
-_SLOW_WRITES = 64
 _BACKGROUND = 128
 """Read-aheads under way at once: those of a dead network must not keep out the others."""
 _WANTED = (
@@ -49,13 +47,29 @@ class Later(NamedTuple):
 Handler = Callable[[int, bytes, int, int], bytes | Later | None]
 """(nodeid, body, uid, gid) to the body of the reply; None for a message that wants none."""
 
+FOR_THE_APPLIER = (
+    wire.LOOKUP,
+    wire.MKNOD,
+    wire.MKDIR,
+    wire.SYMLINK,
+    wire.LINK,
+    wire.UNLINK,
+    wire.RMDIR,
+    wire.RENAME,
+    wire.RENAME2,
+    wire.SETATTR,
+    wire.CREATE,
+    wire.OPEN,
+)
+"""What `fuse.applied` answers."""
+
 
 class Requests:
     """What answers each opcode. A handler raises OSError, or Blocked as `Operations` does, to be called again."""
 
     def __init__(self, operations: Operations) -> None:
         self._ops = operations
-        self._slow_writes = 0
+        self._writes = Writes()
         self.handlers: dict[int, Handler] = {
             wire.LOOKUP: self._lookup,
             wire.FORGET: self._forget,
@@ -234,19 +248,13 @@ class Requests:
         return data if data is not None else Later(partial(self._ops.read, handle, offset, size), bytes)
 
     def _write(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes | Later:
-        # A write goes to the page cache in microseconds, until the disk is behind and the host makes writers
-        # wait: then they wait in threads, not on the loop.
         handle, offset, size, flags, _ = wire.WRITE_IN.unpack_from(body)
         data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
         drop = flags & wire.WRITE_KILL_SUIDGID != 0
-        if self._slow_writes:
-            self._slow_writes -= 1
+        if self._writes.in_thread():
             call = partial(self._ops.write, handle, offset, bytes(data), drop_privileges=drop)
             return Later(call, wire.SIZE_OUT.pack)
-        began = time.monotonic()
-        written = self._ops.write(handle, offset, data, drop_privileges=drop)
-        if time.monotonic() - began > _SLOW_S:
-            self._slow_writes = _SLOW_WRITES
+        written = self._writes.at_once(partial(self._ops.write, handle, offset, data, drop_privileges=drop))
         return wire.SIZE_OUT.pack(written)
 
     def _flush(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:

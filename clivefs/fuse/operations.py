@@ -27,7 +27,7 @@ from clivefs.mounts.view import View, written
 
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
-UNWATCHED_DIRECTORY_CACHE_S = 0.1
+UNTOLD_CACHE_S = 0.1
 ABSENT_NAMES_MAX = 200_000
 
 
@@ -86,6 +86,8 @@ class Operations:
         self._next_handle = 1
         self._absent_names: dict[int, set[bytes]] = {}
         self._absent_count = 0
+        self.unsettled = False
+        """The applier is at work (see `fuse.applied`): the kernel remembers nothing of what it is told meanwhile."""
 
     # Replies
 
@@ -95,17 +97,21 @@ class Operations:
         return self._shown(node, attr)
 
     def _shown(self, node: Node, attr: Attr) -> Entry:
+        if self.unsettled:
+            return Entry(node.nodeid, attr, 0.0, 0.0)
         if node.tree.degraded:
             return Entry(node.nodeid, attr, DEGRADED_CACHE_S, 0.0 if attr.unsized else DEGRADED_CACHE_S)
         if attr.unsized:
             return Entry(node.nodeid, attr, 0.0, 0.0)
-        if stat.S_ISDIR(attr.mode) and not node.tree.told_of(node):
-            return Entry(node.nodeid, attr, CACHE_S, UNWATCHED_DIRECTORY_CACHE_S)
+        if (stat.S_ISDIR(attr.mode) or attr.nlink > 1) and not node.tree.told_of(node):
+            return Entry(node.nodeid, attr, CACHE_S, UNTOLD_CACHE_S)
         return Entry(node.nodeid, attr, CACHE_S, CACHE_S)
 
     def _absent(self, directory: Node, name: bytes) -> Entry:
         """A reply that the kernel may remember as "there is no such name". Noted, so that it can be taken back
         when nobody knows any more what changed."""
+        if self.unsettled:
+            return Entry(0, None, 0.0, 0.0)
         if directory.tree.degraded:
             return Entry(0, None, DEGRADED_CACHE_S, 0.0)
         names = self._absent_names.get(directory.nodeid)
@@ -249,6 +255,10 @@ class Operations:
         self._files[handle] = OpenHandle(node, file)
         # What is made when it is read has no size that the kernel could go by.
         return Opened(handle, file.keep_cache, node.tree is self.view.synthetic)
+
+    def opened_for_nothing(self, nodeid: int, file: OpenFile) -> Opened:
+        """A handle of *file*, which stands for the real one."""
+        return self._opened(self._table.get(nodeid), file)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         return self._file(handle).file.read(offset, size)

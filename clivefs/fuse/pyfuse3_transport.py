@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
-from clivefs.base.errors import ClivefsError
+from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.operations import Entry, Opened, Operations
+from clivefs.fuse.waiting import WORKERS, Jobs, Turns, Writes, in_thread
 from clivefs.mounts.tree import Blocked, Owner, SetAttr
 
 log = logging.getLogger(__name__)
@@ -27,20 +26,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_WORKERS = 128
-"""Requests under way at once; those that wait for the network or the disk each hold one."""
 _WORKERS_MAX = 2048
-"""As many there may be while all of them wait: a reader of a dead network must not keep out the others."""
-_slow: trio.CapacityLimiter | None = None
-_RETRIES_MAX = 16
-_SLOW_S = 0.005
-_SLOW_WRITES = 64
-_BURST_S = 0.004
-"""For how long requests are answered before other tasks of the daemon get their turn."""
-_LINGER_S = 0.0002
-"""How long the next request is waited for before the loop turns."""
-_SELECT_FDS_MAX = 1024
-"""select(2) takes no higher descriptor."""
+"""As many requests there may be under way while all of them wait: a reader of a dead network must not keep out the
+others."""
 
 
 class _Gate:
@@ -78,26 +66,13 @@ class _LowLevel:
     notify_closing = staticmethod(trio.lowlevel.notify_closing)
 
     def __init__(self) -> None:
-        self._since_checkpoint = 0.0
+        self._turns = Turns()
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request is there.
-
-        Whoever asks one thing mostly asks the next as soon as he has his answer: looking for that a moment
-        longer is cheaper than a turn of the loop, which costs as much as answering. The loop's other tasks
-        get their turn when nobody asks, and every few milliseconds at the latest.
-        """
-        now = time.perf_counter()
-        if now - self._since_checkpoint < _BURST_S:
-            if fd < _SELECT_FDS_MAX and select.select((fd,), (), (), _LINGER_S)[0]:
-                return
-        else:
-            await trio.lowlevel.checkpoint()
-            self._since_checkpoint = time.perf_counter()
-            if fd < _SELECT_FDS_MAX and select.select((fd,), (), (), 0)[0]:
-                return
-        await trio.lowlevel.wait_readable(fd)
-        self._since_checkpoint = time.perf_counter()
+        """Return when a request is there."""
+        if self._turns.is_due:
+            await self._turns.give()
+        await self._turns.wait(fd)
 
 
 class _Waiting:
@@ -109,47 +84,12 @@ class _Waiting:
     lowlevel = _LowLevel
 
 
-async def _finish(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call until it no longer has to wait; every failure becomes the FUSEError that the caller gets."""
-    for _ in range(_RETRIES_MAX):
-        try:
-            return call(*args, **kwargs)
-        except Blocked as blocked:
-            await _run(blocked)
-        except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            log.exception("request %s failed", getattr(call, "__name__", call))
-            raise pyfuse3.FUSEError(errno.EIO) from None
-    log.error("request %s still has to wait after %d turns", getattr(call, "__name__", call), _RETRIES_MAX)
-    raise pyfuse3.FUSEError(errno.EIO)
+def _refused(error: OSError) -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(error.errno or errno.EIO)
 
 
-async def _run(blocked: Blocked) -> None:
-    """Run the job of *blocked* in a thread, for at most as long as it says."""
-    try:
-        with trio.fail_after(blocked.timeout_s if blocked.timeout_s is not None else float("inf")):
-            limiter = _slow_jobs() if blocked.timeout_s is not None else None
-            await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True, limiter=limiter)
-    except trio.TooSlowError:
-        log.warning("gave up waiting: %s", blocked.what)
-        raise pyfuse3.FUSEError(errno.EIO) from None
-    except OSError as error:
-        raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-    except ClivefsError as error:
-        log.warning("%s failed: %s", blocked.what, error)
-        raise pyfuse3.FUSEError(errno.EIO) from None
-    except Exception:
-        log.exception("%s failed", blocked.what)
-        raise pyfuse3.FUSEError(errno.EIO) from None
-
-
-def _slow_jobs() -> trio.CapacityLimiter:
-    """The limit of jobs that wait for others (the network): they must not take the threads of fsync and read."""
-    global _slow
-    if _slow is None:
-        _slow = trio.CapacityLimiter(_WORKERS)
-    return _slow
+def _name(call: Callable[..., object]) -> str:
+    return f"request {getattr(call, '__name__', call)}"
 
 
 def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:
@@ -202,19 +142,36 @@ class _Handlers(pyfuse3.Operations):
     def __init__(self, operations: Operations) -> None:
         super().__init__()
         self._ops = operations
-        self._slow_writes = 0
+        self.applied: AppliedOperations | None = None
+        self.applier_pid = -1
+        self._jobs = Jobs()
+        self._writes = Writes()
+
+    def _for(self, ctx: pyfuse3.RequestContext) -> Operations:
+        """Who answers: there is another one for the applier (see `fuse.applied`)."""
+        return self.applied if self.applied is not None and ctx.pid == self.applier_pid else self._ops
+
+    async def _finish(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call until it no longer has to wait; every failure becomes the FUSEError that the caller gets."""
+        try:
+            return call(*args, **kwargs)
+        except Blocked as blocked:
+            first = blocked
+        except OSError as error:
+            raise _refused(error) from None
+        except Exception:
+            log.exception("%s failed", _name(call))
+            raise pyfuse3.FUSEError(errno.EIO) from None
+        try:
+            return await self._jobs.settle(lambda: call(*args, **kwargs), first, _name(call))
+        except OSError as error:
+            raise _refused(error) from None
 
     async def _entry(self, call: Callable[P, Entry], *args: P.args, **kwargs: P.kwargs) -> pyfuse3.EntryAttributes:
-        try:
-            return _attributes(call(*args, **kwargs))
-        except (Blocked, OSError):
-            return _attributes(await _finish(call, *args, **kwargs))
-        except Exception:
-            log.exception("request %s failed", call.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from None
+        return _attributes(await self._finish(call, *args, **kwargs))
 
     async def lookup(self, parent_inode: Any, name: Any, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._ops.lookup, parent_inode, name)
+        return await self._entry(self._for(ctx).lookup, parent_inode, name)
 
     async def forget(self, inode_list: Sequence[tuple[Any, int]]) -> None:
         for nodeid, count in inode_list:
@@ -235,87 +192,80 @@ class _Handlers(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return await self._entry(self._ops.setattr, inode, change, fh)
+        return await self._entry(self._for(ctx).setattr, inode, change, fh)
 
     async def readlink(self, inode: Any, ctx: Any) -> Any:
-        return await _finish(self._ops.readlink, inode)
+        return await self._finish(self._ops.readlink, inode)
 
     async def mknod(self, parent_inode: Any, name: Any, mode: Any, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._ops.mknod, parent_inode, name, mode, rdev, _owner(ctx))
+        return await self._entry(self._for(ctx).mknod, parent_inode, name, mode, rdev, _owner(ctx))
 
     async def mkdir(self, parent_inode: Any, name: Any, mode: Any, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._ops.mkdir, parent_inode, name, mode, _owner(ctx))
+        return await self._entry(self._for(ctx).mkdir, parent_inode, name, mode, _owner(ctx))
 
     async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:
-        await _finish(self._ops.unlink, parent_inode, name)
+        await self._finish(self._for(ctx).unlink, parent_inode, name)
 
     async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
-        await _finish(self._ops.rmdir, parent_inode, name)
+        await self._finish(self._for(ctx).rmdir, parent_inode, name)
 
     async def symlink(self, parent_inode: Any, name: Any, target: Any, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._ops.symlink, parent_inode, name, target, _owner(ctx))
+        return await self._entry(self._for(ctx).symlink, parent_inode, name, target, _owner(ctx))
 
     async def rename(
         self, parent_inode_old: Any, name_old: Any, parent_inode_new: Any, name_new: Any, flags: Any, ctx: Any
     ) -> None:
-        await _finish(self._ops.rename, parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        await self._finish(self._for(ctx).rename, parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     async def link(self, inode: Any, new_parent_inode: Any, new_name: Any, ctx: Any) -> pyfuse3.EntryAttributes:
-        return await self._entry(self._ops.link, inode, new_parent_inode, new_name)
+        return await self._entry(self._for(ctx).link, inode, new_parent_inode, new_name)
 
     async def open(self, inode: Any, flags: Any, ctx: Any) -> pyfuse3.FileInfo:
-        return _file_info(await _finish(self._ops.open, inode, flags))
+        return _file_info(await self._finish(self._for(ctx).open, inode, flags))
 
     async def create(
         self, parent_inode: Any, name: Any, mode: Any, flags: Any, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        opened, entry = await _finish(self._ops.create, parent_inode, name, mode, flags, _owner(ctx))
+        opened, entry = await self._finish(self._for(ctx).create, parent_inode, name, mode, flags, _owner(ctx))
         return _file_info(opened), _attributes(entry)
 
     async def read(self, fh: Any, off: int, size: int) -> bytes:
-        data = await _finish(self._ops.read_at_once, fh, off, size)
+        data = await self._finish(self._ops.read_at_once, fh, off, size)
         if data is not None:
             return data
         return await _in_thread(self._ops.read, fh, off, size)
 
     async def write(self, fh: Any, off: int, buf: bytes) -> int:
-        # A write goes to the page cache in microseconds, until the disk is behind and the host makes writers
-        # wait: then they wait in threads, not on the loop.
-        if self._slow_writes:
-            self._slow_writes -= 1
+        if self._writes.in_thread():
             return await _in_thread(self._ops.write, fh, off, buf)
-        began = time.monotonic()
-        written = await _finish(self._ops.write, fh, off, buf)
-        if time.monotonic() - began > _SLOW_S:
-            self._slow_writes = _SLOW_WRITES
-        return written
+        return await self._finish(self._writes.at_once, lambda: self._ops.write(fh, off, buf))
 
     async def flush(self, fh: Any) -> None:
-        await _finish(self._ops.flush, fh)
+        await self._finish(self._ops.flush, fh)
 
     async def fsync(self, fh: Any, datasync: bool) -> None:
         await _in_thread(self._ops.fsync(fh, datasync))
 
     async def release(self, fh: Any) -> None:
-        await _finish(self._ops.release, fh)
+        await self._finish(self._ops.release, fh)
 
     async def opendir(self, inode: Any, ctx: Any) -> Any:
-        return await _finish(self._ops.opendir, inode)
+        return await self._finish(self._ops.opendir, inode)
 
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         def add(name: bytes, entry: Entry, next_id: int) -> bool:
             return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), _attributes(entry), next_id)
 
-        await _finish(self._ops.readdir, fh, start_id, add)
+        await self._finish(self._ops.readdir, fh, start_id, add)
 
     async def releasedir(self, fh: Any) -> None:
-        await _finish(self._ops.releasedir, fh)
+        await self._finish(self._ops.releasedir, fh)
 
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
-        await _in_thread(await _finish(self._ops.fsyncdir, fh))
+        await _in_thread(await self._finish(self._ops.fsyncdir, fh))
 
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        space = await _finish(self._ops.statfs)
+        space = await self._finish(self._ops.statfs)
         reply = pyfuse3.StatvfsData()
         reply.f_bsize = space.block_bytes
         reply.f_frsize = space.fragment_bytes
@@ -328,35 +278,44 @@ class _Handlers(pyfuse3.Operations):
         return reply
 
     async def getxattr(self, inode: Any, name: Any, ctx: Any) -> bytes:
-        return await _finish(self._ops.getxattr, inode, name)
+        return await self._finish(self._ops.getxattr, inode, name)
 
     async def listxattr(self, inode: Any, ctx: Any) -> Any:
-        return await _finish(self._ops.listxattr, inode)
+        return await self._finish(self._ops.listxattr, inode)
 
     async def setxattr(self, inode: Any, name: Any, value: bytes, ctx: Any) -> None:
-        await _finish(self._ops.setxattr, inode, name, value)
+        await self._finish(self._ops.setxattr, inode, name, value)
 
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
-        await _finish(self._ops.removexattr, inode, name)
+        await self._finish(self._ops.removexattr, inode, name)
 
 
 async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run one request in a thread, and to its end: what it acknowledges must have happened."""
     try:
-        return await trio.to_thread.run_sync(lambda: call(*args, **kwargs))
+        return await in_thread(lambda: call(*args, **kwargs), _name(call))
     except OSError as error:
-        raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-    except Exception:
-        log.exception("request %s failed", getattr(call, "__name__", call))
-        raise pyfuse3.FUSEError(errno.EIO) from None
+        raise _refused(error) from None
 
 
 class Pyfuse3Transport:
     """One mount. `mount`, then `serve` in a trio task, `invalidate_*` from any thread but the loop's."""
 
     def __init__(self, operations: Operations) -> None:
-        self._operations = operations
+        self._handlers = _Handlers(operations)
         self._mounted = False
+
+    @property
+    def applier_pid(self) -> int:
+        """Whose requests are answered by what `answer_applier` was given; 0 is the kernel itself."""
+        return self._handlers.applier_pid
+
+    @applier_pid.setter
+    def applier_pid(self, pid: int) -> None:
+        self._handlers.applier_pid = pid
+
+    def answer_applier(self, applied: AppliedOperations) -> None:
+        """Answer what the process `applier_pid` asks by *applied*."""
+        self._handlers.applied = applied
 
     def mount(self, mountpoint: str, *, allow_other: bool) -> None:
         """Mount at *mountpoint*. Raises RuntimeError when libfuse refuses; it has then said why on stderr."""
@@ -366,12 +325,12 @@ class Pyfuse3Transport:
         waiting = _Waiting()
         waiting.lowlevel = _LowLevel()  # type: ignore[assignment]
         pyfuse3.trio = waiting  # type: ignore[attr-defined]
-        pyfuse3.init(_Handlers(self._operations), mountpoint, options)
+        pyfuse3.init(self._handlers, mountpoint, options)
         self._mounted = True
 
     async def serve(self) -> None:
         """Answer requests until the mount ends, from outside or by `stop`."""
-        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS_MAX)
+        await pyfuse3.main(min_tasks=WORKERS, max_tasks=_WORKERS_MAX)
 
     def stop(self) -> None:
         """Let `serve` return; from the loop's thread."""

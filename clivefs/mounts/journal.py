@@ -12,20 +12,13 @@ from typing import NamedTuple
 from clivefs.mounts.tree import Node
 
 
-class Moved(NamedTuple):
-    """A directory that was renamed. Paths below the tree's root."""
-
-    source: bytes
-    target: bytes
-
-
 class Taken(NamedTuple):
     """What `Journal.take` gives: paths below the tree's root."""
 
     paths: frozenset[bytes]
     """Names that came, went, or lead to a file whose content or attributes changed."""
-    moved: tuple[Moved, ...]
-    """In order; their sources and targets are among `paths`."""
+    names: frozenset[bytes]
+    """Those of them that came or went: where a directory is now, it may be another than before."""
     everything: bool
     """Anything may be different: the tree stands on another source."""
 
@@ -33,13 +26,12 @@ class Taken(NamedTuple):
 class Journal:
     """Of one tree. *on_change* is called with every change, in the loop's thread: it must be quick."""
 
-    __slots__ = ("_everything", "_moved", "_names", "_nodes", "_on_change")
+    __slots__ = ("_everything", "_names", "_nodes", "_on_change")
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._names: dict[tuple[Node, bytes], None] = {}
         self._nodes: dict[Node, None] = {}
-        self._moved: list[tuple[Moved, Node]] = []
         self._everything = False
 
     def name(self, directory: Node, name: bytes) -> None:
@@ -54,9 +46,6 @@ class Journal:
 
     def moved(self, source: Node, name: bytes, target: Node, new_name: bytes) -> None:
         """What was *name* in *source* is *new_name* in *target*."""
-        below = self.names_of(source, name), self.names_of(target, new_name)
-        if None not in below:
-            self._moved.append((Moved(below[0] or b"", below[1] or b""), target))
         self._names[source, name] = None
         self._names[target, new_name] = None
         self._on_change()
@@ -71,20 +60,18 @@ class Journal:
 
     def take(self) -> Taken:
         """All of it; the journal is empty afterwards."""
-        paths = {self.names_of(directory, name) for directory, name in self._names}
-        for node in self._nodes:
-            paths.update(self._places(node))
-        paths.discard(None)
-        taken = Taken(
-            frozenset(path for path in paths if path is not None),
-            tuple(moved for moved, _ in self._moved),
-            self._everything,
-        )
+        taken = self.peek()
         self._names = {}
         self._nodes = {}
-        self._moved = []
         self._everything = False
         return taken
+
+    def peek(self) -> Taken:
+        """All of it; the journal stays as it is."""
+        named = {self.names_of(directory, name) for directory, name in self._names}
+        names = frozenset(path for path in named if path is not None)
+        paths = {path for node in self._nodes for path in self._places(node) if path is not None}
+        return Taken(names | paths, names, self._everything)
 
     @staticmethod
     def names_of(directory: Node, name: bytes) -> bytes | None:

@@ -58,6 +58,10 @@ class Lower(ABC):
     def xattrs(self, ref: LowerRef) -> dict[bytes, bytes]:
         """The user extended attributes."""
 
+    def link(self, ref: LowerRef) -> int:
+        """Not 0: every name with this number leads to one and the same file."""
+        return 0
+
     @abstractmethod
     def identity(self, ref: LowerRef) -> bytes:
         """What tells this file from every other of the same source, for `inode_number`: the same in every
@@ -79,6 +83,14 @@ class Lower(ABC):
                 return None
             ref = self.child(ref, name)
         return ref
+
+    def same_below(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
+        """Whether everything below *directory* is known to be what is below *other_directory* of *other*, so that
+        references of *other* to files in there are good here too, from `take_over` on."""
+        return False
+
+    def take_over(self, other: Lower) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """This lower is shown in the place of *other* from now on."""
 
     degraded = False
     """Changes underneath are not noticed at once; see `Tree.degraded`."""

@@ -23,6 +23,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from clivefs.mounts.forks.keeping import Keeper
     from clivefs.mounts.journal import Journal
 
 NAME_BYTES_MAX = 255
@@ -242,6 +243,9 @@ class Tree(ABC):
     journal: Journal | None = None
     """Where the view notes what changes, if somebody wants to know."""
 
+    keeper: Keeper | None = None
+    """Who is to be asked before anything changes; may raise `Blocked`."""
+
     # Looking
 
     @abstractmethod
@@ -272,7 +276,8 @@ class Tree(ABC):
 
     def told_of(self, node: Node) -> bool:
         """Whether a change of the attributes of *node* underneath would be noticed. Those of a directory change with
-        the names in it, which are watched only once somebody has looked at them."""
+        the names in it, which are watched only once somebody has looked at them; the link count of a file with names in
+        other directories."""
         return True
 
     @abstractmethod
@@ -393,12 +398,15 @@ class NodeTable:
     def __init__(self) -> None:
         self._nodes: dict[int, Node] = {}
         self._pinned: set[int] = set()
+        self.renumbered: dict[int, int] = {}
+        """The numbers that some files have instead of those that are derived for them."""
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def add(self, node: Node, number: int, *, pin: bool = False) -> None:
         """Register *node* under *number*, or under the next free one if a living node has that."""
+        number = self.renumbered.get(number, number)
         while number in self._nodes:
             number = number + 1 if number < (1 << 63) - 1 else 2
         node.nodeid = number

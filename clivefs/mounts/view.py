@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
@@ -43,6 +44,8 @@ class View:
         self._bridge_of: dict[int, Bridge] = {}
         self.git_gates: dict[int, Callable[[], None]] = {}
         """By number of an entry's root: what must be so before its `.git` is read; may raise `Blocked`."""
+        self.keep_number: Callable[[int, int], None] = lambda derived, shown: None
+        """Told of a directory that has another number than the derived one, and shall have it in the next mount too."""
 
     @property
     def root(self) -> Node:
@@ -62,13 +65,19 @@ class View:
         self._controls[tree.root.nodeid] = control
         return control
 
+    def show_in_control(self, control: SyntheticDirectory, directories: Mapping[bytes, Node]) -> None:
+        """Show these directories, roots of another tree, in a `.clive` that `add_workspace` gave."""
+        for name, root in directories.items():
+            self._hang(control, name, root)
+
     def remove_workspace(self, name: bytes) -> None:
         top = self.synthetic.root
         assert top.mounts is not None
         node = top.mounts[name]
         control = self._controls.pop(node.nodeid)
         for child in list((control.mounts or {}).values()):
-            self.synthetic.remove(child)
+            if child.tree is self.synthetic:
+                self.synthetic.remove(child)
         self.synthetic.remove(control)
         self._unhang(top, name)
 
@@ -151,11 +160,22 @@ class View:
     def _bridge(self, directory: Node, name: bytes) -> Bridge:
         """A new bridge. It gets the number of the layer's directory that it stands over: who works there sees
         the mount entry come, and the number stays what it was."""
+        self._number_layer(directory, name)
         bridge = self.synthetic.bridge(directory, name)
         real = self._real(bridge)
         if real is not None:
             self._exchange(bridge, real)
         return bridge
+
+    def _number_layer(self, directory: Node, name: bytes) -> None:
+        """Let what the layer has under *name* have its number before a bridge can take that: it may be one that an
+        earlier bridge left to it."""
+        above = self._real(directory)
+        if above is not None:
+            try:
+                above.tree.lookup(above, name)
+            except OSError:
+                return  # there is nothing
 
     def _take_bridge_away(self, bridge: Bridge) -> Node | None:
         """Remove a bridge; the directory of the layer that now answers to its number, if there is one."""
@@ -215,6 +235,8 @@ class View:
         above = self._writable_real(node.parent)
         made, _ = above.tree.mkdir(above, node.name, 0o755, self.owner)
         self._set_real(node, made)
+        self.table.renumbered[made.nodeid] = node.nodeid
+        self.keep_number(made.nodeid, node.nodeid)
         return made
 
     def kernel_node(self, node: Node) -> Node:
@@ -291,6 +313,8 @@ class View:
             gate = self.git_gates.get(node.parent.nodeid)
             if gate is not None:
                 gate()
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            _changing(node)
         return node.tree.open(node, flags)
 
     # Changing
@@ -311,24 +335,28 @@ class View:
 
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         real = self._target(directory, name)
+        _making(real, name)
         made = real.tree.create(real, name, mode, flags, owner)
         _note(real, name)
         return made
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
+        _making(real, name)
         made = real.tree.mknod(real, name, mode, rdev, owner)
         _note(real, name)
         return made
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
+        _making(real, name)
         made = real.tree.mkdir(real, name, mode, owner)
         _note(real, name)
         return made
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> tuple[Node, Attr]:
         real = self._target(directory, name)
+        _making(real, name)
         made = real.tree.symlink(real, name, target, owner)
         _note(real, name)
         return made
@@ -337,14 +365,18 @@ class View:
         real = self._target(directory, name)
         if real.tree is not node.tree:
             raise refuse(errno.EXDEV, name)
+        _making(real, name)
         made = real.tree.link(node, real, name)
         _note(real, name)
         return made
 
     def _removable(self, directory: Node, name: bytes) -> Node:
+        synthetic = directory.tree is self.synthetic and not isinstance(directory, Bridge)
+        if synthetic and directory is not self.root:
+            raise refuse(errno.EPERM, name)
         if self._taken(directory, name):
             raise refuse(errno.EBUSY, name)
-        if directory.tree is self.synthetic and not isinstance(directory, Bridge):
+        if synthetic:
             raise refuse(errno.EPERM, name)
         real = self._real(directory)
         if real is None:
@@ -353,11 +385,15 @@ class View:
 
     def unlink(self, directory: Node, name: bytes) -> None:
         real = self._removable(directory, name)
+        if real.tree.keeper is not None:
+            real.tree.keeper.leaving(real, name)
         real.tree.unlink(real, name)
         _note(real, name)
 
     def rmdir(self, directory: Node, name: bytes) -> None:
         real = self._removable(directory, name)
+        if real.tree.keeper is not None:
+            real.tree.keeper.leaving(real, name)
         real.tree.rmdir(real, name)
         _note(real, name)
 
@@ -365,12 +401,16 @@ class View:
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise refuse(errno.EINVAL, name)  # a whiteout device would be a file of the host's, not ours
         source = self._removable(src, name)
-        if self._taken(dst, new_name):
+        if self._taken(dst, new_name) and (dst.tree is not self.synthetic or isinstance(dst, Bridge)):
             raise refuse(errno.EBUSY, new_name)
         target = self._target(dst, new_name)
         if source.tree is not target.tree:
             raise refuse(errno.EXDEV, name)
+        keeper = source.tree.keeper
+        renamed = keeper.renaming(source, name, target, new_name, flags) if keeper is not None else None
         source.tree.rename(source, name, target, new_name, flags)
+        if renamed is not None:
+            renamed()
         if source.tree.journal is not None:
             source.tree.journal.moved(source, name, target, new_name)
 
@@ -379,6 +419,7 @@ class View:
             node = self._writable_real(node)
         if node.tree is self.synthetic:
             raise refuse(errno.EPERM, node.name)
+        _changing(node)
         attr = node.tree.setattr(node, change, file)
         written(node)
         return attr
@@ -398,11 +439,13 @@ class View:
 
     def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
         self._changeable_xattr(name)
+        _changing(node)
         node.tree.setxattr(node, name, value)
         written(node)
 
     def removexattr(self, node: Node, name: bytes) -> None:
         self._changeable_xattr(name)
+        _changing(node)
         node.tree.removexattr(node, name)
         written(node)
 
@@ -414,6 +457,20 @@ class View:
         """As `Tree.fsync_dir`: what to call in a thread."""
         real = self._real(directory) or directory
         return real.tree.fsync_dir(real)
+
+
+def _making(directory: Node, name: bytes) -> None:
+    """*name* is about to be made in *directory*."""
+    keeper = directory.tree.keeper
+    if keeper is not None:
+        keeper.making(directory, name)
+
+
+def _changing(node: Node) -> None:
+    """The content or the attributes of *node* are about to change."""
+    keeper = node.tree.keeper
+    if keeper is not None:
+        keeper.changing(node)
 
 
 def _note(directory: Node, name: bytes) -> None:

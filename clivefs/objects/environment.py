@@ -66,6 +66,15 @@ class ReadTransaction:
                 yield key, value
                 more = cursor.next()
 
+    def range(self, database: str, start: bytes, end: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Records with *start* <= key < *end* (neither empty) in key order, or against it."""
+        with self._transaction.cursor(db=self._databases[database]) as cursor:
+            if not reverse:
+                if cursor.set_range(start):
+                    yield from itertools.takewhile(lambda record: record[0] < end, cursor.iternext())
+            elif cursor.prev() if cursor.set_range(end) else cursor.last():
+                yield from itertools.takewhile(lambda record: record[0] >= start, cursor.iterprev())
+
     def keys(self, database: str, start: bytes, count: int) -> list[bytes]:
         """At most *count* keys in order from *start* on."""
         with self._transaction.cursor(db=self._databases[database]) as cursor:

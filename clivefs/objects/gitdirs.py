@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import IO
 
 from clivefs.objects.errors import RepositoryError
@@ -67,12 +68,16 @@ def _read_gitfile(path: str) -> str:
     return gitdir
 
 
-def git(gitdir: str, *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
-    """Run stock git on *gitdir*, reading only. The caller looks at the exit status. RepositoryError when
-    git is missing or takes over a minute without network, which is never right."""
+def git(
+    gitdir: str, *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE, also: Sequence[str] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """Run stock git on *gitdir*, reading only. The caller looks at the exit status. *also*: further objects
+    directories. RepositoryError when git is missing or takes over a minute without network, which is never right."""
     # What the process inherited must not lead git elsewhere: this passes the environment on, it reads none of it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment.update(GIT_NO_LAZY_FETCH="1", GIT_OPTIONAL_LOCKS="0", GIT_TERMINAL_PROMPT="0", LC_ALL="C")
+    if also:
+        environment["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = ":".join(quoted_path(each) for each in also)
     command = ["git", "--no-pager", "-c", "core.fsmonitor=false", f"--git-dir={gitdir}", *arguments]
     try:
         return subprocess.run(
@@ -88,6 +93,12 @@ def git(gitdir: str, *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE)
         raise RepositoryError("git is not installed", remedy="Install git: `apt install git`.") from error
     except subprocess.TimeoutExpired as error:
         raise RepositoryError(f"`git {arguments[0]}` took over {_TIMEOUT_S:.0f} s", place=gitdir) from error
+
+
+def quoted_path(path: str) -> str:
+    """*path* as git's lists of objects directories can have it, whatever is in it (git(1),
+    GIT_ALTERNATE_OBJECT_DIRECTORIES; gitrepository-layout(5), objects/info/alternates)."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
 def reason(result: subprocess.CompletedProcess[bytes]) -> str:

@@ -15,6 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -141,6 +142,16 @@ class ObjectStore(ABC):
         """All records of a namespace."""
 
     @abstractmethod
+    def meta_range(
+        self, namespace: str, start: bytes, end: bytes | None, *, reverse: bool = False, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """The records with *start* <= key < *end* (None: to the last one) in the order of their keys, or with *reverse*
+        from the last one on; the first *limit* of them. All as of one moment.
+
+        Only records with keys up to `values.RANGE_KEY_BYTES_MAX` are found: longer ones are kept in no order.
+        """
+
+    @abstractmethod
     def size_of(self, oid: bytes) -> int | None:
         """The size noted with `Batch.note_size` for a blob that is kept elsewhere."""
 
@@ -156,8 +167,8 @@ class ObjectStore(ABC):
         return Batch(self, wait)
 
     @abstractmethod
-    def stage(self, oid: bytes, kind: str, payload: bytes) -> bytes:
-        """Prepare an object for `apply`: compressed, or already in a file of its own."""
+    def stage(self, oid: bytes, kind: str, payload: bytes, deflated: bytes | None = None) -> bytes:
+        """Prepare an object for `apply`: compressed, or already in a file of its own. *deflated*: see `values.pack`."""
 
     @abstractmethod
     def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
@@ -166,6 +177,23 @@ class ObjectStore(ABC):
     @abstractmethod
     def apply(self, changes: Changes) -> Future[None]:
         """Check every expectation, then write everything, as one step."""
+
+    # Relying on what is there
+
+    def hold(self) -> None:
+        """Until `let_go`, no object is removed. Every batch does this by itself; may be nested, from any thread."""
+
+    def let_go(self) -> None:
+        """The end of a `hold`."""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Whoever reads much of what is recorded does so in here: a collection waits until the block has ended."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.let_go()
 
     # Life
 
@@ -224,6 +252,11 @@ class Batch:
             self._add(oid, self._store.stage(oid, kind, payload))
         return oid
 
+    def put_staged(self, oid: bytes, staged: bytes) -> None:
+        """Put an object that `ObjectStore.stage` of this store has prepared. Nothing is checked."""
+        if oid not in self._changes.objects and not self._store.has(oid):
+            self._add(oid, staged)
+
     def blob_file(self, source: int | str | bytes | os.PathLike[str]) -> bytes:
         """Put the whole content of a regular file (a path, or a descriptor whose offset stays), streaming;
         its name. ContentChanged when it is written to meanwhile."""
@@ -262,15 +295,23 @@ class Batch:
     # The end
 
     def __enter__(self) -> Self:
+        # What a batch finds in the store it does not write again: it must still be there when the refs are published.
+        self._store.hold()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
+            self._store.let_go()
             return
         self._changes.after = self._spilled
-        self.future = self._store.apply(self._changes)
+        try:
+            self.future = self._store.apply(self._changes)
+        except BaseException:
+            self._store.let_go()
+            raise
+        self.future.add_done_callback(lambda _: self._store.let_go())
         if self._wait:
             self.future.result()
 

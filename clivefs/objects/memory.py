@@ -13,7 +13,7 @@ from clivefs.objects.errors import InvalidName, MetaConflict, ObjectMissing, Obj
 from clivefs.objects.interface import ANY, Changes, ObjectStore
 from clivefs.objects.large import read_exactly
 from clivefs.objects.refnames import check_ref_name
-from clivefs.objects.values import LARGE_BYTES, meta_prefix
+from clivefs.objects.values import LARGE_BYTES, RANGE_KEY_BYTES_MAX, meta_prefix
 
 
 class MemoryStore(ObjectStore):
@@ -85,12 +85,22 @@ class MemoryStore(ObjectStore):
             records = [(key, value) for (space, key), value in sorted(self._meta.items()) if space == namespace]
         yield from records
 
+    def meta_range(
+        self, namespace: str, start: bytes, end: bytes | None, *, reverse: bool = False, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        found = [
+            (key, value)
+            for key, value in self.meta_items(namespace)
+            if start <= key and (end is None or key < end) and len(key) <= RANGE_KEY_BYTES_MAX
+        ]
+        return (found[::-1] if reverse else found)[:limit]
+
     def size_of(self, oid: bytes) -> int | None:
         return self._sizes.get(oid)
 
     # Writing
 
-    def stage(self, oid: bytes, kind: str, payload: bytes) -> bytes:
+    def stage(self, oid: bytes, kind: str, payload: bytes, deflated: bytes | None = None) -> bytes:
         return kind.encode() + b" " + payload
 
     def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ The only file that imports pygit2. Why it does what it does:
   has stock git write them to a file.
 - Packs come and go. A missing object makes libgit2 look at the pack directory again by itself; packs that
   vanished are left behind by a new handle (`refresh`, and one retry after any other failure).
+- Objects may be in several places (`also`): what is not in the one is looked for in the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -44,8 +45,10 @@ _KINDS = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}
 _CACHE_BYTES = 32 << 20
 _PEELS_MAX = 20
 _NEAR_NAMES_MAX = 20_000
-# What a branch, a tag or a commit id can be; revision expressions (`HEAD~3`, `@{u}`, `:/text`) are none.
-_REF = re.compile(r"(?!-)[^\x00-\x20\x7f~^:?*\[\\]+")
+# What git could take for an option, or an argument cannot hold.
+_NO_REVISION = re.compile(r"-|.*[\0\n]|\Z", re.DOTALL)
+# A name and what follows it in a revision: `main~3`, `v1^{commit}`, `main@{yesterday}`.
+_STEPS = re.compile(r"([^~^:@]+)([~^@].*)", re.DOTALL)
 
 pygit2.settings.cache_max_size(_CACHE_BYTES)
 
@@ -53,9 +56,11 @@ pygit2.settings.cache_max_size(_CACHE_BYTES)
 class Repository:
     """One foreign repository, bare or not. Methods may be called from any thread."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the repository at *path* (see `gitdirs.find_gitdir`). RepositoryError."""
+    def __init__(self, path: str | os.PathLike[str], *, also: Sequence[str] = ()) -> None:
+        """Open the repository at *path* (see `gitdirs.find_gitdir`). *also*: further objects directories, for what it
+        does not have itself; one that is missing has nothing. RepositoryError."""
         self.path = os.fspath(path)
+        self.also = tuple(also)
         self.gitdir, self.commondir = find_gitdir(self.path)
         self.objects = os.path.join(self.commondir, "objects")
         self.is_partial = False
@@ -155,13 +160,14 @@ class Repository:
         return result.stdout.rstrip(b"\n").decode("utf-8", "surrogateescape") if result.returncode == 0 else None
 
     def resolve(self, ref: str) -> bytes:
-        """The commit that a branch, tag, remote branch, full ref or (abbreviated) commit id names, by git's
-        own order of preference; a name that only one remote has is that branch. UnknownRef."""
-        if not _REF.fullmatch(ref):
+        """The commit that a branch, tag, remote branch, full ref, (abbreviated) commit id or any other revision of
+        gitrevisions(7) names, by git's own order of preference; a name that only one remote has is that branch.
+        UnknownRef."""
+        if _NO_REVISION.match(ref):
             raise UnknownRef(ref, self.path, [], f"{ref!r} cannot be a branch, a tag or a commit")
         oid = self._rev_parse(ref)
         if oid is None:
-            oid = self._only_remote(ref)
+            oid = self._from_remote(ref)
         for _ in range(_PEELS_MAX):
             kind, payload = self.read(oid)
             if kind == "commit":
@@ -170,6 +176,17 @@ class Repository:
                 raise UnknownRef(ref, self.path, [], f"{ref!r} is a {kind}, not a commit")
             oid, _ = decode_tag(payload)
         raise UnknownRef(ref, self.path, [], f"{ref!r} is a tag of a tag of a tag ... without end")
+
+    def _from_remote(self, ref: str) -> bytes:
+        steps = _STEPS.fullmatch(ref)
+        if steps is None:
+            return self._only_remote(ref)
+        start = self._rev_parse(steps[1]) or self._only_remote(steps[1])
+        oid = self._rev_parse(start.hex() + steps[2])
+        if oid is None:
+            why = f"there is no {ref!r}: {steps[1]!r} is there, and {steps[2]!r} leads nowhere from it"
+            raise UnknownRef(ref, self.path, [], why)
+        return oid
 
     def _rev_parse(self, ref: str) -> bytes | None:
         result = git(self.gitdir, "rev-parse", "--verify", "--quiet", ref)
@@ -222,6 +239,8 @@ class Repository:
         generation = self._generation
         try:
             odb = pygit2.Odb(self.objects)
+            for each in self.also:
+                odb.add_disk_alternate(each)
         except pygit2.GitError as error:
             raise RepositoryError(f"its objects cannot be read ({error})", place=self.path) from error
         self._local.odb = (generation, odb)
@@ -250,7 +269,7 @@ class Repository:
 
     def _write_blob(self, oid: bytes, size: int, fd: int) -> None:
         """Write the blob to the empty file *fd* and make sure that it is the right one."""
-        result = git(self.gitdir, "cat-file", "blob", oid.hex(), stdout=fd)
+        result = git(self.gitdir, "cat-file", "blob", oid.hex(), stdout=fd, also=self.also)
         if result.returncode:
             if _is_full(fd):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)

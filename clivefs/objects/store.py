@@ -7,6 +7,7 @@
                        meta      small records by namespace and key, see `values`
                        sizes     object name -> size (8 bytes, little-endian) of blobs that are kept elsewhere
     STORE/large/     blobs over 1 MiB, see `large`
+    STORE/gc.lock    empty; who relies on what is there, see `gcgate`
 
 Other packages keep what is theirs in directories of their own beside these (`Store.directory`).
 Everything is accessible to its owner alone. Several processes may have a store open.
@@ -18,6 +19,7 @@ A change that an older clivefs could not read, or would damage by writing, raise
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import stat
@@ -39,6 +41,7 @@ from clivefs.objects.errors import (
     RefConflict,
     StoreError,
 )
+from clivefs.objects.gcgate import Gate
 from clivefs.objects.interface import ANY, Changes, ObjectStore
 from clivefs.objects.large import LargeFiles
 from clivefs.objects.refnames import check_ref_name
@@ -52,10 +55,11 @@ _SIZE = struct.Struct("<Q")
 class Store(ObjectStore):
     """A store on disk. Open it with `Store.open`; every open is closed once."""
 
-    def __init__(self, path: str, environment: Environment, large: LargeFiles) -> None:
+    def __init__(self, path: str, environment: Environment, large: LargeFiles, gate: Gate) -> None:
         self.path = path
         self._environment = environment
         self._large = large
+        self.gate = gate
         self._closed = False
 
     @classmethod
@@ -69,6 +73,7 @@ class Store(ObjectStore):
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=fd)
             large = LargeFiles(fd)
+            gate = Gate(fd)
         finally:
             os.close(fd)
         try:
@@ -76,8 +81,9 @@ class Store(ObjectStore):
             environment = open_environment(os.path.join(real, "db"), _DATABASES)
         except BaseException:
             large.close()
+            gate.close()
             raise
-        return cls(real, environment, large)
+        return cls(real, environment, large, gate)
 
     def directory(self, name: str) -> str:
         """The path of a directory of the store for its own user (`repositories`, `run` ...), made if need be."""
@@ -93,6 +99,7 @@ class Store(ObjectStore):
             self._closed = True
             self._environment.close()
             self._large.close()
+            self.gate.close()
 
     def reader_check(self) -> int:
         """Free what killed readers hold; how many there were. Worth calling now and then."""
@@ -164,17 +171,29 @@ class Store(ObjectStore):
         for stored_key, stored in self._environment.scan("meta", prefix=values.meta_prefix(namespace)):
             yield values.meta_decode(namespace, stored_key, stored)
 
+    def meta_range(
+        self, namespace: str, start: bytes, end: bytes | None, *, reverse: bool = False, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        first, last = values.meta_range(namespace, start, end)
+        at = len(values.meta_prefix(namespace)) + 1
+
+        def collect(transaction: ReadTransaction) -> list[tuple[bytes, bytes]]:
+            found = transaction.range("meta", first, last, reverse=reverse)
+            return [(key[at:], value) for key, value in itertools.islice(found, limit)]
+
+        return self._environment.read(collect)
+
     def size_of(self, oid: bytes) -> int | None:
         stored = self._environment.get("sizes", oid)
         return None if stored is None else int(_SIZE.unpack(stored)[0])
 
     # Writing
 
-    def stage(self, oid: bytes, kind: str, payload: bytes) -> bytes:
+    def stage(self, oid: bytes, kind: str, payload: bytes, deflated: bytes | None = None) -> bytes:
         if kind == "blob" and len(payload) > values.LARGE_BYTES:
             self._large.put_bytes(payload)
             return values.pack_large(len(payload))
-        return values.pack(kind, payload)
+        return values.pack(kind, payload, deflated)
 
     def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
         offset = 0
@@ -203,6 +222,14 @@ class Store(ObjectStore):
                 transaction.put("sizes", oid, _SIZE.pack(size))
 
         return self._environment.submit(job, cost=changes.object_bytes)
+
+    def hold(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed", place=self.path)
+        self.gate.enter()
+
+    def let_go(self) -> None:
+        self.gate.leave()
 
     def tier_problems(self) -> Iterator[tuple[str, str]]:
         for name in self._large.strangers():

@@ -34,6 +34,8 @@ OBJECT_BYTES_MAX = 256 << 20
 """No tree, commit or tag may be larger: they are held in memory in one piece."""
 
 _COMPRESS_BYTES_MIN = 256
+_ZLIB_HEADER = b"\x78\x9c"
+"""Deflate with a window of 32 KiB, no dictionary (RFC 1950)."""
 _KIND_NUMBER = {kind: number for number, kind in enumerate(KINDS, 1)}
 _KIND_NAME = dict(enumerate(KINDS, 1))
 
@@ -42,12 +44,16 @@ def kind_number(kind: str) -> int:
     return _KIND_NUMBER[kind]
 
 
-def pack(kind: str, payload: bytes) -> bytes:
-    """The value of an object that is kept in the database."""
+def pack(kind: str, payload: bytes, deflated: bytes | None = None) -> bytes:
+    """The value of an object that is kept in the database. *deflated*: a whole raw deflate stream (RFC 1951) that the
+    caller has inflated to *payload*, which saves doing the reverse."""
     number = _KIND_NUMBER[kind]
     size = len(payload)
     if size >= _COMPRESS_BYTES_MIN:
-        packed = zlib.compress(payload, 1)
+        if deflated is None:
+            packed = zlib.compress(payload, 1)
+        else:
+            packed = _ZLIB_HEADER + deflated + zlib.adler32(payload).to_bytes(4, "big")
         if len(packed) < size - size // 4:  # below that, the time to inflate is worth more than the space
             return HEADER.pack(ZLIB | number, size) + packed
     return HEADER.pack(RAW | number, size) + payload
@@ -95,7 +101,8 @@ def unpack(oid: bytes, value: bytes) -> tuple[str, bytes]:
 #     value   value                                         resp. length of the key (4 bytes, little-endian), key, value
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-_META_KEY_BYTES_MAX = 400
+RANGE_KEY_BYTES_MAX = 400
+"""Records with longer keys are kept under a hash, and so in no order."""
 _KEY_LENGTH = struct.Struct("<I")
 
 
@@ -108,9 +115,20 @@ def meta_prefix(namespace: str) -> bytes:
 
 def meta_record(namespace: str, key: bytes, value: bytes) -> tuple[bytes, bytes]:
     """The database's key and value of a record."""
-    if len(key) <= _META_KEY_BYTES_MAX:
+    if len(key) <= RANGE_KEY_BYTES_MAX:
         return meta_prefix(namespace) + b"\0" + key, value
     return meta_prefix(namespace) + b"\1" + sha256(key).digest(), _KEY_LENGTH.pack(len(key)) + key + value
+
+
+def meta_range(namespace: str, start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
+    """The database's keys [from, to) of the records in order with *start* <= key < *end* (None: to the last one)."""
+    prefix = meta_prefix(namespace)
+    return prefix + b"\0" + _bound(start), prefix + b"\1" if end is None else prefix + b"\0" + _bound(end)
+
+
+def _bound(key: bytes) -> bytes:
+    """*key*, or a key that LMDB can take and that divides the records in order just as *key* does."""
+    return key if len(key) <= RANGE_KEY_BYTES_MAX else key[:RANGE_KEY_BYTES_MAX] + b"\0"
 
 
 def meta_decode(namespace: str, stored_key: bytes, stored: bytes) -> tuple[bytes, bytes]:

@@ -5,7 +5,7 @@
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 venv=$root/.venv
-apt_packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv git ca-certificates'
+apt_packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev make python3-dev python3-venv git ca-certificates'
 
 say() {
     printf 'clivefs: %s\n' "$*" >&2
@@ -16,10 +16,16 @@ die() {
     exit 1
 }
 
-# What the installed environment was made from: another lock, project file, place or Python means doing it again.
+# What the installed environment was made from: another lock, project file, place or Python (as after an upgrade of
+# the distribution) means doing it again.
 wanted_stamp() {
-    printf '%s\n' "$root"
+    stamp_of_place
     cat "$root/requirements.lock" "$root/pyproject.toml"
+}
+
+stamp_of_place() {
+    printf '%s\n' "$root"
+    readlink -f "$venv/bin/python" || echo 'no Python'
 }
 
 is_set_up() {
@@ -57,6 +63,7 @@ missing_from_system() {
     { command -v pkg-config >/dev/null && pkg-config --exists fuse3; } || echo 'the headers of libfuse 3 (Debian: libfuse3-dev)'
     { command -v gcc >/dev/null && echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1; } ||
         echo 'a C compiler (Debian: gcc libc6-dev)'
+    command -v make >/dev/null || echo 'make'
     command -v git >/dev/null || echo 'git'
     find_python >/dev/null || echo 'Python 3.11 to 3.14 with venv and its headers (Debian: python3-venv python3-dev)'
 }
@@ -67,16 +74,17 @@ install_system_packages() {
     say 'this machine lacks:'
     printf '%s\n' "$missing" | sed 's/^/  - /' >&2
     command -v apt-get >/dev/null || die 'there is no apt-get here: install the above, then run this again'
+    by_hand="run this as root, then try again: apt-get update && apt-get install $apt_packages"
     as_root=
     if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || die "run this as root, then try again: apt-get install $apt_packages"
+        command -v sudo >/dev/null || die "there is no sudo here: $by_hand"
         as_root=sudo
     fi
     say "installing: $apt_packages"
     # Package lists are old or absent on a fresh machine; asking for them again costs seconds, so only then.
     apt_install "$as_root" >/dev/null 2>&1 || {
-        $as_root apt-get update -qq >&2 || die 'apt-get update failed (above)'
-        apt_install "$as_root" >&2 || die 'apt-get install failed (above)'
+        $as_root apt-get update -qq >&2 || die "apt-get update failed (above); $by_hand"
+        apt_install "$as_root" >&2 || die "apt-get install failed (above); $by_hand"
     }
     missing=$(missing_from_system)
     [ -z "$missing" ] || die "still missing after apt-get install: $(printf '%s' "$missing" | tr '\n' ',' | sed 's/,/, /g')"
@@ -92,7 +100,7 @@ apt_install() {
 install_test_programs() {
     wanted=
     for pair in make:make rsync:rsync tmux:tmux vim:vim nano:nano fio:fio strace:strace sqlite3:sqlite3 npm:npm \
-        setpriv:util-linux; do
+        patch:patch setfattr:attr zsh:zsh fish:fish setpriv:util-linux; do
         command -v "${pair%%:*}" >/dev/null || wanted="$wanted ${pair#*:}"
     done
     [ -n "$wanted" ] || return 0
@@ -119,11 +127,13 @@ pip_install() {
 install_python_packages() {
     python=$(find_python)
     if ! [ -x "$venv/bin/python" ] || ! [ -f "$venv/.clivefs-setup" ] ||
-        [ "$(head -n 1 "$venv/.clivefs-setup")" != "$root" ]; then
+        [ "$(head -n 2 "$venv/.clivefs-setup")" != "$(stamp_of_place)" ]; then
         say "making $venv with $python"
         "$python" -m venv --clear "$venv" >&2 || die "cannot make $venv"
     fi
     : > "$venv/.clivefs-setup.new" || die "cannot write to $venv"
+    # Until all is installed, what is there counts for nothing, even if the lock becomes what it was.
+    rm -f "$venv/.clivefs-setup"
     say 'installing the Python packages of requirements.lock'
     split_lock '$1 !~ /^pyfuse3==/' > "$venv/wheels.txt"
     split_lock '$1 ~ /^pyfuse3==/' > "$venv/compiled.txt"
@@ -132,7 +142,7 @@ install_python_packages() {
     pip_install --no-build-isolation --editable "$root"
     "$venv/bin/python" -I -c 'import asyncssh, clivefs, lmdb, msgspec, pyfuse3, pygit2, trio' ||
         die "the packages in $venv do not load (above); remove $venv and run this again"
-    # The stamp comes last and at once: an interrupted set-up is simply done again.
+    # The stamp comes last and at once: an interrupted set-up is done again from the start.
     wanted_stamp > "$venv/.clivefs-setup.new"
     mv "$venv/.clivefs-setup.new" "$venv/.clivefs-setup"
 }

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,19 @@ def test_overlay(shell: Any, workspace: Path, scripted: Callable[..., Any]) -> N
     answers = _answers(
         status=_facts(workspace),
         overlay_diff={"path": "lib", "patch": base64.b64encode(patch).decode()},
-        overlay_reset={"path": "lib", "files": ["a", "b"], "dry_run": True},
+        overlay_reset={
+            "path": "lib",
+            "files": ["a", "b"],
+            "changes": [{"path": "a", "what": "added"}, {"path": "b", "what": "deleted"}],
+            "dry_run": True,
+        },
     )
     daemon = scripted("/mnt/point", answers)
     result = shell("overlay", "diff", "lib", "--json")
     assert base64.b64decode(result.json["patch_b64"]) == patch
-    assert shell("overlay", "reset", "lib", "a", "b", "--dry-run").out == "would undo a\nwould undo b\n"
+    assert shell("overlay", "reset", "lib", "a", "b", "--dry-run").out == (
+        "would undo a (added)\nwould undo b (deleted)\n"
+    )
     assert daemon.asked[-1][1]["files"] == ["a", "b"]
 
 
@@ -209,11 +217,19 @@ def test_a_store_of_a_newer_format(shell: Any, workspace: Path) -> None:
     assert findings["store"]["state"] == "missing"
 
 
-def test_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: Any, workspace: Path) -> None:
+@pytest.mark.parametrize(
+    "filesystems, remedy", [("nodev\tproc\n\text4\n", "modprobe fuse"), ("nodev\tfuse\n\tfuseblk\n", "mknod -m 666")]
+)
+def test_no_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: Any, workspace: Path, filesystems: str, remedy: str
+) -> None:
+    """Without the kernel's part the device cannot be; without the node alone, no module needs loading."""
+    (tmp_path / "filesystems").write_text(filesystems)
+    monkeypatch.setattr(mountpoint, "FILESYSTEMS", str(tmp_path / "filesystems"))
     monkeypatch.setattr(mountpoint, "FUSE_DEVICE", str(tmp_path / "fuse"))
     result = shell("mount")
     assert result.code == 1
-    assert "modprobe fuse" in result.err
+    assert mountpoint.privileged(remedy) in result.err
     assert "--device /dev/fuse" in result.err
 
 
@@ -232,7 +248,49 @@ def test_doctor_exits_1_when_something_is_missing(shell: Any, monkeypatch: pytes
     result = shell("doctor")
     assert result.code == 1
     assert "MISSING" in result.out
-    assert "sudo apt-get install git" in result.out
+    assert f"-> {mountpoint.privileged('apt-get install git')}\n" in result.out
+
+
+@pytest.mark.parametrize("uid, command", [(0, "apt-get install fuse3"), (1000, "sudo apt-get install fuse3")])
+def test_a_remedy_can_be_typed_by_who_reads_it(monkeypatch: pytest.MonkeyPatch, uid: int, command: str) -> None:
+    """A bare machine has no sudo, and root needs none."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert checkup._fusermount().remedy == command
+
+
+def test_packages_that_do_not_load_are_named_and_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    finding = checkup._packages()
+    assert finding.state == "missing"
+    assert finding.detail.startswith("lmdb: ")
+    assert finding.remedy is not None
+    assert finding.remedy.startswith(f"{sys.executable} -m pip install ")
+    assert finding.remedy.endswith(" lmdb")
+
+
+def test_what_pyfuse3_is_compiled_with_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyfuse3", None)
+    remedy = checkup._packages().remedy
+    assert remedy is not None
+    assert remedy.startswith(mountpoint.privileged("apt-get install fuse3 libfuse3-dev"))
+    assert remedy.endswith(" pyfuse3")
+
+
+@pytest.mark.parametrize("store, problem", [("file", "is not a directory"), ("file/below", "is not a directory")])
+def test_a_store_that_cannot_be(tmp_path: Path, store: str, problem: str) -> None:
+    (tmp_path / "file").touch()
+    finding = checkup._store(str(tmp_path / store))
+    assert (finding.state, finding.detail) == ("missing", f"{tmp_path / 'file'} {problem}")
+    assert finding.remedy is not None
+
+
+def test_a_directory_that_is_no_store_has_a_remedy(shell: Any) -> None:
+    shell.store.mkdir()
+    (shell.store / "format").write_text("something else\n")
+    findings = {each["check"]: each for each in shell("doctor", "--json").json}
+    assert findings["store"]["state"] == "missing"
+    assert findings["store"]["remedy"]
 
 
 def test_a_fusermount_without_its_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 def test_bash_completes() -> None:
     assert {"mount", "attach", "overlay"} <= _complete("clivefs", "")
     assert _complete("clivefs", "un") == {"unmount"}
-    assert _complete("clivefs", "overlay", "") == {"diff", "reset"}
+    assert _complete("clivefs", "overlay", "") == {
+        "diff", "export", "commit", "rebase", "resolve", "reset",
+    }  # fmt: skip
     assert "--dry-run" in _complete("clivefs", "overlay", "reset", "--")
     assert "--dry-run" not in _complete("clivefs", "overlay", "diff", "--")
     assert _complete("clivefs", "attach", "--write", "") == set()

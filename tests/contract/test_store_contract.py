@@ -268,6 +268,31 @@ def test_records(store: ObjectStore) -> None:
         store.meta_get("A b", b"")
 
 
+def test_records_in_a_range(store: ObjectStore) -> None:
+    keys = [b"", b"\0", b"a", b"a\0", b"ab", b"b", b"k" * 400, b"\xff", b"\xff\xff"]
+    with store.batch() as batch:
+        for key in reversed(keys):
+            batch.meta_put("times", key, b"of " + key)
+        for neighbour in ("time", "times.x", "timet"):
+            batch.meta_put(neighbour, b"a", b"")
+        batch.meta_put("times", b"k" * 401, b"too long to be in order")
+    records = [(key, b"of " + key) for key in keys]
+    assert store.meta_range("times", b"", None) == records
+    assert store.meta_range("times", b"", None, reverse=True) == records[::-1]
+    bounds = [*keys, b"aa", b"k" * 399, b"k" * 401, b"k" * 401 + b"x", b"l" * 600, b"\xff" * 3]
+    for start in bounds:
+        for end in [*bounds, None]:
+            found = [record for record in records if start <= record[0] and (end is None or record[0] < end)]
+            assert store.meta_range("times", start, end) == found
+            assert store.meta_range("times", start, end, reverse=True) == found[::-1]
+            assert store.meta_range("times", start, end, limit=2) == found[:2]
+            assert store.meta_range("times", start, end, reverse=True, limit=1) == found[::-1][:1]
+    assert store.meta_range("times", b"", None, limit=0) == []
+    assert store.meta_range("none", b"", None) == store.meta_range("zzz", b"", None, reverse=True) == []
+    with pytest.raises(InvalidName):
+        store.meta_range("A b", b"", None)
+
+
 def test_many_threads_count_together(store: ObjectStore) -> None:
     def count() -> None:
         done = 0

@@ -102,11 +102,13 @@ def test_examples_in_help_parse() -> None:
 
 def test_the_example_workspace_is_valid() -> None:
     workspace = config.load(ROOT / "examples" / "Clive.toml")
-    assert {entry.kind for entry in workspace.mounts} == {"git", "local"}
+    assert {entry.kind for entry in workspace.mounts} == {"archive", "git", "local"}
     assert {"overlay"} <= {entry.write for entry in workspace.mounts}
     assert workspace.warnings == ()
 
 
 def test_the_toml_of_the_guide_is_valid() -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert config.parse(text, file="guide", root="/home/me/shop").name == "shop"
+    texts = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert texts
+    for text in texts:
+        assert config.parse(text, file="guide", root="/home/me/shop").name == "shop"

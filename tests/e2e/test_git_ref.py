@@ -248,68 +248,6 @@ def test_odd_names_modes_and_links(bench: Bench) -> None:
     bench.run(["diff", "-r", "--no-dereference", "-x", ".git", str(path), str(bench.live / "clone")])
 
 
-def test_submodules_do_not_confuse_git(bench: Bench, origin: Path) -> None:
-    bench.repository("inner", {"in": "in\n"})
-    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../inner", "sub", cwd=origin)
-    bench.git("commit", "-qm", "with a submodule", cwd=origin)
-    with (origin / ".gitmodules").open("a") as file:
-        file.write('[submodule "gone"]\n\tpath = gone\n\turl = ../not-there\n')
-    bench.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},gone", cwd=origin)
-    bench.git("add", ".gitmodules", cwd=origin)
-    bench.git("commit", "-qm", "and one that cannot be had", cwd=origin)
-    tree = mount(bench)
-    assert bench.git("status", "--porcelain", cwd=tree) == ""
-    assert (tree / "sub/in").read_text() == "in\n"
-    assert os.listdir(tree / "gone") == []
-    assert "submodule" in os.getxattr(tree / "gone", "user.clive.layer").decode()
-    (tree / "README").write_text("x\n")
-    (tree / "new").write_text("x\n")
-    bench.git("add", "-A", cwd=tree)
-    bench.git("commit", "-qm", "beside a submodule", cwd=tree)
-    assert bench.git("ls-tree", "HEAD", "sub", "gone", cwd=tree).count("160000 commit") == 2
-    bench.git("switch", "-q", "--detach", "v1", cwd=tree)
-    bench.git("switch", "-q", "main", cwd=tree)
-    assert bench.git("status", "--porcelain", cwd=tree) == ""
-
-
-def test_line_endings_and_ident_give_what_a_checkout_gives(bench: Bench) -> None:
-    path = bench.repository(
-        "thing",
-        {
-            ".gitattributes": "*.txt text\n*.bat text eol=crlf\n*.id ident\n*.bin -text\n"
-            "*.u16 working-tree-encoding=UTF-16LE eol=lf\n",
-            "a.txt": "one\ntwo\n",
-            "b.bat": "one\r\ntwo\r\n",
-            "c.id": "$Id$\nrest\n",
-            "e.bin": b"\r\n\0\n",
-            "sub/.gitattributes": "*.sh text eol=crlf\n",
-            "sub/d.sh": "echo\r\n",
-        },
-    )
-    write_files(path, {"d.u16": "wide\n".encode("utf-16-le")})
-    bench.git("add", "-A", cwd=path)
-    bench.git("commit", "-qm", "wide", cwd=path)
-    bench.git("clone", "-q", str(path), "plain", cwd=bench.base)
-    tree = mount(bench)
-    assert bench.git("status", "--porcelain", cwd=tree) == ""
-    for name in bench.git("ls-files", "-z", cwd=tree).split("\0")[:-1]:
-        assert (tree / name).read_bytes() == (bench.base / "plain" / name).read_bytes(), name
-        assert (tree / name).stat().st_size == (bench.base / "plain" / name).stat().st_size
-    bench.run("touch b.bat sub/d.sh c.id d.u16", cwd=tree)
-    assert bench.git("status", "--porcelain", cwd=tree) == ""
-
-
-def test_lfs_pointers_are_shown_as_they_are(bench: Bench) -> None:
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
-    path = bench.repository("thing", {"big.bin": pointer})
-    write_files(path, {".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"})
-    bench.git("add", "-A", cwd=path)
-    bench.git("commit", "-qm", "attributes", cwd=path)
-    tree = mount(bench)
-    assert (tree / "big.bin").read_text() == pointer
-    assert bench.git("status", "--porcelain", cwd=tree) == ""
-
-
 def test_a_repository_with_sha1_edge_cases(bench: Bench) -> None:
     """Directories whose names sort around a slash, and a file replaced by a directory."""
     path = bench.repository("thing", {"a.b": "", "a/b": "x", "a0": "", "ab/c": "y", "f": "file"})

@@ -18,6 +18,7 @@ from harness import Bench, bench_in, fill_sample, until
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")]
 
 NOBODY = 65534
+ROOT = Path(__file__).parents[2]
 
 
 def as_nobody(bench: Bench, command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -130,6 +131,7 @@ mkdir {base}/dev/shm {base}/dev/pts; chmod 1777 {base}/dev/shm
 mknod -m 666 {base}/dev/fuse c 10 229
 mount --bind {base}/dev /dev
 {reach}
+{etc}
 exec setpriv --reuid={uid} --regid={uid} --clear-groups bash -e {base}/user.sh
 """
 
@@ -151,19 +153,29 @@ grep -c {base}/point /proc/mounts || true
 
 
 def reach(base: Path) -> str:
-    """Commands that let the user run this Python where it is installed in somebody's private home."""
-    where = Path(sys.base_prefix)
-    private = [each for each in where.parents if not each.stat().st_mode & stat.S_IXOTH]
-    if not private:
-        return ""
-    home = private[0]
-    return (
-        f"mkdir {base}/home2; mount --bind {home} {base}/home2; mount -t tmpfs -o mode=755 tmpfs {home}; "
-        f"mkdir -p {where}; mount --bind {base}/home2/{where.relative_to(home)} {where}"
-    )
+    """Commands that let the user run this Python and this clone where they lie in somebody's private home."""
+    commands: list[str] = []
+    homes: list[Path] = []
+    for where in sorted({Path(sys.base_prefix), Path(sys.prefix), ROOT}):
+        private = [each for each in where.parents if not each.stat().st_mode & stat.S_IXOTH]
+        if not private:
+            continue
+        home = private[-1]
+        if home not in homes:
+            homes.append(home)
+            real = f"{base}/home{homes.index(home)}"
+            commands += [f"mkdir {real}", f"mount --bind {home} {real}", f"mount -t tmpfs -o mode=755 tmpfs {home}"]
+        real = f"{base}/home{homes.index(home)}"
+        commands += [f"mkdir -p {where}", f"mount --bind {real}/{where.relative_to(home)} {where}"]
+    return "; ".join(commands)
 
 
-def test_an_unprivileged_user_mounts_for_himself(bench: Bench) -> None:
+WITHOUT_MTAB = "cp -a /etc {base}/etc; rm -f {base}/etc/mtab; mount --bind {base}/etc /etc"
+
+
+@pytest.mark.parametrize("etc", ["", WITHOUT_MTAB], ids=["with mtab", "without mtab"])
+def test_an_unprivileged_user_mounts_for_himself(bench: Bench, etc: str) -> None:
+    """Also on a machine so bare that fusermount3 cannot unmount: it wants an /etc/mtab."""
     fusermount = shutil.which("fusermount3")
     if fusermount is None or not os.stat(fusermount).st_mode & stat.S_ISUID:
         pytest.skip("fusermount3 is not there with the set-user-id bit")
@@ -187,8 +199,8 @@ def test_an_unprivileged_user_mounts_for_himself(bench: Bench) -> None:
     os.chmod(base, 0o777)
     python = sys.executable
     (base / "user.sh").write_text(AS_USER.format(base=base, python=python))
-    script = PRIVATE_MOUNT.format(base=base, uid=NOBODY, reach=reach(base))
-    env = {"HOME": str(base / "nobody"), "PYTHONPATH": str(Path(__file__).parents[2]), "CLIVEFS_STORE": ""}
+    script = PRIVATE_MOUNT.format(base=base, uid=NOBODY, reach=reach(base), etc=etc.format(base=base))
+    env = {"HOME": str(base / "nobody"), "PYTHONPATH": str(ROOT), "CLIVEFS_STORE": ""}
     done = bench.run(["unshare", "-m", "--fork", "bash", "-c", script], check=False, cwd=base, env=env)
     assert done.returncode == 0, (done.stdout, done.stderr)
     lines = done.stdout

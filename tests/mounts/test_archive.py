@@ -82,8 +82,8 @@ def test_the_tree_is_the_one_that_git_would_write(form: str, tree: Tree, tmp_pat
 @settings(max_examples=20, deadline=None)
 def test_tar_and_zip_of_one_tree_are_one_tree(tree: Tree, format: int) -> None:  # noqa: A002
     store = MemoryStore()
-    one = unpack(store, io.BytesIO(tar_of(tree, format=format)))
-    two = unpack(store, io.BytesIO(zip_of(tree)))
+    one = unpack(store, io.BytesIO(tar_of(tree, format=format)), strip=0)
+    two = unpack(store, io.BytesIO(zip_of(tree)), strip=0)
     assert one.tree == two.tree
 
 

@@ -286,10 +286,11 @@ def test_the_own_repository_at_a_ref_is_no_cycle() -> None:
     assert read("[mounts.'old']\ngit = '.'\nref = 'v1'").mounts[0].host_path == ROOT
 
 
-def test_patches_wait_while_written_through() -> None:
-    found = read("[mounts.x]\nlocal = '../x'\npatches = ['p/*.patch']")
-    assert [(each.line, each.key) for each in found.warnings] == [(3, "mounts.x.patches")]
-    assert read("[mounts.x]\nlocal = '../x'\npatches = ['p/*.patch']\nwrite = 'overlay'").warnings == ()
+def test_patches_wait_while_a_local_directory_is_shown() -> None:
+    for write in ("through", "overlay", "none"):
+        found = read(f"[mounts.x]\nlocal = '../x'\npatches = ['p/*.patch']\nwrite = '{write}'")
+        assert [(each.line, each.key) for each in found.warnings] == [(3, "mounts.x.patches")]
+    assert read("[mounts.x]\ngit = '../x'\npatches = ['p/*.patch']").warnings == ()
 
 
 def test_name_of_an_odd_directory() -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.config.config import load, parse
-from clivefs.mounts.config.edit import attach, detach, normal_path, replace, toml_string, toml_value
+from clivefs.mounts.config.edit import attach, detach, normal_path, replace, toml_string, toml_value, update
 from clivefs.mounts.config.file import create, save
+from clivefs.mounts.config.patches import add_pattern
 from clivefs.mounts.config.source_notation import Source, parse_source
 from clivefs.mounts.config.workspace_file import init_workspace
 
@@ -151,8 +152,34 @@ def test_replace_drops_what_cannot_go_with_the_new_source() -> None:
     text = "[mounts.x]\nlocal = '../x'\nwrite = 'through'"
     assert replace(text, "x", SIX) == '[mounts.x]\npypi = "six==1.16.0"\n'
     text = "[mounts.x]\ngit = '../x'\nref = 'main'\nfollow = true"
-    assert replace(text, "x", Source("git", "../x", "0" * 40)) == f'[mounts.x]\ngit = "../x"\nref = "{"0" * 40}"\n'
+    zeros = "0" * 40
+    assert replace(text, "x", Source("git", "../x", zeros)) == f"[mounts.x]\ngit = '../x'\nref = \"{zeros}\"\n"
     assert "follow = true" in replace(text, "x", Source("git", "../x", "next"))
+
+
+def test_update_changes_some_keys() -> None:
+    text = "[mounts.x]\ngit = '../x'  # why\nref = 'main'\nfollow = true\n"
+    assert update(text, "x", {"ref": "next"}) == text.replace("'main'", '"next"')
+    assert update(text, "x", {"follow": None}) == text.replace("follow = true\n", "")
+    assert update(text, "x", {"ref": "main"}) == text
+    with pytest.raises(ClivefsError, match="no mount entry at y"):
+        update(text, "y", {})
+
+
+@pytest.mark.parametrize(
+    ("patches", "wanted"),
+    [
+        ("", 'patches = ["n"]\n'),
+        ("patches = []\n", 'patches = ["n"]\n'),
+        ("patches = ['a'] # b\n", "patches = ['a', \"n\"] # b\n"),
+        ("patches = ['a', ]\n", "patches = ['a', \"n\" ]\n"),
+        ("patches = [\n  'a', # ]\n  # b\n  'c' # d\n]\n", "patches = [\n  'a', # ]\n  # b\n  'c', # d\n  \"n\",\n]\n"),
+        ("patches = [ '#]' ]\n", "patches = [ '#]', \"n\" ]\n"),
+    ],
+)
+def test_add_pattern_keeps_the_array(patches: str, wanted: str) -> None:
+    head = "[mounts.x]\ngit = '../x'\n"
+    assert add_pattern(head + patches, "x", "n") == head + wanted
 
 
 def test_replace_sets_what_is_given() -> None:

@@ -45,6 +45,10 @@ from clivefs.mounts.config.source_notation import (
         ("git+/srv/a%40b%23c%25d%41@v1", Source("git", "/srv/a@b#c%d%41", "v1")),
         ("git+https://h/x@issue#7#subdir=src", Source("git", "https://h/x", "issue#7", "src")),
         ("git+.@HEAD", Source("git", ".", "HEAD")),
+        ("git+../x@v1~2", Source("git", "../x", "v1~2")),
+        ("git+../x@main@{yesterday}", Source("git", "../x", "main@{yesterday}")),
+        ("git+../x@@{u}#subdir=a", Source("git", "../x", "@{u}", "a")),
+        ("git+git@h:x.git@main^{/fix it}", Source("git", "git@h:x.git", "main^{/fix it}")),
         ("pypi:six==1.16.0", Source("pypi", "six==1.16.0")),
         ("npm:left-pad@1.3.0", Source("npm", "left-pad@1.3.0")),
         ("npm:@types/node@20.1.0", Source("npm", "@types/node@20.1.0")),
@@ -100,14 +104,61 @@ def test_a_ref_given_separately_wins() -> None:
         parse_source("git+../x", ref="-x")
 
 
-@pytest.mark.parametrize("ref", ["main", "v1.0", "feature/x-y_z", "@scope/x@1", "HEAD", "a" * 40, "é", "refs/heads/x"])
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "main",
+        "v1.0",
+        "feature/x-y_z",
+        "@scope/x@1",
+        "HEAD",
+        "a" * 40,
+        "é",
+        "refs/heads/x",
+        "a~1",
+        "a^",
+        "v1^{commit}",
+        "a~2^2~",
+        "main@{yesterday}",
+        "a@{2 days ago}",
+        "@",
+        "@~1",
+        "@{u}",
+        "HEAD^{/fix it}",
+    ],
+)
 def test_refs(ref: str) -> None:
     assert check_ref(ref) == ref
 
 
 @pytest.mark.parametrize(
     "ref",
-    ["", "-x", "a..b", "a b", "a~1", "a^", "a:b", "a?", "[", "x.lock", "a//b", "/a", "a/", "@", "a@{1}", "a\n", "."],
+    [
+        "",
+        "-x",
+        "a..b",
+        "a b",
+        "~1",
+        "^a",
+        "a:b",
+        "a?",
+        "[",
+        "x.lock",
+        "a//b",
+        "/a",
+        "a/",
+        "-@{1}",
+        "a@{1\n}",
+        "a\n",
+        ".",
+        "a~b",
+        "a@{}",
+        "a b~1",
+        ":/fix it",
+        "a..b~1",
+        ":/",
+        "a~1\n",
+    ],
 )
 def test_not_refs(ref: str) -> None:
     with pytest.raises(BadValue):

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.edits import journal as rebasejournal
-from clivefs.mounts.edits.commit import commit_edits, import_tree
-from clivefs.mounts.edits.diff import Changed, Version, patch_of
-from clivefs.mounts.edits.journal import Rebase, Unsolved
+from clivefs.mounts.edits import still
+from clivefs.mounts.edits.diff import Changed, Version, patch_of, stat_of
+from clivefs.mounts.edits.journal import PatchChange, Rebase, Unsolved
 from clivefs.mounts.edits.plan import RebasePlan, edited_tree, has_markers, plan_rebase, shown_files, tree_changes
+from clivefs.mounts.edits.saved import restore_upper, save_upper
 from clivefs.mounts.edits.write import carry_out, hide_file, read_file, show_file
 from clivefs.mounts.git.command import GitCommand
-from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.git.treemerge import Labels
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.overlay.upper import Upper
@@ -28,9 +30,20 @@ from clivefs.mounts.tree import NodeTable, Owner
 from clivefs.objects.fsck import fsck
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.memory import MemoryStore
-from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
-from tests.mounts.gitworlds import ENVIRONMENT, World, edited, fresh, get_world, put_world, run, text, worlds
+from tests.mounts.gitworlds import (
+    ENVIRONMENT,
+    World,
+    edited,
+    fresh,
+    get_world,
+    put_world,
+    read_world,
+    run,
+    text,
+    worlds,
+    write_world,
+)
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 US = Owner(os.geteuid(), os.getegid())
@@ -107,6 +120,71 @@ def test_edits_exported_as_a_layer_show_the_same(data: st.DataObject, tmp_path: 
     assert get_world(store, ours) == shown
     patch = patch_of(tree_changes(store, tree, ours), str(tmp_path))
     assert apply_patch(store, store, tree, "layer", patch).tree == ours
+
+
+@settings(FEW, max_examples=20)
+@given(data=st.data())
+def test_stock_git_applies_the_patch_to_the_same_files(data: st.DataObject, tmp_path: Path) -> None:
+    base = data.draw(worlds())
+    shown = data.draw(edited(base))
+    patch = diff(base, shown, tmp_path)
+    work = write_world(fresh(tmp_path / "work"), base)
+    if patch:
+        run("git", "apply", "--binary", "-", cwd=work, stdin=patch)
+    assert read_world(work) == shown
+
+
+def test_how_much_of_each_file_changed(tmp_path: Path) -> None:
+    before = {b"f": text("1\n2\n"), b"bin": (0o100644, b"\0"), b"gone\xff": text("1\n"), b"mode": text("m\n")}
+    after = {b"f": text("1\nx\ny\n"), b"bin": (0o100644, b"\0\0"), b"mode": text("m\n", 0o100755)}
+    changes = [
+        Changed(path, Version(*before[path]) if path in before else None, version)
+        for path, version in edits_between(before, after).items()
+    ]
+    assert stat_of(changes, str(tmp_path)) == [
+        (b"bin", None, None), (b"f", 2, 1), (b"gone\xff", 0, 1), (b"mode", 0, 0),
+    ]  # fmt: skip
+
+
+# Who writes meanwhile
+
+
+def test_what_was_written_meanwhile_is_seen(mounted: Mounted) -> None:
+    tree = mounted.open(put_world(mounted.store, {b"d/f": text("f"), b"g": text("g"), b"h": text("h")}))
+    edit(tree, {b"d/f": text("f"), b"g": text("g")}, {b"d/f": text("1"), b"g": text("2")})
+    upper = tree.upper
+    assert upper is not None
+    until_settled = still.look(upper)
+    while not until_settled.settled:
+        until_settled = still.look(upper)
+    read_file(tree, b"d/f")
+    tree.lookup(tree.root, b"h")
+    assert still.look(upper).same_as(until_settled)
+    opened = tree.open(tree.lookup(tree.root, b"g")[0], os.O_WRONLY)
+    opened.write(0, b"3")
+    opened.close()
+    now = still.look(upper)
+    assert now.written(until_settled) == {b"g"}
+    assert not now.settled
+    assert now.marks == until_settled.marks
+    hide_file(tree, b"h")
+    assert still.look(upper).marks != now.marks
+
+
+@pytest.mark.parametrize(
+    ("written", "concerned", "touching"),
+    [
+        ([b"a"], [b"b"], False),
+        ([b"a"], [b"a"], True),
+        ([b"a"], [b"a/b/c"], True),
+        ([b"a/b/c"], [b"a"], True),
+        ([b"a/b"], [b"a/c"], False),
+        ([b"ab"], [b"a"], False),
+        ([], [b"a"], False),
+    ],
+)
+def test_whether_it_concerns_a_plan(written: list[bytes], concerned: list[bytes], touching: bool) -> None:
+    assert still.touches(written, concerned) is touching
 
 
 # Rebases, planned
@@ -319,7 +397,7 @@ def test_a_rebase_live_and_taken_back(mounted: Mounted, tmp_path: Path) -> None:
     saved = store.get_ref(rebasejournal.ref_name("w-e"))
     assert saved is not None
     fd = os.open(mounted.uppers, os.O_RDONLY)
-    rebasejournal.restore_upper(fd, b"e", store, saved)
+    restore_upper(fd, b"e", store, saved)
     os.close(fd)
     rebasejournal.end(store, "w-e")
     again = mounted.open(put_world(store, old))
@@ -352,13 +430,13 @@ def test_an_upper_comes_back_exactly(mounted: Mounted) -> None:
     before, numbers = facts_below(mounted.uppers / "e" / "tree"), copied.nodeid
     upper = tree._nodes.upper
     assert upper is not None
-    saved = rebasejournal.save_upper(upper, mounted.store)
+    saved = save_upper(upper, mounted.store)
     marks = {(edit.kind, edit.path, edit.other) for edit in upper.log.marks.snapshot() if edit.path}
     tree.reset()
     mounted.close()
     fd = os.open(mounted.uppers, os.O_RDONLY)
-    rebasejournal.restore_upper(fd, b"e", mounted.store, saved)
-    rebasejournal.restore_upper(fd, b"e", mounted.store, saved)
+    restore_upper(fd, b"e", mounted.store, saved)
+    restore_upper(fd, b"e", mounted.store, saved)
     os.close(fd)
     assert facts_below(mounted.uppers / "e" / "tree") == before
     again = mounted.open(put_world(mounted.store, {b"low": text("low"), b"d/e": text("e")}))
@@ -395,7 +473,7 @@ def test_conflicts_are_solved_one_by_one(mounted: Mounted) -> None:
     upper = tree._nodes.upper
     assert upper is not None
     store = mounted.store
-    rebasejournal.begin(store, Rebase("e", "a", "b", "started", patches=(("p", "aGk="),)), upper)
+    rebasejournal.begin(store, Rebase("e", "a", "b", "started", patches=(PatchChange.of("p", b"hi", None),)), upper)
     rebase = Rebase("e", "a", "b", "unsolved", (Unsolved("f", "content", ("f.orig",)), Unsolved("g\udcff", "mode", ())))
     rebasejournal.update(store, rebase)
     assert rebasejournal.load(store, "e") == rebase
@@ -407,77 +485,3 @@ def test_conflicts_are_solved_one_by_one(mounted: Mounted) -> None:
     assert rebasejournal.solved(store, "e", "g\udcff") is None
     assert rebasejournal.load(store, "e") is None
     assert store.get_ref(rebasejournal.ref_name("e")) is None
-
-
-# Commits
-
-
-def repository(directory: Path, world: World) -> tuple[Path, bytes]:
-    store = MemoryStore()
-    bare = directory / "bare.git"
-    commit = import_tree(str(bare), store, put_world(store, world), "x 1.0", git=GIT)
-    run("git", "update-ref", "HEAD", commit.hex(), cwd=bare)
-    return bare, commit
-
-
-def world_of(bare: Path, ref: str) -> World:
-    found: World = {}
-    for line in run("git", "ls-tree", "-r", "-z", ref, cwd=bare).stdout.split(b"\0"):
-        if line:
-            head, _, path = line.partition(b"\t")
-            mode, _, oid = head.split()
-            found[path] = (int(mode, 8), run("git", "cat-file", "blob", oid.decode(), cwd=bare).stdout)
-    return found
-
-
-@settings(FEW, max_examples=10)
-@given(data=st.data())
-def test_commits_hold_what_is_shown(data: st.DataObject, tmp_path: Path) -> None:
-    base = data.draw(worlds())
-    shown = data.draw(edited(base))
-    bare, commit = repository(fresh(tmp_path / "r"), base)
-    assert world_of(bare, "HEAD") == base
-    edits = edits_between(base, shown)
-    if not edits:
-        with pytest.raises(ClivefsError, match="nothing to commit"):
-            commit_edits(str(bare), base=commit, parent=commit, edits=edits, message="m", git=GIT)
-        return
-    made = commit_edits(
-        str(bare), base=commit, parent=commit, edits=edits, message="Why\n\nBecause", branch="mine", git=GIT
-    )
-    assert world_of(bare, "mine") == shown
-    log = run("git", "log", "-1", "--format=%an %ae %P%n%B", "mine", cwd=bare).stdout.decode()
-    assert log.rstrip() == f"A U Thor author@example.org {commit.hex()}\nWhy\n\nBecause"
-    assert Repository(bare).refs() == {"refs/heads/main": commit, "refs/heads/mine": made.commit}
-    run("git", "fsck", "--strict", "--no-dangling", cwd=bare)
-
-
-def test_a_commit_moves_head_and_index(tmp_path: Path) -> None:
-    work = fresh(tmp_path / "work")
-    run("git", "init", "-q", "-b", "main", cwd=work)
-    (work / "f").write_text("1\n")
-    (work / "d").mkdir()
-    (work / "d" / "g").write_text("g\n")
-    run("git", "add", ".", cwd=work)
-    run("git", "commit", "-qm", "base", cwd=work)
-    base = Repository(work).resolve("HEAD")
-    (work / "f").write_text("2\n")
-    (work / "d" / "g").unlink()
-    (work / "d").rmdir()
-    (work / "d").write_text("file now\n")
-    edits = {b"f": Version(0o100644, b"2\n"), b"d/g": None, b"d": Version(0o100644, b"file now\n")}
-    made = commit_edits(str(work / ".git"), base=base, parent=base, edits=edits, message="two", git=GIT)
-    assert made.ref == "HEAD"
-    assert run("git", "status", "--porcelain", "-b", cwd=work).stdout == b"## main\n"
-    assert Repository(work).resolve("main") == made.commit
-    with pytest.raises(ClivefsError, match="HEAD is at"):
-        commit_edits(str(work / ".git"), base=base, parent=base, edits=edits, message="again", git=GIT)
-
-
-def test_without_a_name_git_says_so(tmp_path: Path) -> None:
-    bare, commit = repository(tmp_path, {b"f": text("1")})
-    nobody = GitCommand(environment={"PATH": ENVIRONMENT["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"})
-    run("git", "config", "user.useConfigOnly", "true", cwd=bare)
-    edits: dict[bytes, Version | None] = {b"f": None}
-    with pytest.raises(ClivefsError, match="does not know who the author is"):
-        commit_edits(str(bare), base=commit, parent=commit, edits=edits, message="m", git=nobody)

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.mounts.git.attributes import GitAttributes, _Patterns
-from clivefs.mounts.git.lower import GitLower, GitRef, TreeSpace
-from clivefs.mounts.git.source import open_source
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource
+from clivefs.mounts.git.space import GitRef, TreeSpace
 from clivefs.mounts.tree import Attr, Blocked, OpenFile, Owner
 from clivefs.objects.repository import Repository
 
@@ -142,7 +143,8 @@ def test_content_is_what_a_checkout_has(tmp_path: Path, name: str) -> None:
 
 def test_rules_above_a_subdir_count(tmp_path: Path) -> None:
     repo = committed(tmp_path / "repo", RULES["all together"])
-    source, resolved = open_source("repo", "main", "sub", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    source = GitSource("repo", "main", "sub", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    resolved = source.open()
     space = source.space(resolved, GitAttributes(str(tmp_path)))
     lower = GitLower(space, resolved.tree, owner=Owner(0, 0), cache_dir=str(tmp_path))
     theirs = checked_out(repo, tmp_path / "tree")

@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.git.gitdir import GitDir, Moved
+from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.index import IndexStat, build_index, parse_index, stat_from
-from clivefs.mounts.git.lower import GitLower, TreeSpace
-from clivefs.mounts.git.source import GitSource, Resolved, open_source
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.tree import Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore
@@ -72,7 +74,8 @@ class Mounted:
         self.source: GitSource
         self.resolved: Resolved
         store = str(tmp_path / "store")
-        self.source, self.resolved = open_source(location, ref, base_dir=str(tmp_path), store_dir=store)
+        self.source = GitSource(location, ref, base_dir=str(tmp_path), store_dir=store)
+        self.resolved = self.source.open()
         self.path = tmp_path / name
         self.path.mkdir()
         self.lower = self.layer(self.resolved)
@@ -198,26 +201,74 @@ def follow(work: Mounted) -> tuple[Resolved, GitLower]:
     return news, work.layer(news)
 
 
+def move(work: Mounted, news: Resolved, lower: GitLower) -> bool:
+    """Move the gitdir, as showing the new tree does; whether it did."""
+    staged = work.gitdir.stage(news, stat_from(lower), work.source)
+    if staged is None:
+        return False
+    if not staged.lock():
+        staged.discard()
+        return False
+    staged.commit()
+    return True
+
+
+def leftovers(work: Mounted) -> list[str]:
+    """What should be gone when nothing is under way."""
+    found = {name for name in os.listdir(work.gitdir.path) if name.startswith("clive-")} - {"clive-base"}
+    return sorted(found) + [str(path) for path in Path(work.gitdir.path).rglob("*.lock")]
+
+
 def test_move_takes_head_index_and_base_along(mounted: Callable[..., Mounted], origin: Path) -> None:
     work = mounted()
     work.gitdir.build_index(stat_from(work.lower))
     moved_on(origin)
     news, lower = follow(work)
-    assert work.gitdir.move(news, stat_from(lower), work.source) is Moved.MOVED
+    assert move(work, news, lower)
     assert work.gitdir.head() == work.gitdir.base == news.commit
     assert work.gitdir.head_branch() == "main"
     assert work.git("diff", "--cached", "--stat") == ""
     assert work.git("rev-parse", "origin/main", "origin/fresh") == f"{news.commit.hex()}\n{news.commit.hex()}"
     assert work.git("ls-files").splitlines().count("new") == 1
-    assert work.gitdir.move(news, stat_from(lower), work.source) is Moved.MOVED
+    assert work.git("reflog", "-1", "--format=%gs %H", "HEAD") == f"clivefs: follow {news.commit.hex()}"
+    assert work.git("reflog", "-1", "--format=%gs", "main") == "clivefs: follow"
+    assert work.git("rev-parse", "HEAD@{1}") == work.resolved.commit.hex()
+    assert leftovers(work) == []
+    work.git("fsck")
+
+
+@pytest.mark.parametrize("how", ["packed", "detached", "without index", "deep"])
+def test_moves_wherever_head_is_kept(mounted: Callable[..., Mounted], origin: Path, how: str) -> None:
+    work = mounted("HEAD" if how == "detached" else "main")
+    if how != "without index":
+        work.gitdir.build_index(stat_from(work.lower))
+    if how == "packed":
+        work.git("pack-refs", "--all")
+    elif how == "detached":
+        work.git("checkout", "-q", "--detach")
+    elif how == "deep":
+        work.git("switch", "-q", "-c", "a/b/c")
+        work.git("pack-refs", "--all")
+    moved_on(origin)
+    news, lower = follow(work)
+    assert move(work, news, lower)
+    assert work.git("rev-parse", "HEAD") == news.commit.hex()
+    assert (work.gitdir.head_branch() is None) == (how == "detached")
+    assert work.gitdir.has_index() == (how != "without index")
+    assert leftovers(work) == []
 
 
 @pytest.mark.parametrize("obstacle", ["commit", "staged", "lock", "switch"])
+@pytest.mark.parametrize("late", [False, True])
 def test_move_stays_behind_where_the_user_has_gone_on(
-    mounted: Callable[..., Mounted], origin: Path, obstacle: str
+    mounted: Callable[..., Mounted], origin: Path, obstacle: str, late: bool
 ) -> None:
+    """*late*: after the move was made ready, before it is shown."""
     work = mounted()
     work.gitdir.build_index(stat_from(work.lower))
+    moved_on(origin)
+    news, lower = follow(work)
+    staged = work.gitdir.stage(news, stat_from(lower), work.source) if late else None
     (work.path / "src" / "a").write_text("edited")
     lock = Path(work.gitdir.path, "index.lock")
     if obstacle == "commit":
@@ -229,22 +280,35 @@ def test_move_stays_behind_where_the_user_has_gone_on(
     else:
         lock.touch()
     before = (work.gitdir.head(), work.gitdir.base, Path(work.gitdir.path, "index").read_bytes())
-    moved_on(origin)
-    news, lower = follow(work)
-    assert work.gitdir.move(news, stat_from(lower), work.source) is Moved.BEHIND
+    if late:
+        assert staged is not None
+        assert not staged.lock()
+        staged.discard()
+    else:
+        assert not move(work, news, lower)
     assert (work.gitdir.head(), work.gitdir.base, Path(work.gitdir.path, "index").read_bytes()) == before
-    assert lock.exists() == work.gitdir.git_at_work() == (obstacle == "lock")
+    assert leftovers(work) == ([str(lock)] if obstacle == "lock" else [])
 
 
-@pytest.mark.parametrize("point", ["gitdir.move.planned", "gitdir.move.pointed", "gitdir.move.indexed"])
-def test_a_move_that_was_cut_short_is_finished_or_taken_back(
-    mounted: Callable[..., Mounted], origin: Path, point: str
-) -> None:
+def test_the_base_follows_what_the_user_pulled(mounted: Callable[..., Mounted], origin: Path) -> None:
     work = mounted()
     work.gitdir.build_index(stat_from(work.lower))
     moved_on(origin)
+    work.git("pull", "-q")
+    (work.path / "src" / "a").write_text("edited")
+    work.git("commit", "-qam", "mine")
+    head = work.gitdir.head()
     news, lower = follow(work)
+    assert move(work, news, lower)
+    assert work.gitdir.base == news.commit
+    assert work.gitdir.head() == head
+    assert leftovers(work) == []
 
+
+POINTS = [f"gitdir.move.{step}" for step in ("planned", "locked", "pointed", "indexed")]
+
+
+def cut_short(work: Mounted, news: Resolved, lower: GitLower, point: str) -> None:
     class Killed(BaseException):
         pass
 
@@ -254,23 +318,80 @@ def test_a_move_that_was_cut_short_is_finished_or_taken_back(
     FAULTS.plant(point, kill)
     try:
         with pytest.raises(Killed):
-            work.gitdir.move(news, stat_from(lower), work.source)
+            move(work, news, lower)
     finally:
         FAULTS.clear()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_move_that_was_cut_short_is_finished_or_taken_back(
+    mounted: Callable[..., Mounted], origin: Path, point: str
+) -> None:
+    work = mounted()
+    work.gitdir.build_index(stat_from(work.lower))
+    moved_on(origin)
+    news, lower = follow(work)
+    cut_short(work, news, lower, point)
     again = GitDir.create_or_open(work.gitdir.path, news, work.source)
-    expected = work.resolved.commit if point == "gitdir.move.planned" else news.commit
+    expected = news.commit if point in POINTS[2:] else work.resolved.commit
     assert again.head() == again.base == expected
-    assert not again.git_at_work()
+    assert leftovers(work) == []
     assert work.git("diff", "--cached", "--stat") == ""
-    assert again.move(news, stat_from(lower), work.source) is Moved.MOVED
+    assert (again.base == news.commit) or move(work, news, lower)
+    assert work.git("diff", "--cached", "--stat") == ""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_recovery_leaves_the_locks_of_others_alone(mounted: Callable[..., Mounted], origin: Path, point: str) -> None:
+    """Whoever found our lock after a crash and removed it may have one of their own now."""
+    work = mounted()
+    work.gitdir.build_index(stat_from(work.lower))
+    moved_on(origin)
+    news, lower = follow(work)
+    cut_short(work, news, lower, point)
+    lock = Path(work.gitdir.path, "index.lock")
+    lock.unlink(missing_ok=True)
+    lock.write_bytes(b"theirs")
+    GitDir.create_or_open(work.gitdir.path, news, work.source)
+    assert lock.read_bytes() == b"theirs"
+    lock.unlink()
+    assert leftovers(work) == []
+
+
+def test_a_first_index_that_was_cut_short_locks_nobody_out(mounted: Callable[..., Mounted]) -> None:
+    work = mounted()
+    script = (
+        "import os, sys\n"
+        "from clivefs.base.ports import FAULTS\n"
+        "from clivefs.mounts.git.move import put_first_index\n"
+        "FAULTS.plant('gitdir.index.locked', lambda: os._exit(9))\n"
+        "put_first_index(sys.argv[1], b'half')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, work.gitdir.path], check=False).returncode == 9
+    assert work.gitdir.git_at_work()
+    again = GitDir.create_or_open(work.gitdir.path, work.resolved, work.source)
+    assert leftovers(work) == []
+    assert again.build_index(stat_from(work.lower))
+    assert work.git("status", "--porcelain") == ""
+
+
+def test_a_lock_that_was_removed_by_hand_costs_no_index(mounted: Callable[..., Mounted], origin: Path) -> None:
+    work = mounted()
+    work.gitdir.build_index(stat_from(work.lower))
+    moved_on(origin)
+    news, lower = follow(work)
+    cut_short(work, news, lower, "gitdir.move.pointed")
+    Path(work.gitdir.path, "index.lock").unlink()
+    GitDir.create_or_open(work.gitdir.path, news, work.source)
+    assert work.git("diff", "--cached", "--stat") == ""
+    assert leftovers(work) == []
 
 
 def test_a_partial_clone_fetches_through_its_gitdir(mounted: Callable[..., Mounted], origin: Path) -> None:
     git(origin, "config", "uploadpack.allowFilter", "true")
     git(origin, "config", "uploadpack.allowAnySHA1InWant", "true")
-    source, resolved = open_source(
-        f"file://{origin}", "main", base_dir=str(origin.parent), store_dir=str(origin.parent / "store")
-    )
+    source = GitSource(f"file://{origin}", "main", base_dir=str(origin.parent), store_dir=str(origin.parent / "store"))
+    resolved = source.open()
     path = origin.parent / "lazy"
     path.mkdir()
     gitdir = GitDir.create_or_open(str(origin.parent / "lazy.gitdir"), resolved, source)
@@ -285,7 +406,8 @@ def test_a_partial_clone_fetches_through_its_gitdir(mounted: Callable[..., Mount
 
 
 def test_subdir_has_no_gitdir(origin: Path, tmp_path: Path) -> None:
-    source, resolved = open_source("origin", "main", "src", base_dir=str(tmp_path), store_dir=str(tmp_path / "s"))
+    source = GitSource("origin", "main", "src", base_dir=str(tmp_path), store_dir=str(tmp_path / "s"))
+    resolved = source.open()
     with pytest.raises(ClivefsError, match="subdir"):
         GitDir.create_or_open(str(tmp_path / "g"), resolved, source)
 

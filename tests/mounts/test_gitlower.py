@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from clivefs.mounts.git.lower import GitLower, GitRef, TreeSpace
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.space import GitRef, Submodules, TreeSpace
 from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore
@@ -70,10 +71,10 @@ def blob_of(repo: Path, content: bytes) -> bytes:
     return bytes.fromhex(git(repo, "hash-object", "-w", "--stdin", stdin=content).decode())
 
 
-def lower_of(repo: Path, tree: bytes, **options: object) -> GitLower:
+def lower_of(repo: Path, tree: bytes, submodules: Submodules | None = None, **options: object) -> GitLower:
     cache = repo.parent / "cache"
     cache.mkdir(exist_ok=True)
-    space = TreeSpace(Repository(repo), b"git:" + b"0" * 40, TIME_NS)
+    space = TreeSpace(Repository(repo), b"git:" + b"0" * 40, TIME_NS, submodules=submodules)
     return GitLower(space, tree, owner=Owner(12, 34), cache_dir=str(cache), **options)  # type: ignore[arg-type]
 
 

@@ -15,8 +15,9 @@ from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.command import GitCommand, GitFailed
 from clivefs.mounts.git.fetch import PartialClone
 from clivefs.mounts.git.location import parse_location, relative_to
-from clivefs.mounts.git.lower import GitLower, TreeSpace
-from clivefs.mounts.git.source import GitSource, Resolved, open_source
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.memory import MemoryStore
@@ -80,7 +81,8 @@ def opened(tmp_path: Path) -> Callable[..., tuple[GitSource, Resolved]]:
     def open_it(location: str, ref: str = "main", subdir: str = "", **options: Any) -> tuple[GitSource, Resolved]:
         store = str(tmp_path / "store")
         git_command = GitCommand(environment=ENVIRONMENT)
-        return open_source(location, ref, subdir, base_dir=str(tmp_path), store_dir=store, git=git_command, **options)
+        source = GitSource(location, ref, subdir, base_dir=str(tmp_path), store_dir=store, git=git_command, **options)
+        return source, source.open()
 
     return open_it
 
@@ -110,9 +112,9 @@ def test_a_local_repository_is_used_in_place(origin: Path, opened: Any, tmp_path
     assert (resolved.branch, resolved.symbolic_ref) == ("main", "refs/heads/main")
     assert resolved.commit_time_ns == COMMIT_S * 10**9
     assert not source.lazy
-    assert source.objects_dir == str(origin / ".git" / "objects")
+    assert source.objects_dirs[-1:] == source.live_objects_dirs == [str(origin / ".git" / "objects")]
     assert content(lower_of(source, resolved, tmp_path), b"src/deep/1.txt") == b"src/deep 1\n"
-    assert not (tmp_path / "store").exists()
+    assert not list((tmp_path / "store").rglob("*.pack"))
 
 
 def test_bare_repositories_and_worktrees_too(origin: Path, opened: Any, tmp_path: Path) -> None:
@@ -131,6 +133,66 @@ def test_refs_of_every_kind(origin: Path, opened: Any) -> None:
     assert opened("origin", "v1.0")[1].symbolic_ref == "refs/tags/v1.0"
     assert opened("origin", first)[1].symbolic_ref is None
     assert opened("origin", "feature/x")[1].branch == "feature/x"
+
+
+@pytest.mark.parametrize(
+    ("ref", "means"),
+    [
+        ("HEAD~1", "light"),
+        ("main^", "light"),
+        ("v1.0^{commit}", "light"),
+        ("v1.0^0", "light"),
+        ("main^{/one}", "light"),
+        (":/one", "light"),
+        ("@", "main"),
+        ("main@{0}", "main"),
+        ("main@{1}", "light"),
+        ("feature/x~0", "light"),
+    ],
+)
+def test_revisions(origin: Path, opened: Any, ref: str, means: str) -> None:
+    source, resolved = opened("origin", ref)
+    assert resolved.commit.hex() == git(origin, "rev-parse", f"{means}^{{commit}}")
+    assert resolved.branch == ("main" if ref == "@" else None)
+    assert source.poll() is None
+
+
+def test_revisions_that_name_no_commit(origin: Path, opened: Any) -> None:
+    for ref, message in {
+        "main~9": "leads nowhere",
+        "mian~1": "mian",
+        "main:src": "is a tree",
+        "main..light": "main..light",
+        "^main": "'^main'",
+        "main@{7}": "main@{7}",
+        "--all": "cannot be a ref",
+        "main\n": "cannot be a ref",
+    }.items():
+        with pytest.raises(ClivefsError) as error:
+            opened("origin", ref)
+        assert message in error.value.message, ref
+
+
+def test_a_revision_from_a_remote_branch(origin: Path, opened: Any, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "origin", "clone")
+    git(origin, "branch", "only-there")
+    git(tmp_path / "clone", "fetch", "-q")
+    assert opened("clone", "only-there~1")[1].commit.hex() == git(origin, "rev-parse", "light")
+
+
+def test_revisions_of_a_url(origin: Path, opened: Any) -> None:
+    url = f"file://{origin}"
+    first = git(origin, "rev-parse", "light")
+    for ref in ("main~1", "HEAD^", "v1.0^{commit}", first[:10], ":/one"):
+        assert opened(url, ref)[1].commit.hex() == first
+    git(origin, "checkout", "-q", "--detach")
+    git(origin, "commit", "-q", "--allow-empty", "-m", "on no branch")
+    hidden = git(origin, "rev-parse", "HEAD")
+    assert opened(url, f"{hidden}~2")[1].commit.hex() == first
+    with pytest.raises(ClivefsError, match="where their refs were before"):
+        opened(url, "main@{yesterday}")
+    with pytest.raises(ClivefsError, match="leads nowhere"):
+        opened(url, "main~99")
 
 
 def test_subdir(origin: Path, opened: Any, tmp_path: Path) -> None:
@@ -182,10 +244,10 @@ def test_a_url_is_a_partial_clone_and_a_directory_comes_in_one_request(
     with pytest.raises(Blocked, match=r"3 blobs of src") as blocked:
         lower.attr(ref, fetch=True)
     assert blocked.value.timeout_s is not None
-    packs = len(list((Path(source.objects_dir) / "pack").glob("*.pack")))
+    packs = len(list((Path(source.objects_dirs[0]) / "pack").glob("*.pack")))
     blocked.value.job()
     blocked.value.job()  # again does no harm
-    assert len(list((Path(source.objects_dir) / "pack").glob("*.pack"))) == packs + 1
+    assert len(list((Path(source.objects_dirs[0]) / "pack").glob("*.pack"))) == packs + 1
     for number in range(3):
         assert content(lower, b"src/%d.txt" % number) == b"src %d\n" % number
     with pytest.raises(ObjectMissing):

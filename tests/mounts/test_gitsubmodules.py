@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.git.lower import GitLower, TreeSpace
-from clivefs.mounts.git.source import open_source
+from clivefs.mounts.git.attributes import GitAttributes
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.source import GitSource
 from clivefs.mounts.git.submodules import GitSubmodules
-from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.tree import Blocked, Owner
 
 ENVIRONMENT = {
@@ -46,17 +48,18 @@ def outer(tmp_path: Path) -> Path:
 
 
 def lower_of(location: str, tmp_path: Path, subdir: str = "") -> GitLower:
-    source, resolved = open_source(location, "main", subdir, base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
-    space = TreeSpace(resolved.repository, resolved.layer, resolved.commit_time_ns, source.fetch_objects)
-    submodules = GitSubmodules(source, resolved)
-    return GitLower(space, resolved.tree, owner=Owner(0, 0), cache_dir=str(tmp_path), submodules=submodules)
+    source = GitSource(location, "main", subdir, base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    resolved = source.open()
+    submodules = GitSubmodules(source, resolved, converter=lambda _: GitAttributes(str(tmp_path)))
+    space = replace(source.space(resolved), submodules=submodules)
+    return GitLower(space, resolved.tree, owner=Owner(0, 0), cache_dir=str(tmp_path))
 
 
 def listed(lower: GitLower, path: bytes) -> list[bytes]:
-    ref = lower.find(path)
-    assert ref is not None
-    for _ in range(3):
+    for _ in range(9):
         try:
+            ref = lower.find(path)
+            assert ref is not None
             return [entry.name for entry in lower.entries(ref)]
         except Blocked as blocked:
             blocked.job()
@@ -64,10 +67,10 @@ def listed(lower: GitLower, path: bytes) -> list[bytes]:
 
 
 def content(lower: GitLower, path: bytes) -> bytes:
-    ref: LowerRef | None = lower.find(path)
-    assert ref is not None
-    for _ in range(3):
+    for _ in range(9):
         try:
+            ref = lower.find(path)
+            assert ref is not None
             return lower.open(ref).read(0, 100)
         except Blocked as blocked:
             blocked.job()
@@ -121,3 +124,79 @@ def test_without_gitmodules_it_is_empty(outer: Path, tmp_path: Path) -> None:
     lower = lower_of("outer", tmp_path)
     assert listed(lower, b"d/sub") == []
     assert describe(lower, b"d/sub").endswith(b"(no entry of .gitmodules has its path)")
+
+
+@pytest.fixture
+def nest(outer: Path, tmp_path: Path) -> Path:
+    """A superproject of `outer`, with submodules two deep; their commits."""
+    (tmp_path / "inner" / ".gitattributes").write_text("*.bat eol=crlf\n")
+    (tmp_path / "inner" / "run.bat").write_text("one\n")
+    git(tmp_path / "inner", "add", ".")
+    git(tmp_path / "inner", "commit", "-qm", "two")
+    git(outer / "d" / "sub", "pull", "-q")
+    git(outer, "commit", "-qam", "newer")
+    path = tmp_path / "nest"
+    path.mkdir()
+    git(path, "init", "-q")
+    git(path, "submodule", "--quiet", "add", str(outer), "o")
+    git(path, "commit", "-qm", "nested")
+    return path
+
+
+@pytest.mark.parametrize("location", ["nest", "bare"])
+def test_submodules_of_submodules(nest: Path, outer: Path, tmp_path: Path, location: str) -> None:
+    if location == "nest":
+        git(nest, "submodule", "--quiet", "update", "--init", "--recursive")
+        (tmp_path / "inner").rename(tmp_path / "gone")
+    else:
+        for path, name, url in ((outer, "d/sub", "../inner"), (nest, "o", "../outer")):
+            git(path, "config", "-f", ".gitmodules", f"submodule.{name}.url", url)
+            git(path, "commit", "-qam", "relative")
+            if path == outer:
+                git(nest / "o", "pull", "-q")
+        git(tmp_path, "clone", "-q", "--bare", "nest", "bare")
+    lower = lower_of(location, tmp_path)
+    assert listed(lower, b"o") == [b".gitmodules", b"d"]
+    assert listed(lower, b"o/d/sub") == [b".gitattributes", b"f", b"run.bat"]
+    assert content(lower, b"o/d/sub/f") == b"inner"
+    assert content(lower, b"o/d/sub/run.bat") == b"one\r\n"  # as a checkout makes it
+    commit = git(outer, "rev-parse", "HEAD:d/sub").encode()
+    assert describe(lower, b"o/d/sub/f") == b"submodule:" + commit
+
+
+def test_a_repository_in_itself_ends_somewhere(tmp_path: Path) -> None:
+    path = tmp_path / "self"
+    path.mkdir()
+    git(path, "init", "-q")
+    (path / ".gitmodules").write_text('[submodule "me"]\n\tpath = me\n\turl = ./\n')
+    git(path, "add", ".")
+    git(path, "commit", "-qm", "one")
+    git(path, "config", "uploadpack.allowFilter", "true")
+    git(path, "update-index", "--add", "--cacheinfo", f"160000,{git(path, 'rev-parse', 'HEAD')},me")
+    git(path, "commit", "-qm", "two")
+    for _ in range(12):
+        git(path, "update-index", "--cacheinfo", f"160000,{git(path, 'rev-parse', 'HEAD')},me")
+        git(path, "commit", "-qm", "more")
+    lower = lower_of("self", tmp_path)
+    at = b"me"
+    while names := listed(lower, at):
+        assert names == [b".gitmodules", b"me"]
+        at += b"/me"
+    assert at.count(b"/") == 8
+    assert describe(lower, at).endswith(b"(it is 8 submodules deep)")
+
+
+def test_submodules_are_kept_with_their_superproject(nest: Path, outer: Path, tmp_path: Path) -> None:
+    git(nest, "submodule", "--quiet", "update", "--init", "--recursive")
+    source = GitSource("nest", "main", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    submodules = GitSubmodules(source, source.open())
+    space = replace(source.space(source.current), submodules=submodules)
+    lower = GitLower(space, source.current.tree, owner=Owner(0, 0), cache_dir=str(tmp_path))
+    source.keep()
+    assert source.is_kept
+    assert listed(lower, b"o/d/sub") == [b".gitattributes", b"f", b"run.bat"]
+    assert not source.is_kept
+    source.keep()
+    assert source.is_kept
+    shutil.rmtree(nest / ".git")
+    assert content(lower, b"o/d/sub/f") == b"inner"

@@ -53,19 +53,24 @@ def test_only_what_differs_is_told(tmp_path: Path) -> None:
     assert list(changed_paths(reader, new, new)) == []
 
 
-def test_moves_are_remembered_and_only_when_saved(tmp_path: Path) -> None:
+def test_moves_are_remembered_and_only_when_shown(tmp_path: Path) -> None:
     work = Work(tmp_path / "r")
     old, new = work.tree(OLD), work.tree(NEW)
     reader = Repository(str(work.path))
     directory = str(tmp_path)
     first = GitTimes.read(directory).at(reader, old, BASE_NS, BASE_NS + 1)
-    first.save()
+    first.stage()
+    first.commit()
     unsaved = GitTimes.read(directory).at(reader, new, LATER_NS, LATER_NS)
     assert unsaved(b"d/changed", b"") == LATER_NS
     assert first(b"d/changed", b"") == BASE_NS
     again = GitTimes.read(directory).at(reader, old, BASE_NS, LATER_NS + 1)
     assert again(b"d/changed", b"") == BASE_NS
-    unsaved.save()
+    unsaved.stage()
+    assert GitTimes.read(directory).at(reader, old, BASE_NS, LATER_NS + 1)(b"d/changed", b"") == BASE_NS
+    unsaved.discard()
+    unsaved.stage()
+    unsaved.commit()
     kept = GitTimes.read(directory).at(reader, new, LATER_NS, LATER_NS + 2)
     assert {path for path in [*CHANGED, b"a", b"d/same"] if kept(path, b"") == LATER_NS} == CHANGED
     assert kept(b"a", b"") == BASE_NS

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clivefs.base.ports import FAULTS
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr
@@ -446,3 +447,71 @@ def test_a_file_without_a_name_is_closed_after_its_tree_was_detached(root: Path)
     file.close()
     table.forget(node.nodeid, 1)
     assert len(os.listdir("/proc/self/fd")) < before  # the root's is closed too
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+@pytest.mark.parametrize("kind", ["file", "regular", "fifo", "link", "directory"])
+def test_a_file_that_others_put_in_the_place_of_a_new_one_is_not_given_away(
+    root: Path, tmp_path: Path, kind: str
+) -> None:
+    """They own the directory; the daemon is root's."""
+    victim = tmp_path / "victim"
+    if kind == "directory":
+        victim.mkdir(0o700)
+        (victim / "secret").write_text("root's")
+    elif kind == "fifo":
+        os.mkfifo(victim)
+    else:
+        victim.write_text("root's")
+    before = os.lstat(victim)
+
+    def put_another_there() -> None:
+        if kind == "directory":
+            (root / "new").rmdir()
+            victim.rename(root / "new")
+        else:
+            (root / "new").unlink()
+            os.link(victim, root / "new")
+
+    tree, _ = open_tree(root)
+    caller = Owner(1234, 2345)
+    makers = {
+        "file": lambda: tree.create(tree.root, b"new", 0o644, os.O_RDWR, caller),
+        "regular": lambda: tree.mknod(tree.root, b"new", stat.S_IFREG | 0o644, 0, caller),
+        "fifo": lambda: tree.mknod(tree.root, b"new", stat.S_IFIFO | 0o644, 0, caller),
+        "link": lambda: tree.symlink(tree.root, b"new", b"target", caller),
+        "directory": lambda: tree.mkdir(tree.root, b"new", 0o755, caller),
+    }
+    FAULTS.plant("host.made", put_another_there)
+    try:
+        assert errno_of(makers[kind]) == errno.ESTALE
+    finally:
+        FAULTS.clear()
+    after = os.lstat(root / "new")
+    assert (after.st_ino, after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_ino,
+        0,
+        before.st_gid,
+        before.st_mode,
+    )
+    tree.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_new_files_belong_to_the_caller_with_all_their_bits(root: Path, driver: TreeDriver) -> None:
+    driver.owner = Owner(1234, 2345)
+    os.chown(root, 0, 77)
+    for parent_mode, group in ((0o755, 2345), (0o2755, 77)):
+        root.chmod(parent_mode)
+        driver.tree.mknod(driver.tree.root, b"fifo", stat.S_IFIFO | 0o4640, 0, driver.owner)
+        driver.tree.mknod(driver.tree.root, b"regular", stat.S_IFREG | 0o6755, 0, driver.owner)
+        driver.tree.create(driver.tree.root, b"file", 0o4711, os.O_RDWR, driver.owner)[2].close()
+        driver.symlink(b"target", b"link")
+        driver.mkdir(b"directory")
+        modes = {"fifo": 0o4640, "regular": 0o6755, "file": 0o4711}
+        for name in ("fifo", "regular", "file", "link", "directory"):
+            st = os.lstat(root / name)
+            assert (name, st.st_uid, st.st_gid) == (name, 1234, group)
+            if name in modes:
+                assert (name, stat.S_IMODE(st.st_mode)) == (name, modes[name])
+            driver.rmdir(name.encode()) if name == "directory" else driver.unlink(name.encode())

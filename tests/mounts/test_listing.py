@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.git.lower import GitLower, TreeSpace
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.host.watch import Watcher
 from clivefs.mounts.overlay.tree import OverlayTree

@@ -13,7 +13,8 @@ import pytest
 
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.host.watch import Watcher
-from clivefs.mounts.tree import DirEntry
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.tree import DirEntry, NodeTable
 
 
 @pytest.fixture
@@ -159,4 +160,39 @@ def test_watching(root: Path) -> None:
     assert watcher.read_events() == []
     (root / "d" / "e").rmdir()
     lower.close()
+    watcher.close()
+
+
+def test_directories_that_others_rename_are_watched_once(root: Path) -> None:
+    watcher = Watcher()
+    lower = LocalLower(os.open(root, os.O_RDONLY), hidden=lambda identity, name: False, watcher=watcher)
+    table = NodeTable()
+    tree = OverlayTree(lower, None, table, entry=b"e", source=b"s")
+
+    def look(name: bytes) -> None:
+        node, _ = tree.lookup(tree.root, name)
+        tree.entries(node)
+        table.release(node)
+
+    kept, _ = tree.lookup(tree.root, b"d")
+    kept.lookups += 1  # as the kernel does that has it open
+    look(b"d")
+    before = len(watcher), watcher.told
+    for number in range(50):  # a directory that goes from name to name
+        (root / "d").rename(root / f"d{number}")
+        look(f"d{number}".encode())
+        (root / f"d{number}").rename(root / "d")
+        look(b"d")
+    for number in range(50):  # and a name that leads to one directory after the other
+        (root / "d").rename(root / f"old{number}")
+        (root / "d").mkdir()
+        look(b"d")
+        watcher.read_events()
+    assert (len(watcher), watcher.told) == before
+    (root / "d" / "new").touch()
+    changes = [each for each in watcher.read_events() if each.kind == "name"]
+    assert [(lower.path(each.directory), each.name) for each in changes] == [(b"d", b"new")]  # type: ignore[arg-type]
+    table.forget(kept.nodeid, 1)
+    tree.close()
+    assert watcher.told == 0
     watcher.close()

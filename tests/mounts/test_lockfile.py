@@ -133,8 +133,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 
 
 NOTHING = st.none()
+SOURCES = TEXTS.filter(lambda text: not text.startswith(("git+", "pypi:", "npm:", "archive:")))
 LOCKED = st.builds(
-    Locked, TEXTS, st.just(TREE), version=NOTHING | TEXTS, sha256=NOTHING, integrity=NOTHING | TEXTS, commit=NOTHING
+    Locked, SOURCES, st.just(TREE), version=NOTHING | TEXTS, sha256=NOTHING, integrity=NOTHING | TEXTS, commit=NOTHING
 )
 
 
@@ -157,3 +158,30 @@ def test_any_text_is_a_lock_or_an_error_for_people(text: str) -> None:
     else:
         place = "Clive.lock"
     assert place == "Clive.lock"
+
+
+def test_a_lock_that_somebody_else_wrote_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    before = lockfile.read(str(tmp_path))
+    lockfile.write(str(tmp_path), Lock("", {"vendor/six": SIX}), before=before)
+    text = (tmp_path / "Clive.lock").read_text()
+    with pytest.raises(ClivefsError, match="changed meanwhile"):
+        lockfile.write(str(tmp_path), Lock("", ENTRIES), before=before)
+    assert (tmp_path / "Clive.lock").read_text() == text
+    assert lockfile.write(str(tmp_path), Lock("", ENTRIES), before=lockfile.read(str(tmp_path)))
+
+
+def test_a_new_lock_has_the_mode_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "Clive.toml").write_text("")
+    (tmp_path / "Clive.toml").chmod(0o640)
+    old = os.umask(0)  # as in the daemon
+    try:
+        lockfile.write(str(tmp_path), Lock("", ENTRIES))
+    finally:
+        os.umask(old)
+    assert (tmp_path / "Clive.lock").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("source", ["git+../x", "pypi:six==1.16.0", "npm:x@1.0.0", "archive:../x"])
+def test_an_entry_without_the_digest_of_its_kind_is_no_entry(source: str) -> None:
+    with pytest.raises(ClivefsError, match=r"has no `(commit|sha256)`"):
+        lockfile.parse(f"version = 1\n[mounts.a]\nsource = '{source}'\ntree = '{TREE}'")

@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.overlay.marks import (
-    Action,
-    ActionKind,
-    Edit,
-    EditKind,
-    IntentLog,
-    Marks,
-    decode_intent,
-    encode_intent,
-)
+from clivefs.mounts.overlay.intentlog import IntentLog, decode_intent, encode_intent
+from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Marks
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clivefs.base.ports import FAULTS
+from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
@@ -248,6 +249,15 @@ def test_changes(overlay: Overlay) -> None:
     }
 
 
+def clean_up(tree: OverlayTree) -> None:
+    """What the daemon does after a reset."""
+    job = tree.discarded()
+    if job is not None:
+        job()
+    while tree.forget_discarded():
+        pass
+
+
 def test_reset_while_files_are_open(overlay: Overlay) -> None:
     driver = overlay.open()
     plain = driver.tree_of()
@@ -261,6 +271,7 @@ def test_reset_while_files_are_open(overlay: Overlay) -> None:
     tree = driver.tree
     assert isinstance(tree, OverlayTree)
     affected = {(each.parent.path(), each.name) for each in tree.reset()}
+    clean_up(tree)
     assert {(b"", b"a"), (b"", b"gone"), (b"d", b"new"), (b"d/e", b"y")} <= affected
     assert file.read(0, 6) == b"EDITED"
     assert file.stat().nlink == 0
@@ -289,6 +300,109 @@ def test_reset_of_one_path(overlay: Overlay) -> None:
     tree.reset([b"f", b"d", b"nothing/here"])
     assert kinds(driver) == {b"a": "modified"}
     assert driver.read(b"d/x") == b"x"
+
+
+def edited(overlay: Overlay, count: int) -> TreeDriver:
+    """*count* files of the lower directory `t` copied up, and as many new ones beside them."""
+    driver = overlay.open(make_lower(**{f"t__f{number}": b"lower" for number in range(count)}))
+    for number in range(count):
+        driver.write(b"t/f%d" % number, b"UPPER")
+        driver.make(b"t/new%d" % number, b"new")
+    return driver
+
+
+def overlay_tree(driver: TreeDriver) -> OverlayTree:
+    assert isinstance(driver.tree, OverlayTree)
+    return driver.tree
+
+
+def test_a_reset_leaves_the_deleting_to_a_thread(overlay: Overlay) -> None:
+    driver = edited(overlay, 40)
+    tree = overlay_tree(driver)
+    tree.reset()
+    assert kinds(driver) == {}
+    (top,) = os.listdir(overlay.path / "work")  # one rename, whatever is below
+    assert len(os.listdir(overlay.path / "work" / top)) == 80
+    job = tree.discarded()
+    assert job is not None
+    assert tree.discarded() is None
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+    job()  # may be called again
+    assert os.listdir(overlay.path / "work") == []
+    assert len(tree._nodes.upper.origins) >= 40  # type: ignore[union-attr]
+    clean_up(tree)
+    assert not tree._nodes.upper.origins  # type: ignore[union-attr]
+    after = driver.tree_of()
+    assert overlay.open(make_lower(**{f"t__f{number}": b"lower" for number in range(40)})).tree_of() == after
+
+
+def test_files_made_while_a_reset_is_deleting_keep_their_numbers(overlay: Overlay) -> None:
+    driver = edited(overlay, 40)
+    tree = overlay_tree(driver)
+    tree.reset()
+    made: dict[bytes, int] = {}
+
+    def meanwhile() -> None:
+        """The filesystem has free inode numbers by now, and gives them to these."""
+        number = len(made)
+        if number < 20:
+            driver.write(b"t/f%d" % number, b"AGAIN")
+            driver.make(b"t/new%d" % number, b"again")
+            made.update({name: driver.inode(name) for name in (b"t/f%d" % number, b"t/new%d" % number)})
+
+    FAULTS.plant("overlay.discard", meanwhile)
+    clean_up(tree)
+    FAULTS.clear()
+    assert len(made) == 20
+    again = overlay.open(make_lower(**{f"t__f{number}": b"lower" for number in range(40)}))
+    for name, inode in made.items():
+        assert (name, again.inode(name)) == (name, inode)
+    assert again.read(b"t/new0") == b"again"
+
+
+def test_a_reset_that_a_crash_cuts_short_is_finished_at_the_next_start(overlay: Overlay) -> None:
+    driver = edited(overlay, 10)
+    tree = overlay_tree(driver)
+    tree.reset()
+    left = [7]
+
+    def stop() -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    FAULTS.plant("overlay.discard", stop)
+    job = tree.discarded()
+    assert job is not None
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    FAULTS.clear()
+    assert os.listdir(overlay.path / "work") != []
+    again = overlay.open(make_lower(**{f"t__f{number}": b"lower" for number in range(10)}))
+    assert os.listdir(overlay.path / "work") == []
+    assert kinds(again) == {}
+
+
+def test_deleting_goes_on_after_the_tree_was_closed_and_its_upper_is_mounted_again(overlay: Overlay) -> None:
+    tree = overlay_tree(edited(overlay, 10))
+    tree.reset()
+    job = tree.discarded()
+    assert job is not None
+    driver: list[TreeDriver] = []
+
+    def reopen() -> None:
+        FAULTS.clear()
+        driver.append(overlay.open(make_lower(t__f1=b"lower")))
+        driver[0].write(b"t/f1", b"after")
+
+    FAULTS.plant("overlay.discard", reopen)
+    job()
+    assert driver[0].read(b"t/f1") == b"after"
+    assert os.listdir(overlay.path / "work") == []
+    assert tree.discarded() is None
+    assert not tree.forget_discarded()
 
 
 def test_another_lower(overlay: Overlay) -> None:
@@ -328,6 +442,61 @@ def test_live_lower(overlay: Overlay) -> None:
     lower.remove(b"d/a")
     with pytest.raises(FileNotFoundError):
         driver.stat(b"d/a")
+
+
+def test_removing_what_goes_from_the_lower_at_the_same_moment(overlay: Overlay) -> None:
+    lower = MemoryLower(live=True, mtime_ns=NOW_NS, owner=US)
+    lower.file(b"d/f", b"f")
+    lower.remove(b"d/f")
+    driver = overlay.open(lower)
+    node = driver.hold(driver.node(b"d"))
+    attr = lower.attr
+
+    def fails(ref: Any, *, fetch: bool) -> Any:
+        if ref == lower.find(b"d"):
+            raise FileNotFoundError(errno.ENOENT, "planted")
+        return attr(ref, fetch=fetch)
+
+    FAULTS.plant("overlay.rmdir.done", lambda: setattr(lower, "attr", fails))
+    driver.rmdir(b"d")
+    assert driver.listdir(b"") == []
+    with pytest.raises(FileNotFoundError):
+        driver.stat(b"d")
+    with pytest.raises(OSError) as caught:
+        driver.tree.getattr(node)
+    assert caught.value.errno == errno.ESTALE
+
+
+def test_hard_links_of_a_live_lower(tmp_path: Path) -> None:
+    """Each name is a file of its own, and tells the link count that the lower has until it is copied up."""
+    under, upper = tmp_path / "under", tmp_path / "upper"
+    under.mkdir()
+    upper.mkdir()
+    (under / "one").write_text("shared")
+    for name in ("two", "three"):
+        os.link(under / "one", under / name)
+    table = NodeTable()
+    lower = LocalLower(os.open(under, os.O_RDONLY), hidden=lambda identity, name: False)
+    fd = os.open(upper, os.O_RDONLY)
+    tree = OverlayTree(lower, fd, table, entry=b"e", source=b"s")
+    os.close(fd)
+    driver = TreeDriver(tree, table)
+    names = (b"one", b"two", b"three")
+    assert [driver.stat(name).nlink for name in names] == [3, 3, 3]
+    driver.overwrite(b"one", b"CHANGED")
+    assert [driver.stat(name).nlink for name in names] == [1, 3, 3]
+    assert [driver.read(name) for name in names] == [b"CHANGED", b"shared", b"shared"]
+    driver.link(b"one", b"four")
+    assert [driver.stat(name).nlink for name in (b"one", b"four")] == [2, 2]
+    driver.unlink(b"two")
+    assert driver.stat(b"three").nlink == 3  # nothing was written to the lower
+    os.unlink(under / "two")
+    assert driver.stat(b"three").nlink == 2
+    file = driver.open(b"three")
+    driver.unlink(b"three")
+    assert file.stat().nlink == 0
+    file.close()
+    tree.close()
 
 
 def test_deep_and_long_names(overlay: Overlay) -> None:
@@ -410,6 +579,56 @@ def test_a_copy_that_nobody_wants_any_more_is_not_left_behind(overlay: Overlay, 
     overlay.table.release(node)
     blocked.value.job()
     assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_copy_under_way_outlives_its_tree(overlay: Overlay, tmp_path: Path) -> None:
+    """The entry is detached, and attached again, while a thread still copies: it must not touch what is there now."""
+    content = os.urandom(1 << 20)
+    lower = make_lower()
+    lower.file(b"large", content, 0o777)
+    tree = overlay.open(lower).tree
+    node, _ = tree.lookup(tree.root, b"large")
+    with pytest.raises(Blocked) as blocked:
+        tree.open(node, os.O_WRONLY)
+    copying, reopened = threading.Event(), threading.Event()
+    fds = len(os.listdir("/proc/self/fd"))
+
+    def wait() -> None:
+        copying.set()
+        assert reopened.wait(10)
+
+    FAULTS.plant("overlay.copyup.content", wait)
+
+    def copy_in_vain() -> None:
+        with pytest.raises(FileNotFoundError):
+            blocked.value.job()
+
+    thread = threading.Thread(target=copy_in_vain)
+    thread.start()
+    assert copying.wait(10)
+    FAULTS.clear()
+    (name,) = os.listdir(tmp_path / "work")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / name).write_text("another file")
+    overlay.close()
+    held = [os.open(others, os.O_RDONLY) for _ in range(20)]  # have the numbers of what was closed
+    again = overlay.open(make_lower(large=content)).tree  # empties `work/`
+    node, _ = again.lookup(again.root, b"large")
+    with pytest.raises(Blocked) as second:
+        again.open(node, os.O_WRONLY)
+    second.value.job()
+    (copy,) = os.listdir(tmp_path / "work")
+    reopened.set()
+    thread.join()
+    assert os.listdir(tmp_path / "work") == [copy]
+    file = again.open(node, os.O_RDWR)
+    assert file.read(0, 1 << 20) == content
+    assert stat.S_IMODE((others / name).stat().st_mode) != 0o777
+    file.close()
+    for fd in held:
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) <= fds
 
 
 def test_fsync_waits_for_who_is_at_it_already(

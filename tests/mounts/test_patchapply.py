@@ -240,6 +240,17 @@ def test_carriage_returns_are_content() -> None:
     assert "carriage returns" in str(error)
 
 
+def test_a_patch_that_an_editor_saved_with_carriage_returns_or_a_byte_order_mark() -> None:
+    patch = unified(NUMBERS, NUMBERS.replace("line 20\n", "line twenty\n")).encode()
+    returns = {b"f": (0o100644, NUMBERS.replace("\n", "\r\n").encode())}
+    plain = {b"f": (0o100644, NUMBERS.encode())}
+    for world, ending in ((plain, b"\n"), (returns, b"\r\n")):
+        content = patched(world, patch.replace(b"\n", b"\r\n"))[b"f"][1]
+        assert content == world[b"f"][1].replace(b"line 20" + ending, b"line twenty" + ending)
+    assert b"twenty" in patched(plain, b"\xef\xbb\xbf" + patch)[b"f"][1]
+    assert "UTF-16" in str(failure(plain, patch.decode().encode("utf-16")))
+
+
 def test_a_patch_without_its_last_newline_and_blank_context() -> None:
     assert patched({b"f": text("1\n\n3\n")}, "--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n 1\n\n-3\n+4") == {
         b"f": text("1\n\n4\n")

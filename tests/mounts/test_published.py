@@ -335,6 +335,7 @@ def test_a_release_of_pypi_that_is_not(store: Store, index: Path) -> None:
     assert "1.1" in text
     assert "2.0" in text
     assert "no package other" in fails(PublishedSource("pypi", "other==1.0", store=store, clients=clients))
+    assert "no sdist of it" in fails(PublishedSource("pypi", "thing==1.0", store=store, clients=clients, sdist=True))
 
 
 def test_pip_takes_the_file_that_is_locked_and_no_other(store: Store, index: Path) -> None:
@@ -368,7 +369,10 @@ def test_an_sdist_that_does_not_build_is_still_shown(store: Store, tmp_path: Pat
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_INDEX_URL": f"{base}/simple/"}
         clients = PackageClients(environment=environment)
         said: list[str] = []
-        source = PublishedSource("pypi", "broken==1.0", store=store, clients=clients, progress=said.append)
+        wheel_only = fails(PublishedSource("pypi", "broken==1.0", store=store, clients=clients))
+        assert "no wheel of it" in wheel_only
+        assert "pypi:broken==1.0#sdist" in wheel_only
+        source = PublishedSource("pypi", "broken==1.0", store=store, clients=clients, sdist=True, progress=said.append)
         assert names(store, source.open()) == {b"setup.py", b"pyproject.toml", b"PKG-INFO"}
         assert any("does not build here" in each for each in said)
         assert source.open().sha256 == digest
@@ -500,7 +504,8 @@ def test_a_real_sdist(store: Store) -> None:
     ]
     assert modules[0].oid == modules[1].oid
     with Store.open(Path(store.path).parent / "other") as other:
-        assert PublishedSource("pypi", "six==1.16.0", store=other, locked=sdist.sha256).open().tree == sdist.tree
+        locked = PublishedSource("pypi", "six==1.16.0", store=other, sdist=True, locked=sdist.sha256)
+        assert locked.open().tree == sdist.tree
 
 
 @pytest.mark.network

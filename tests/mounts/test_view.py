@@ -12,6 +12,7 @@ import pytest
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.renumbered import Renumbered
 from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
 from clivefs.mounts.view import View
 
@@ -209,3 +210,41 @@ def test_a_file_of_the_layer_below_gives_way_to_the_way_to_an_entry(world: World
     world.view.set_entry(world.root, b"lib/x", world.overlay(b"f"))
     assert stat.S_ISDIR(world.view.getattr(world.at("lib")).mode)
     assert world.names("lib") == ["x"]
+
+
+def test_a_directory_made_on_the_way_to_an_entry_keeps_its_number_in_the_next_mount(tmp_path: Path) -> None:
+    os.umask(0)
+    root, store = tmp_path / "root", tmp_path / "store"
+    root.mkdir()
+    store.mkdir()
+    fd = os.open(store, os.O_RDONLY)
+
+    def mounted() -> tuple[World, Renumbered]:
+        numbers = Renumbered(fd)
+        world = World(root)
+        world.table.renumbered = numbers.read()
+        world.view.keep_number = numbers.add
+        world.view.set_entry(world.root, b"lib/deep/x", world.overlay(b"shown"))
+        return world, numbers
+
+    def number(world: World, path: str) -> int:
+        return world.view.kernel_node(world.at(path)).nodeid
+
+    first, numbers = mounted()
+    wanted = {path: number(first, path) for path in ("lib", "lib/deep")}
+    first.view.mkdir(first.at("lib/deep"), b"made", 0o755, OWNER)
+    assert (root / "lib" / "deep" / "made").is_dir()
+    assert {path: number(first, path) for path in wanted} == wanted
+    numbers.close()
+    with open(store / "numbers", "ab") as file:
+        file.write(b"half")  # the power went
+    for _ in range(2):
+        again, numbers = mounted()
+        assert {path: number(again, path) for path in wanted} == wanted
+        again.view.remove_entry(again.root, b"lib/deep/x")
+        assert {path: number(again, path) for path in wanted} == wanted
+        numbers.close()
+    without = World(root)
+    without.table.renumbered = Renumbered(fd).read()
+    assert {path: number(without, path) for path in wanted} == wanted
+    os.close(fd)

@@ -64,12 +64,12 @@ class World:
             node.racy = False
 
     def events(self) -> set[tuple[str, bytes, bytes | None]]:
-        """What happened, as (kind, path of the node or directory, name)."""
+        """What happened, as (kind, path of the node or directory, name); the latter where the node is not known."""
         return {
             (
                 each.kind,
-                (each.directory if each.kind == "name" else each.node).path(),  # type: ignore[union-attr]
-                each.name if each.kind == "name" else None,
+                (each.directory if each.kind == "name" or each.node is None else each.node).path(),  # type: ignore[union-attr, attr-defined]
+                each.name if each.kind == "name" or each.node is None else None,
             )
             for each in self.watcher.read_events()
         }
@@ -110,12 +110,28 @@ def test_content(world: World) -> None:
     assert world.events() == set()
 
 
-def test_a_file_that_nobody_looked_at_is_not_reported(world: World) -> None:
+def test_a_file_that_nobody_looked_at_is_reported_by_its_name(world: World) -> None:
     world.old("a", "one")
     world.old("b", "one")
     world.settle(b"a")
     (world.root / "b").write_text("two")
+    assert world.events() == {("content", b"", b"b")}
+    (world.root / "b").chmod(0o600)
+    assert world.events() == {("attr", b"", b"b")}
+    (world.root / "b").unlink()
+    assert world.events() == {("name", b"", b"b"), ROOT_CHANGED}
+
+
+def test_what_we_removed_ourselves_is_not_reported(world: World) -> None:
+    world.old("a", "one")
+    world.old("b", "one")
+    world.settle(b"a", b"b")
+    world.tree.unlink(world.tree.root, b"a")
+    world.tree.rename(world.tree.root, b"b", world.tree.root, b"c", 0)
+    world.tree.rename(world.tree.root, b"c", world.tree.root, b"d", 0)
     assert world.events() == set()
+    (world.root / "d").unlink()
+    assert world.events() == {("name", b"", b"d"), ("attr", b"d", None), ROOT_CHANGED}
 
 
 def test_attributes(world: World) -> None:

@@ -30,7 +30,11 @@ def clone(tmp_path: Path) -> Path:
     program = binaries / "clivefs"
     program.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
     program.chmod(0o755)
-    stamp = f"{clone}\n" + (clone / "requirements.lock").read_text() + (clone / "pyproject.toml").read_text()
+    stamp = (
+        f"{clone}\n{Path(sys.executable).resolve()}\n"
+        + (clone / "requirements.lock").read_text()
+        + (clone / "pyproject.toml").read_text()
+    )
     (clone / ".venv" / ".clivefs-setup").write_text(stamp)
     return clone
 
@@ -52,10 +56,26 @@ def test_a_second_run_only_starts_clivefs(clone: Path, tmp_path: Path) -> None:
     """Nothing that could ask the network or the package manager is even looked for."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "cat", "cmp", "dirname", "id"):
+    for name in ("sh", "cat", "cmp", "dirname", "id", "readlink"):
         (tools / name).symlink_to(shutil.which(name) or name)
     result = _run(clone, "status", "--json", cwd=tmp_path, path=str(tools))
     assert (result.returncode, result.stdout, result.stderr) == (0, "status\n--json\n", "")
+
+
+@pytest.mark.parametrize("line, is_now", [(0, "/elsewhere"), (1, "/usr/bin/python3.10"), (2, "")])
+def test_another_place_python_or_lock_is_set_up_again(clone: Path, tmp_path: Path, line: int, is_now: str) -> None:
+    """An upgrade of the distribution puts another Python under the same name."""
+    stamp = clone / ".venv" / ".clivefs-setup"
+    lines = stamp.read_text().split("\n")
+    lines[line] = is_now
+    stamp.write_text("\n".join(lines))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "cat", "cmp", "dirname", "id", "sed", "readlink"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    result = _run(clone, "status", cwd=tmp_path, path=str(tools))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "this machine lacks" in result.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["--at", "/x"], ["--store=/y", "--foreground"]])
@@ -63,6 +83,7 @@ def test_mount_of_nothing_mounts_the_example(clone: Path, tmp_path: Path, words:
     result = _run(clone, "mount", *words, cwd=tmp_path)
     assert result.stdout.split() == ["mount", str(clone / "examples"), "--allow", *words]
     assert "example" in result.stderr
+    assert f"alias clivefs='{clone}/scripts/clivefs'" in result.stderr, "what it tells to try can be typed"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +104,7 @@ def test_without_a_package_manager_it_says_what_to_install(clone: Path, tmp_path
     shutil.rmtree(clone / ".venv")
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "cat", "cmp", "dirname", "id", "sed"):
+    for name in ("sh", "cat", "cmp", "dirname", "id", "sed", "readlink"):
         (tools / name).symlink_to(shutil.which(name) or name)
     result = _run(clone, "mount", cwd=tmp_path, path=str(tools))
     assert result.returncode == 1

@@ -122,6 +122,9 @@ def _end(call: Call, daemon: Daemon) -> int:
     finally:
         if pidfd is not None:
             os.close(pidfd)
+    left = recovery.mounted_at(daemon.mountpoint)
+    if left is not None and left.fs_type == FS_TYPE and not locate.answers(daemon.mountpoint):
+        recovery.clear_dead_mount(left)  # the daemon could not: it says if we cannot either
     call.out.line(f"unmounted {daemon.mountpoint}")
     call.out.json({"mountpoint": daemon.mountpoint, "users": users})
     return 0

@@ -6,17 +6,22 @@ source (for threads: it may fetch), `build` makes the tree and its nodes (for th
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from clivefs.base.errors import ClivefsError
+from clivefs.mounts.assembly.base import base_lower
 from clivefs.mounts.assembly.entry import Mounted, Prepared, State
 from clivefs.mounts.assembly.git import GitEntries, build_index
+from clivefs.mounts.assembly.patching import read_patches
 from clivefs.mounts.assembly.places import Places, source_identity
 from clivefs.mounts.assembly.published import PublishedEntries
 from clivefs.mounts.config.config import MountEntry, Workspace
+from clivefs.mounts.config.lockfile import Lock, Locked
 from clivefs.mounts.git.conflicts import untouched
 from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.lower import GitLower
@@ -28,7 +33,8 @@ from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.edits import Affected
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.ownfiles import HostFiles, OwnFiles, TreeFiles
+from clivefs.mounts.patch.files import Series
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
@@ -37,6 +43,11 @@ from clivefs.objects.store import Store
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+_ROOT = "root"
+"""The upper of the workspace's own directory."""
+_BUSY = "git is at work in it: it moves when that is done"
+
+_NOT_PATCHED = "patches are not applied to a local directory: mount a ref of it (`git`), or take `patches` out"
 
 
 class Assembly:
@@ -55,12 +66,18 @@ class Assembly:
         mount_over: Callable[[str], str | None],
         unpacked: str,
         limits: ArchiveLimits,
+        on_loop: Callable[[Callable[[], Any]], Any],
     ) -> None:
-        """*unpacked*, *mount_over*, *limits*: see `Places`."""
+        """*unpacked*, *mount_over*, *limits*: see `Places`. *on_loop* runs a call on the loop's thread and waits for
+        its result."""
         self._view = view
         self._watcher = watcher
         self._hidden = hidden
-        self._places = Places(store, workspace_id, root, view.owner, unpacked, limits, network_timeout_s, mount_over)
+        self._on_loop = on_loop
+        own = HostFiles(root, hidden)
+        self._places = Places(
+            store, workspace_id, root, view.owner, unpacked, limits, network_timeout_s, mount_over, own
+        )
         self._git = GitEntries(self._places)
         self._published = PublishedEntries(self._places)
 
@@ -73,17 +90,73 @@ class Assembly:
         if settings.write == "through":
             return self._host_tree(fd, identity)
         lower = self._local_lower(fd)
-        return self._overlay(
-            lower, identity, b"root", self._places.upper("root") if settings.write == "overlay" else None
+        if settings.write == "none":
+            return self._overlay(lower, identity, b"root", None)
+        tree = self._overlay(lower, identity, b"root", self._places.upper(_ROOT))
+        self._places.files = TreeFiles(
+            tree,
+            HostFiles(settings.root, self._hidden),
+            self._places.entry_directory(_ROOT),
+            self._hidden,
+            self._places.owner,
+            self._on_loop,
         )
+        return tree
+
+    def use(self, settings: Workspace, lock: Lock, *, network_timeout_s: float) -> bool:
+        """From now on these limits and locks count for what is prepared. Whether an entry that failed might not fail
+        now. *network_timeout_s*: where *settings* have none."""
+        places = self._places
+        before = (places.limits, places.network_timeout_s)
+        limits = settings.limits
+        places.limits = ArchiveLimits(limits.archive_size, limits.archive_files, limits.archive_ratio)
+        places.network_timeout_s = limits.network_timeout or network_timeout_s
+        places.lock = lock
+        return before != (places.limits, places.network_timeout_s)
+
+    def pin(self, entry: MountEntry) -> Locked | None:
+        """What Clive.lock says of *entry*."""
+        return self._places.pin(entry)
+
+    def surroundings(self) -> Places:
+        """A copy of what the entries are made in, for `assembly.locking`."""
+        return dataclasses.replace(self._places)
+
+    @property
+    def files(self) -> OwnFiles:
+        """The workspace's own, as the mount shows them."""
+        return self._places.files
+
+    def base_tree(self, mounted: Mounted) -> OverlayTree | None:
+        """What an entry shows without patches and edits; None where it has neither. ClivefsError, OSError."""
+        lower = base_lower(self._places, mounted, self._local_lower)
+        if lower is None:
+            return None
+        entry = mounted.entry
+        return self._overlay(lower, self._places.identity(f".clive/base/{entry.path}"), source_identity(entry), None)
+
+    def revision(self, mounted: Mounted, revision: str) -> tuple[GitSource, Resolved]:
+        """Any revision of the repository of a git entry. For threads. ClivefsError, OSError."""
+        return self._git.revision(mounted.entry, revision)
+
+    def revision_lower(self, source: GitSource, resolved: Resolved) -> GitLower:
+        """What a git entry would show at *resolved*."""
+        return self._git.revision_lower(source, resolved)
 
     # Preparing
 
     def prepare(
-        self, entry: MountEntry, refusal: str | None, progress: Progress, *, look_only: bool = False
+        self,
+        entry: MountEntry,
+        refusal: str | None,
+        progress: Progress,
+        *,
+        look_only: bool = False,
+        over_edits: bool = False,
     ) -> Prepared:
         """Find the source of *entry*; what is wrong with it is in the answer, not raised. With *look_only* nothing of
-        the entry changes, and the answer cannot be shown: to be discarded."""
+        the entry changes, and the answer cannot be shown: to be discarded. With *over_edits* the caller moves edits
+        that would cover what changes."""
         if refusal is not None:
             return Prepared(entry, State.NOT_ALLOWED, refusal)
         try:
@@ -94,7 +167,7 @@ class Assembly:
                 )
             if entry.kind == "git":
                 progress(f"{entry.path}: {entry.source}")
-                return self._git.prepare(entry, progress, look_only=look_only)
+                return self._git.prepare(entry, progress, look_only=look_only, over_edits=over_edits)
             progress(f"{entry.path}: {entry.source}")
             return self._published.prepare(entry, progress)
         except ClivefsError as error:
@@ -109,21 +182,20 @@ class Assembly:
         if mounted.state == State.ERROR:
             again = self.prepare(entry, None, lambda _: None)
             return again if again.state != State.ERROR or again.error != mounted.error else None
-        source = mounted.source
-        if entry.patches and self._patches_changed(mounted):
-            if source is None:
-                return self.prepare(entry, None, lambda _: None)
-            return self._git.at(entry, source, source.current, mounted.git_dir)
-        if source is None or not entry.follow:
+        if mounted.source is None or not (entry.follow or mounted.state == State.BEHIND):
             return None
         return self._git.poll(mounted)
 
-    def _patches_changed(self, mounted: Mounted) -> bool:
-        try:
-            return patchlayers.seen(self._places.root, mounted.entry.patches) != mounted.patches_seen
-        except ClivefsError as error:
-            mounted.error = str(error)
-            return False
+    def read_patches(self, mounted: Mounted) -> Series:
+        """The patches of an entry as they are now. For threads."""
+        return read_patches(self._places, mounted.entry)
+
+    def repatch(self, mounted: Mounted) -> Prepared:
+        """An entry that is shown, with its patches as they are now. For threads. ClivefsError, OSError."""
+        if mounted.source is not None:
+            return self._git.at(mounted.entry, mounted.source, mounted.source.current, mounted.git_dir)
+        assert mounted.published is not None
+        return self._published.at(mounted.entry, mounted.published)
 
     # Building
 
@@ -148,16 +220,13 @@ class Assembly:
         try:
             if prepared.root_fd is not None:
                 return self._build_local(prepared, prepared.root_fd), []
-            if prepared.source is not None and prepared.resolved is not None:
-                return self._build_git(prepared, prepared.source, prepared.resolved, old)
+            if prepared.source is not None and prepared.git_lower is not None:
+                return self._build_git(prepared, prepared.git_lower, old)
             if prepared.published is not None and prepared.git_lower is not None:
                 return self._build_published(prepared, prepared.git_lower, old)
-        except ClivefsError as error:
-            prepared = Prepared(prepared.entry, State.ERROR, str(error))
-        except OSError as error:
-            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {error.strerror}")
-        except Blocked as blocked:  # `check` has told of it, and it could not be had
-            prepared = Prepared(prepared.entry, State.ERROR, f"it cannot be shown: {blocked.what} failed")
+        except (ClivefsError, OSError, Blocked) as error:
+            prepared.discard()
+            prepared = Prepared(prepared.entry, State.ERROR, _why(error))
         entry = prepared.entry
         lower = MemoryLower()
         tree = self._overlay(lower, self._places.identity(entry.path), b"empty", None)
@@ -167,47 +236,72 @@ class Assembly:
         entry = prepared.entry
         identity = self._places.identity(entry.path)
         if entry.write == "through":
-            return Mounted(entry, self._host_tree(fd, identity), prepared.state, None)
+            tree = self._host_tree(fd, identity)
+            prepared.root_fd = None
+            return Mounted(entry, tree, prepared.state, None)
         lower = self._local_lower(fd)
-        upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
-        tree = self._overlay(lower, identity, source_identity(entry), upper)
-        return Mounted(entry, tree, prepared.state, None, lower)
+        prepared.root_fd = None
+        try:
+            upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
+            overlay = self._overlay(lower, identity, source_identity(entry), upper)
+        except BaseException:
+            lower.close()
+            raise
+        return Mounted(entry, overlay, prepared.state, _NOT_PATCHED if entry.patches else None, lower)
 
     def _build_published(
         self, prepared: Prepared, lower: GitLower, old: Mounted | None
     ) -> tuple[Mounted, list[Affected]]:
-        entry = prepared.entry
-        replaced = _goes_on(old, entry)
-        if replaced is not None:
-            affected = replaced.replace_lower(lower, source_identity(entry))
-            return self._mounted(prepared, replaced, lower), affected
-        upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
-        tree = self._overlay(lower, self._places.identity(entry.path), source_identity(entry), upper)
-        return self._mounted(prepared, tree, lower), []
+        tree, affected = self._over(prepared, lower, _goes_on(old, prepared.entry))
+        assert prepared.times is not None
+        prepared.times.commit()
+        return self._mounted(prepared, tree, lower), affected
 
-    def _build_git(
-        self, prepared: Prepared, source: GitSource, resolved: Resolved, old: Mounted | None
-    ) -> tuple[Mounted, list[Affected]]:
+    def _build_git(self, prepared: Prepared, lower: GitLower, old: Mounted | None) -> tuple[Mounted, list[Affected]]:
+        """The tree and its git working tree move together: what may fail or be refused comes first."""
+        move = prepared.move
+        replaced = _goes_on(old, prepared.entry)
+        if move is not None and not move.lock():
+            prepared.discard()
+            if old is None or replaced is None:
+                raise ClivefsError(_BUSY)
+            return _stays(old, prepared), []
+        try:
+            tree, affected = self._over(prepared, lower, replaced)
+            if prepared.git_dir is not None:
+                try:
+                    self._show_git_dir(tree, prepared, prepared.git_dir, lower)
+                except BaseException:
+                    if replaced is None:
+                        tree.close()
+                    raise
+        except BaseException:
+            if move is not None:
+                move.unlock()
+            raise
+        if move is not None:
+            move.commit()
+            prepared.move = None
+        assert prepared.times is not None
+        prepared.times.commit()
+        return self._mounted(prepared, tree, lower), affected
+
+    def _over(
+        self, prepared: Prepared, lower: GitLower, replaced: OverlayTree | None
+    ) -> tuple[OverlayTree, list[Affected]]:
+        """The overlay over *lower*: the one that was over another until now, or a new one."""
         entry = prepared.entry
-        lower = prepared.git_lower
-        assert lower is not None
-        replaced = _goes_on(old, entry)
         if replaced is not None:
             affected = self._uncover(replaced, prepared)
-            affected += replaced.replace_lower(lower, source_identity(entry))
-            if prepared.git_dir is not None:
-                self._show_git_dir(replaced, prepared, prepared.git_dir, lower)
-            return self._mounted(prepared, replaced, lower), affected
+            return replaced, affected + replaced.replace_lower(lower, source_identity(entry))
         upper = self._places.upper(self._places.upper_name(entry)) if entry.write == "overlay" else None
         tree = self._overlay(lower, self._places.identity(entry.path), source_identity(entry), upper)
-        self._uncover(tree, prepared)
-        if prepared.git_dir is not None:
-            try:
-                self._show_git_dir(tree, prepared, prepared.git_dir, lower)
-            except BaseException:
-                tree.close()
-                raise
-        return self._mounted(prepared, tree, lower), []
+        try:
+            self._uncover(tree, prepared)
+        except BaseException:
+            tree.close()
+            raise
+        return tree, []
 
     @staticmethod
     def _mounted(prepared: Prepared, tree: Tree, lower: Lower) -> Mounted:
@@ -221,7 +315,7 @@ class Assembly:
             prepared.resolved,
             prepared.git_dir,
             prepared.published,
-            prepared.patches_seen,
+            prepared.series,
         )
 
     def _uncover(self, tree: OverlayTree, prepared: Prepared) -> list[Affected]:
@@ -261,6 +355,28 @@ class Assembly:
         self._view.git_gates[tree.root.nodeid] = ensure_index
 
 
+def _why(error: ClivefsError | OSError | Blocked) -> str:
+    """Why an entry cannot be shown."""
+    if isinstance(error, ClivefsError):
+        return str(error)
+    if isinstance(error, Blocked):  # `check` has told of it, and it could not be had
+        return f"it cannot be shown: {error.what} failed"
+    return f"it cannot be shown: {error.strerror}"
+
+
+def _stays(old: Mounted, prepared: Prepared) -> Mounted:
+    """*old*, which cannot become what was *prepared* at this moment."""
+    return dataclasses.replace(
+        old,
+        entry=prepared.entry,
+        source=prepared.source,
+        state=State.BEHIND,
+        error=_BUSY,
+        looked_at=time.monotonic(),
+        behind_at=None,
+    )
+
+
 def _goes_on(old: Mounted | None, entry: MountEntry) -> OverlayTree | None:
     """The tree of *old*, if *entry* is that over another lower layer."""
     if old is None or (old.resolved is None and old.published is None) or not isinstance(old.tree, OverlayTree):
@@ -269,5 +385,5 @@ def _goes_on(old: Mounted | None, entry: MountEntry) -> OverlayTree | None:
 
 
 def _same_upper(one: MountEntry, other: MountEntry) -> bool:
-    facts = ("path", "kind", "location", "subdir", "write")
+    facts = ("path", "kind", "location", "subdir", "sdist", "write")
     return all(getattr(one, name) == getattr(other, name) for name in facts)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.config.config import MountEntry
+from clivefs.mounts.config.lockfile import Locked
 from clivefs.mounts.git.conflicts import Copy
 from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.move import Staged
 from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.git.times import GitTimes
 from clivefs.mounts.lower import Lower
-from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.patch.files import Series
 from clivefs.mounts.published.source import Published
 from clivefs.mounts.tree import Tree
 
@@ -28,6 +33,7 @@ _CLIENT_RETRY_S = 120.0
 """The same where trying starts pip or npm."""
 _LOCAL_POLL_S = 1.0
 _REMOTE_POLL_S = 30.0
+_KEEP_RETRY_S = 30.0
 
 
 class State(enum.StrEnum):
@@ -53,8 +59,13 @@ class Prepared:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     git_lower: GitLower | None = None
+    times: GitTimes | None = None
+    """Those of `git_lower`, staged."""
+    move: Staged | None = None
+    """What brings the git working tree to `resolved`, to be done when that is shown."""
     published: Published | None = None
-    patches_seen: patchlayers.Seen = ()
+    series: Series = field(default_factory=Series)
+    """The patches that were applied, or were to be."""
     copies: list[Copy] = field(default_factory=list)
     """Files of the upper layer that cover what the entry moves to, and are no edits."""
 
@@ -65,6 +76,10 @@ class Prepared:
             self.root_fd = None
         if self.git_lower is not None:
             self.git_lower.close()
+        if self.times is not None:
+            self.times.discard()
+        if self.move is not None:
+            self.move.discard()
 
 
 @dataclass(slots=True)
@@ -80,29 +95,57 @@ class Mounted:
     resolved: Resolved | None = None
     git_dir: GitDir | None = None
     published: Published | None = None
-    patches_seen: patchlayers.Seen = ()
+    series: Series = field(default_factory=Series)
+    """The patches that were applied, or were to be."""
+    locked: Locked | None = None
+    """What Clive.lock says of it."""
     looked_at: float = field(default_factory=time.monotonic)
     behind_at: tuple[bytes | None, int, bool] | None = None
     """While it is behind: what its git working tree was when it last could not move."""
     has_blobs: bool = False
     """All blobs are here, of an entry that wants them all."""
     fetch_again_at: float = 0.0
+    _settled: bool = False
+    """What its git working tree stands on is kept."""
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
+    _keep_again_at: float = 0.0
+    _keep_error: str | None = None
     _closed: bool = False
 
     def same_as(self, entry: MountEntry) -> bool:
         """Whether *entry* asks for what is mounted; its place in the file does not count."""
         return _without_line(self.entry) == _without_line(entry)
 
+    def is_as(self, pin: Locked | None) -> bool:
+        """Whether the entry would be shown as it is if Clive.lock said *pin*."""
+        if pin == self.locked:
+            return True
+        if self.state != State.MOUNTED:
+            return False
+        if self.published is not None:
+            found = self.published.locked(self.entry.source)
+            return pin is None or pin._replace(integrity=None) == found._replace(integrity=None)
+        if self.resolved is None or self.entry.follow:
+            return True
+        if pin is None or pin.commit != self.resolved.commit.hex():
+            return False
+        return pin.tree == self.resolved.repository.read_commit(self.resolved.commit).tree.hex()
+
     def due(self) -> bool:
         """Whether it is time to look at the source again."""
         age = time.monotonic() - self.looked_at
         if self.state == State.ERROR:
             return age >= (_RETRY_S if self.entry.kind in ("git", "local") else _CLIENT_RETRY_S)
-        if self.entry.patches and self.lower is not None and self.entry.write != "through":
-            return age >= _LOCAL_POLL_S
-        if not self.entry.follow or self.source is None:
+        if self.source is None:
             return False
+        if not self.entry.follow:
+            return self.state == State.BEHIND and age >= _LOCAL_POLL_S
         return age >= (_LOCAL_POLL_S if self.source.location.url is None else _REMOTE_POLL_S)
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether its patches have to be looked after."""
+        return self.series.looked is not None and self.state in (State.MOUNTED, State.BEHIND)
 
     def wants_blobs(self, now_s: float) -> bool:
         """Whether `fetch_blobs` should run now."""
@@ -120,6 +163,30 @@ class Mounted:
         except (OSError, ClivefsError) as error:
             log.info("%s: blobs are still missing: %s", self.entry.path, error)
 
+    def wants_keeping(self) -> bool:
+        """Whether `keep` should run now."""
+        if self.source is None or (self._settled and self.source.is_kept):
+            return False
+        return time.monotonic() >= self._keep_again_at
+
+    def keep(self) -> None:
+        """Make the store own what is shown of a repository of the user. For threads."""
+        assert self.source is not None
+        try:
+            with self._keeping:
+                if self.git_dir is not None:
+                    self.git_dir.settle(self.source)
+                else:
+                    self.source.keep()
+                self._settled = True
+        except (OSError, ClivefsError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ECANCELED:
+                return
+            self._keep_again_at = time.monotonic() + _KEEP_RETRY_S
+            if self._keep_error != str(error):
+                self._keep_error = str(error)
+                log.warning("%s is not kept, `git gc` in its source may take it away: %s", self.entry.path, error)
+
     def describe(self) -> dict[str, Any]:
         """The entry's object of `status --json`."""
         error = self.error
@@ -132,6 +199,8 @@ class Mounted:
             "state": str(self.state),
             "error": error,
         }
+        if self.locked is not None:
+            facts["locked"] = self.locked.commit or self.locked.sha256
         if self.published is not None:
             facts["version"] = self.published.version
             facts["sha256"] = self.published.sha256

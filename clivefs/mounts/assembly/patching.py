@@ -8,8 +8,16 @@ from collections.abc import Callable, Sequence
 from clivefs.mounts.assembly.places import Places
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.edits.diff import scratch_directory
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.patch import layers as patchlayers
+from clivefs.mounts.patch.files import Series, read_series
+
+
+def read_patches(places: Places, entry: MountEntry) -> Series:
+    """The patches of *entry* as the mount shows them now. For threads."""
+    if not entry.patches or entry.write == "through":
+        return Series()
+    return read_series(places.files, places.root, entry.patches)
 
 
 def apply_patches(
@@ -19,13 +27,12 @@ def apply_patches(
     tree: bytes,
     fetch: Callable[[Sequence[bytes]], None] | None,
 ) -> patchlayers.Patched:
-    """The *tree* of *reader* with the patches of *entry*. *fetch* gets objects that are not here yet."""
+    """*tree* of *reader* with the patches of *entry* as they are now. *fetch* gets objects that are not here yet."""
     return patchlayers.apply_patches(
         places.store,
         reader,
         tree,
-        root=places.root,
-        patterns=entry.patches if entry.write != "through" else (),
+        series=read_patches(places, entry),
         scratch=scratch_directory(os.fspath(places.store.path)),
         fetch=fetch,
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories, mount_id
 from clivefs.mounts.config.config import MountEntry
+from clivefs.mounts.config.lockfile import Lock, Locked
+from clivefs.mounts.ownfiles import OwnFiles
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.resolve import FS_TYPE, mount_types, resolve_links
 from clivefs.mounts.tree import Owner
 from clivefs.objects.store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Places:
     """The surroundings of one workspace's entries."""
 
@@ -30,6 +32,13 @@ class Places:
     network_timeout_s: float
     mount_over: Callable[[str], str | None]
     """The clivefs mountpoint that a path (absolute, without links) is or lies in; no source may."""
+    files: OwnFiles
+    """The workspace's own, as the mount shows them."""
+    lock: Lock = field(default_factory=lambda: Lock("", {}))
+
+    def pin(self, entry: MountEntry) -> Locked | None:
+        """What Clive.lock says of *entry*, as it is now."""
+        return self.lock.entry(entry.path, entry.source)
 
     def identity(self, path: str) -> bytes:
         return self.workspace_id.encode() + b"\0" + os.fsencode(path)
@@ -71,4 +80,5 @@ class Places:
 
 def source_identity(entry: MountEntry) -> bytes:
     """What tells the source of *entry* from others; not its ref or version."""
-    return os.fsencode(f"{entry.kind}:{entry.host_path or entry.location}#{entry.subdir or ''}")
+    form = "#sdist" if entry.sdist else ""
+    return os.fsencode(f"{entry.kind}:{entry.host_path or entry.location}#{entry.subdir or ''}{form}")

@@ -53,12 +53,14 @@ class MountEntry(msgspec.Struct, frozen=True, kw_only=True):
     """As written; `fetch` says what it comes to."""
     strip: int | None = None
     sha256: str | None = None
+    sdist: bool = False
+    """pypi: the sdist, never a wheel."""
     line: int = 0
 
     @property
     def source(self) -> str:
         """The source in the one-line notation of the command line."""
-        return format_source(Source(self.kind, self.location, self.ref, self.subdir))
+        return format_source(Source(self.kind, self.location, self.ref, self.subdir, self.sdist))
 
     @property
     def fetch(self) -> Literal["lazy", "all"]:
@@ -99,6 +101,7 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    record: bool = True
     exclude: tuple[str, ...] = ()
     ignored: bool = False
     """Record also what `.gitignore` names."""
@@ -371,9 +374,10 @@ class _Parser:
         where = host_path(Source(kind, location), self._root)
         if kind == "local" and where is not None:
             self._check_cycle(path, where, place)
-        if keys.get("patches") and write == "through":
-            message = "patches are not applied while the entry is written through"
-            self.warnings.append(self._problem((*place, "patches"), message, 'write = "overlay" applies them'))
+        if keys.get("patches") and kind == "local":
+            message = "patches are not applied to a local directory"
+            remedy = "they count again when the entry shows a ref or a release"
+            self.warnings.append(self._problem((*place, "patches"), message, remedy))
         keys["write"] = write
         keys.setdefault("git_dir", kind == "git")
         return MountEntry(path=path, kind=kind, location=location, host_path=where, line=self._line(place), **keys)

@@ -26,7 +26,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 _COMMENT_LINE = re.compile(r"[ \t]*#[^\n]*\n?")
 
-_OF_THE_SOURCE = frozenset((*KINDS, "ref", "subdir", "sha256"))
+_OF_THE_SOURCE = frozenset((*KINDS, "ref", "subdir", "sdist", "sha256"))
 """Keys that say what the content is: `replace` drops them all, and sets those that its SOURCE gives."""
 
 
@@ -101,7 +101,7 @@ def replace(
 ) -> str:
     """*text* with another source for the entry at *path*.
 
-    What says which content is shown (the source, `ref`, `subdir`, `sha256`) becomes exactly what *source*
+    What says which content is shown (the source, `ref`, `subdir`, `sdist`, `sha256`) becomes exactly what *source*
     says. Every other key stays, unless it cannot go with the new kind of source: then it goes. *write* and
     *patches* are set where given.
     """
@@ -116,6 +116,31 @@ def replace(
         keys.pop("patches", None)
         if patches:
             keys["patches"] = list(patches)
+    return _put(text, document, statements, path, keys, file)
+
+
+def update(text: str, path: str, changes: Mapping[str, Any], *, file: str = FILE_NAME) -> str:
+    """*text* with other values for some keys of the entry at *path*; None takes a key away. All others stay."""
+    document, statements = _read(text, file)
+    mounts = _entries(document)
+    _must_have(mounts, path, file)
+    keys = {**mounts[path], **changes}
+    return _put(
+        text, document, statements, path, {key: value for key, value in keys.items() if value is not None}, file
+    )
+
+
+def _put(
+    text: str,
+    document: Mapping[str, Any],
+    statements: list[Statement],
+    path: str,
+    keys: Mapping[str, Any],
+    file: str,
+) -> str:
+    """*text* with exactly *keys* in the entry at *path*."""
+    mounts = _entries(document)
+    old = mounts[path] if isinstance(mounts[path], dict) else {}
     wanted = {**mounts, path: keys}
     inline = _inline_mounts(statements)
     own = next((s for s in statements if s.path == ("mounts", path) and s.value is not None), None)
@@ -164,7 +189,9 @@ def _with_keys(
             edits.append((statement.start, statement.end, ""))
         elif old.get(str(key)) != keys[str(key)]:
             edits.append((statement.value.start, statement.value.end, toml_value(keys[str(key)])))
-    if place is not None and place.value is not None:
+    if place is not None and place is own.get(kind) and old.get(kind) == keys[kind]:
+        at = place.end
+    elif place is not None and place.value is not None:
         edits.append((place.last_key_start, place.value.end, f"{kind} = {toml_value(keys[kind])}"))
         at = place.end
     elif header is not None:

@@ -136,11 +136,16 @@ def save_at(dir_fd: int, name: str, old: bytes, new: bytes, *, file: str, rng: R
         fcntl.flock(dir_fd, fcntl.LOCK_UN)
 
 
-def create(path: str | os.PathLike[str], text: str, *, rng: Rng | None = None) -> None:
-    """Make the file *path* with *text*, whole or not at all. FileExistsError when there is one."""
+def create(path: str | os.PathLike[str], text: str, *, like: str | None = None, rng: Rng | None = None) -> None:
+    """Make the file *path* with *text*, whole or not at all, with mode and owner of the file *like* beside it if there
+    is that. FileExistsError when there is one."""
     dir_fd, name, _ = _open_directory(path)
     try:
-        temporary = _write_temporary(dir_fd, name, text.encode(), rng or SystemRng())
+        before = None
+        if like is not None:
+            with suppress(FileNotFoundError):
+                before = os.stat(like, dir_fd=dir_fd, follow_symlinks=False)
+        temporary = _write_temporary(dir_fd, name, text.encode(), rng or SystemRng(), like=before)
         try:
             _publish_new(dir_fd, temporary.encode(), os.fsencode(name))
         except BaseException:

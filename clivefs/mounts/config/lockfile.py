@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.config.edit import toml_string
+from clivefs.mounts.config.file import FILE_NAME as CONFIG_NAME
 from clivefs.mounts.config.file import create, decode, read_at, save_at
 
 FILE_NAME = "Clive.lock"
 FORMAT = 1
 _HEADER = "# Written by `clivefs lock`: what the entries of Clive.toml were then. Commit it beside Clive.toml.\n"
 _DIGITS = {"sha256": 64, "commit": 40, "tree": 40}
-_TEXTS = ("source", "version", "integrity")
+_KINDS = ("git+", "pypi:", "npm:", "archive:")
 
 
 class Locked(NamedTuple):
@@ -113,7 +114,11 @@ def _entry(file: str, path: str, facts: Any) -> Locked:
             what = f"{digits} hexadecimal digits" if digits else "a string"
             raise _bad(file, f"`{key}` of the entry {path!r} is not {what}")
         values[key] = value
-    return Locked(**values)  # type: ignore[arg-type]
+    locked = Locked(**values)  # type: ignore[arg-type]
+    needed = "commit" if locked.source.startswith("git+") else "sha256"
+    if locked.source.startswith(_KINDS) and getattr(locked, needed) is None:
+        raise _bad(file, f"the entry {path!r} has no `{needed}`")
+    return locked
 
 
 def _bad(file: str, why: str) -> ClivefsError:
@@ -142,11 +147,11 @@ def format_lock(lock: Lock) -> str:
     return "".join(lines)
 
 
-def write(root: str, lock: Lock) -> bool:
+def write(root: str, lock: Lock, *, before: Lock | None = None) -> bool:
     """Make *lock* the lock file of the workspace at *root*, whole or not at all; whether anything changed.
 
-    ClivefsError where there is one of a newer format, or the directory cannot be written. One that cannot be read
-    is replaced only after a person has removed it.
+    ClivefsError where there is one of a newer format, where it is not *before* any more, or where the directory cannot
+    be written. One that cannot be read is replaced only after a person has removed it.
     """
     file = os.path.join(root, FILE_NAME)
     text = format_lock(lock)
@@ -154,10 +159,15 @@ def write(root: str, lock: Lock) -> bool:
         dir_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             old = _read(dir_fd, file)
+            there = Lock(file, {}) if old is None else parse(decode(old, file=file), file=file)
+            if before is not None and there.entries != before.entries:
+                raise _meanwhile(file)
             if old is None:
-                create(file, text)
+                try:
+                    create(file, text, like=CONFIG_NAME)
+                except FileExistsError:
+                    raise _meanwhile(file) from None
                 return True
-            parse(decode(old, file=file), file=file)
             if old == text.encode():
                 return False
             save_at(dir_fd, FILE_NAME, old, text.encode(), file=file)
@@ -166,6 +176,11 @@ def write(root: str, lock: Lock) -> bool:
             os.close(dir_fd)
     except OSError as error:
         raise ClivefsError(f"{error.strerror}", place=file, remedy="Make the directory writable.") from error
+
+
+def _meanwhile(file: str) -> ClivefsError:
+    remedy = "Look at what changed, then give the command again."
+    return ClivefsError("the file was changed meanwhile; nothing was written", place=file, remedy=remedy)
 
 
 # Comparing

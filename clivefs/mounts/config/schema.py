@@ -45,6 +45,9 @@ _CONTROL_NAMES = frozenset((".git", ".clive", "git~1"))
 """Names that no path of an entry may hold, whatever their case: git refuses them in trees, or we answer them."""
 
 
+_OWN_FILES = ("Clive.toml", "Clive.lock")
+
+
 class Key(NamedTuple):
     """One key of a table."""
 
@@ -168,8 +171,8 @@ def check_entry_path(value: str) -> str:
     for part in value.split("/"):
         if part.lower() in _CONTROL_NAMES:
             raise BadValue(f"no entry can be mounted in {shorten(part)}", "choose another path")
-    if value.split("/")[0] == "Clive.toml":
-        raise BadValue("an entry cannot take the place of Clive.toml", "choose another path")
+    if value.split("/")[0] in _OWN_FILES:
+        raise BadValue(f"an entry cannot take the place of {value.split('/')[0]}", "choose another path")
     return value
 
 
@@ -260,6 +263,7 @@ MOUNT_KEYS: tuple[Key, ...] = (
     ),
     Key("strip", "integer", integer(0, 100), "`1` if there is a single top directory, else `0`", kinds=("archive",)),
     Key("sha256", "64 hexadecimal digits", text(_check_sha256), "not checked", kinds=("archive",)),
+    Key("sdist", "boolean", boolean, "`false`", kinds=("pypi",)),
 )
 
 KEEP_KEYS: tuple[Key, ...] = (
@@ -287,6 +291,7 @@ TABLES: Mapping[str, tuple[Key, ...]] = {
         Key("inputs", "array of globs", texts(_check_glob), "`[]`"),
     ),
     "sessions": (
+        Key("record", "boolean", boolean, "`true`"),
         Key("exclude", "array of ignore patterns", texts(_check_ignore), "`[]`"),
         Key("ignored", "boolean", boolean, "`false`"),
         Key("keep", "table", lambda value: value, "see below"),

@@ -1,6 +1,6 @@
 """Where a mount entry's content comes from, and how that is written on one line.
 
-    git+URL[@REF][#subdir=D]     pypi:NAME==V     npm:NAME@V     archive:URL-or-path     a local path
+    git+URL[@REF][#subdir=D]     pypi:NAME==V[#sdist]     npm:NAME@V     archive:URL-or-path     a local path
 
 Owned here: the one-line notation in both directions, and which locations git may be given at all. How
 `@REF` is told from the rest of the location: it begins at the first `@` of the location's path that does
@@ -42,11 +42,16 @@ _ESCAPED = re.compile(r"%(?:40|23|25)")
 _ESCAPED_MARK = re.compile(r"%(?=40|23|25)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REF_BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)")
+_STEPS = re.compile(r"(?:~\d*|\^\d*|\^\{[^{}\x00-\x1f\x7f]*\}|@\{[^{}\x00-\x1f\x7f]+\})+\Z")
+"""What follows a name in a revision: `main~3`, `v1^{commit}`, `main@{yesterday}`."""
 _PYPI = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _NPM = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[A-Za-z0-9~-][A-Za-z0-9._~-]*@[0-9][A-Za-z0-9.+-]*")
+_SDIST = "#sdist"
 _LOCATION_BYTES_MAX = 4096
 
-_SOURCE_REMEDY = "write git+URL[@REF][#subdir=D], pypi:NAME==V, npm:NAME@V, archive:URL-or-path, or a local path"
+_SOURCE_REMEDY = (
+    "write git+URL[@REF][#subdir=D], pypi:NAME==V[#sdist], npm:NAME@V, archive:URL-or-path, or a local path"
+)
 
 
 class Source(NamedTuple):
@@ -57,14 +62,18 @@ class Source(NamedTuple):
     """A path as written (relative to the workspace's root), a URL, or `NAME==V`, `NAME@V`."""
     ref: str | None = None
     subdir: str | None = None
+    sdist: bool = False
+    """pypi: never a wheel."""
 
-    def keys(self) -> dict[str, str]:
+    def keys(self) -> dict[str, str | bool]:
         """The keys of `Clive.toml` that say the same."""
-        keys: dict[str, str] = {self.kind: self.location}
+        keys: dict[str, str | bool] = {self.kind: self.location}
         if self.ref is not None:
             keys["ref"] = self.ref
         if self.subdir is not None:
             keys["subdir"] = self.subdir
+        if self.sdist:
+            keys["sdist"] = True
         return keys
 
     def __str__(self) -> str:
@@ -92,7 +101,8 @@ def _parse(text: str) -> Source:
         return _parse_git(text[4:])
     prefix, colon, rest = text.partition(":")
     if colon and prefix == "pypi":
-        return Source("pypi", check_pypi(rest))
+        release = rest.removesuffix(_SDIST)
+        return Source("pypi", check_pypi(release), sdist=release != rest)
     if colon and prefix == "npm":
         return Source("npm", check_npm(rest))
     if colon and prefix == "archive":
@@ -170,7 +180,7 @@ def format_source(source: Source) -> str:
         if source.ref is not None:
             text = f"{text.rstrip('/')}@{source.ref}"
     else:
-        return f"{source.kind}:{location}"
+        return f"{source.kind}:{location}{_SDIST if source.sdist else ''}"
     return f"{text}#subdir={source.subdir}" if source.subdir is not None else text
 
 
@@ -300,11 +310,16 @@ def check_npm(text: str) -> str:
 
 
 def check_ref(text: str) -> str:
-    """A branch, tag or commit (git's check-ref-format, and nothing that git would take for an option)."""
+    """A branch, tag or commit (git's check-ref-format, and nothing that git would take for an option), or another
+    revision that begins with one (gitrevisions(7))."""
     if not text or len(text.encode("utf-8", "surrogateescape")) > 1024:
         raise BadValue(f"{shorten(text)} is not a ref", "name a branch, a tag or a commit")
-    bad = _REF_BAD.search(text)
-    if bad or text.startswith(("-", "/", ".")) or text.endswith(("/", ".")) or text == "@":
+    steps = _STEPS.search(text)
+    name = text[: steps.start()] if steps is not None else text
+    if name == "@" or (not name and text.startswith("@")):
+        return text
+    bad = _REF_BAD.search(name)
+    if bad or not name or name.startswith(("-", "/", ".")) or name.endswith(("/", ".")):
         why = f"has {shorten(bad.group())}" if bad else "begins or ends wrongly"
         raise BadValue(f"{shorten(text)} is not a ref: it {why}", "name a branch, a tag or a commit")
     return text

@@ -5,9 +5,9 @@ workspace, or runs something, is a `Request`, and does nothing until its digest 
 workspace. A digest covers the request's own table alone, and where links lead at that moment: allowing one
 entry says nothing of another, and a link turned elsewhere asks anew.
 
-Requests are: an entry that shows a local directory outside the workspace, whatever its write mode; a rule's
-or service's command; the functions of `clive.py`; the filter programs (such as LFS) that the user's git would run
-for an entry.
+Requests are: an entry that shows a local directory outside the workspace, whatever its write mode; the sdist of a
+release, whose build code pip runs; a rule's or service's command; the functions of `clive.py`; the filter programs
+(such as LFS) that the user's git would run for an entry.
 
 Records, in the namespace `trust` of the store's meta table:
     ID/DIGEST    allowed for workspace ID; the value is what was allowed, as JSON for people
@@ -148,7 +148,10 @@ def is_own(trust: TrustStore, workspace_id: str) -> bool:
 
 def _mount(workspace: Workspace, entry: MountEntry, resolve: Resolver) -> Request | None:
     """What a mount entry asks for; None when it stays inside the workspace, or shows what was committed or
-    published somewhere: that is never written, and reading it runs nothing."""
+    published somewhere: that is never written, and reading it runs nothing. But pip builds an sdist."""
+    if entry.sdist:
+        what = f"run the build code of the sdist of {entry.location}, which pip asks for its metadata"
+        return _request("mount", entry.path, what, [entry.kind, entry.location, "sdist"])
     if entry.kind != "local" or entry.host_path is None:
         return None
     where = resolve(entry.host_path)

@@ -16,7 +16,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.git.command import GitCommand, GitFailed, check_argument
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import Version, differences
 from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK
 
@@ -51,6 +51,8 @@ def commit_edits(
     """
     git = git or GitCommand()
     ref = _branch_ref(git, git_dir, branch) if branch is not None else "HEAD"
+    if ref == _head_ref(git, git_dir) and os.path.lexists(os.path.join(git_dir, "index")):
+        ref = "HEAD"  # its branch: the index goes with it
     old = _current(git, git_dir, ref)
     if old is not None and old != parent:
         raise ClivefsError(
@@ -224,6 +226,23 @@ def _branch_ref(git: GitCommand, git_dir: str, branch: str) -> str:
     except GitFailed:
         raise ClivefsError(f"{branch!r} cannot be the name of a branch") from None
     return ref
+
+
+def branch_tip(git: GitCommand, git_dir: str, branch: str) -> bytes | None:
+    """The commit that *branch* is at, if there is one."""
+    return _current(git, git_dir, _branch_ref(git, git_dir, branch))
+
+
+def point_head(git: GitCommand, git_dir: str, branch: str) -> None:
+    """Let HEAD of a bare repository be on *branch*: what a clone of it checks out."""
+    git.run(["symbolic-ref", "HEAD", _branch_ref(git, git_dir, branch)], git_dir=git_dir)
+
+
+def _head_ref(git: GitCommand, git_dir: str) -> str | None:
+    try:
+        return git.run(["symbolic-ref", "--quiet", "HEAD"], git_dir=git_dir).strip().decode()
+    except GitFailed:
+        return None
 
 
 def _current(git: GitCommand, git_dir: str, ref: str) -> bytes | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from clivefs.base.syscalls import make_directories
@@ -41,9 +41,33 @@ def git_mode(mode: int) -> int | None:
     return None
 
 
+class FileStat(NamedTuple):
+    """How much of one file changed, as `git diff --numstat` counts it."""
+
+    path: bytes
+    added: int | None
+    """Lines; None for a binary file."""
+    removed: int | None
+
+
 def patch_of(changes: Iterable[Changed], scratch: str) -> bytes:
     """The changes as a patch with `a/` and `b/` prefixes that `git apply` takes. *scratch*: an existing directory
     for temporary files."""
+    return _diff(changes, scratch, ("-p", "--binary", "--full-index", "-M"))
+
+
+def stat_of(changes: Iterable[Changed], scratch: str) -> list[FileStat]:
+    """How much of each file changed, by path."""
+    found = []
+    for line in _diff(changes, scratch, ("--numstat", "-z", "--no-renames")).split(b"\0"):
+        if line:
+            added, removed, path = line.split(b"\t", 2)
+            counts = [int(each) if each != b"-" else None for each in (added, removed)]
+            found.append(FileStat(path, *counts))
+    return sorted(found)
+
+
+def _diff(changes: Iterable[Changed], scratch: str, options: Sequence[str]) -> bytes:
     before: dict[bytes, Version] = {}
     after: dict[bytes, Version] = {}
     for change in changes:
@@ -62,8 +86,7 @@ def patch_of(changes: Iterable[Changed], scratch: str) -> bytes:
             [
                 "-c", "core.quotePath=true", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false",
                 "-c", "diff.algorithm=myers",
-                "diff-tree", "-r", "-p", "--binary", "--full-index", "-M", "--no-color",
-                "--no-ext-diff", "--no-textconv",
+                "diff-tree", "-r", *options, "--no-color", "--no-ext-diff", "--no-textconv",
                 "refs/heads/before", "refs/heads/after",
             ],
             git_dir=directory,

@@ -9,13 +9,13 @@ user's: their merge, with what patches and edits made of them together, has the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Changed, patch_of
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import TreeEditor, Version, differences
 from clivefs.mounts.git.treemerge import Conflict, Labels, merge_trees
 from clivefs.mounts.patch.apply import PatchFailed, apply_patch
@@ -113,6 +113,14 @@ class RebasePlan:
     renames: tuple[tuple[bytes, bytes], ...]
     expected: Mapping[bytes, Version | None]
     """What every path that the rebase could concern is to show; for checking it afterwards."""
+    unchanged: frozenset[bytes] = frozenset()
+    """Files of the upper that are already what is to be shown."""
+    beside: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    """The names in `aside` that belong to each conflict."""
+    kept: frozenset[bytes] = frozenset()
+    """Paths of the upper that stay as they are: no tree can hold them, or they were written since."""
+    concerned: frozenset[bytes] = frozenset()
+    """Where the lower, or what is shown, becomes another: who writes there makes the plan void."""
 
     @property
     def changes_nothing(self) -> bool:
@@ -245,6 +253,7 @@ def _steps(
     )
     concerned = {*edits, *(each.path for each in differences(reader, planner.old, planner.new))}
     concerned |= {each.path for each in differences(reader, planner.new, shown)}
+    aside = {conflict.path: tuple(_aside(conflict, wanted)) for conflict in conflicts}
     return RebasePlan(
         layers,
         planner.new,
@@ -252,19 +261,26 @@ def _steps(
         tuple(resets),
         tuple(sorted(whiteouts)),
         tuple(sorted(writes)),
-        tuple(_aside(conflicts, wanted)),
+        tuple(write for writes in aside.values() for write in writes),
         conflicts,
         renames,
         {path: wanted.get(path) for path in sorted(concerned)},
+        frozenset(path for path, file in edits.items() if file is not None and own.get(path) == wanted.get(path)),
+        {path: tuple(write.path for write in writes) for path, writes in aside.items()},
+        concerned=frozenset(
+            {*resets, *whiteouts}
+            | {write.path for write in writes}
+            | {write.path for each in aside.values() for write in each}
+            | {each.path for each in differences(reader, planner.old, planner.new)}
+        ),
     )
 
 
-def _aside(conflicts: Iterable[Conflict], wanted: TreeEditor) -> Iterator[Write]:
-    for conflict in conflicts:
-        names = aside_names(conflict.path, wanted)
-        for name, version in zip(names, (conflict.base, conflict.ours, conflict.theirs), strict=True):
-            if version is not None and version.mode != MODE_GITLINK:
-                yield Write(name, version)
+def _aside(conflict: Conflict, wanted: TreeEditor) -> Iterator[Write]:
+    names = aside_names(conflict.path, wanted)
+    for name, version in zip(names, (conflict.base, conflict.ours, conflict.theirs), strict=True):
+        if version is not None and version.mode != MODE_GITLINK:
+            yield Write(name, version)
 
 
 def aside_names(path: bytes, tree: TreeEditor) -> list[bytes]:

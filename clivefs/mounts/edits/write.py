@@ -7,23 +7,26 @@ because each looks first at what is shown.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.edits.diff import git_mode
 from clivefs.mounts.edits.plan import RebasePlan
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import TreeEditor, Version
 from clivefs.mounts.overlay.edits import Affected
-from clivefs.mounts.overlay.nodes import OverlayNode
+from clivefs.mounts.overlay.node import OverlayNode, UpperFile
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Attr, Owner, SetAttr
+from clivefs.mounts.tree import Attr, Node, Owner, SetAttr
 from clivefs.objects.encode import MODE_GITLINK, MODE_SYMLINK
 
 _READ_BYTES = 1 << 20
+_TEMPORARY = b".clive-new-"
 
 
 class _Found(NamedTuple):
@@ -37,7 +40,7 @@ def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObject
     *reader* has the plan's objects. May be `Blocked`, and is then to be called again. OSError: the journal can take
     it back.
     """
-    affected = tree.reset(plan.resets)
+    affected = tree.reset(path for path in plan.resets if not is_written(tree, path))
     for path in plan.whiteouts:
         affected += hide_file(tree, path)
     for path, version in (*plan.writes, *plan.aside):
@@ -47,15 +50,22 @@ def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObject
     aside = {write.path for write in plan.aside}
     shown_by_upper = [each.path for each in tree.changes() if each.kind != stat.S_IFDIR]
     for path in (*plan.expected, *shown_by_upper):
-        if path not in aside:
-            affected += _ensure(tree, path, wanted.get(path), reader, owner)
+        if path not in aside and path not in plan.kept:
+            affected += _ensure(tree, path, wanted.get(path), plan, reader, owner)
     return affected
 
 
 def _ensure(
-    tree: OverlayTree, path: bytes, expected: Version | None, reader: Reader | JoinedObjects, owner: Owner
+    tree: OverlayTree,
+    path: bytes,
+    expected: Version | None,
+    plan: RebasePlan,
+    reader: Reader | JoinedObjects,
+    owner: Owner,
 ) -> list[Affected]:
     found = _find(tree, path)
+    if found is not None and found.node.upper and path in plan.unchanged:
+        return []
     if expected is None:
         # What git cannot hold (a socket, say) is in no tree, and stays.
         is_file = found is not None and git_mode(found.attr.mode) is not None
@@ -92,18 +102,14 @@ def show_file(tree: OverlayTree, path: bytes, file: FileVersion, owner: Owner) -
         return affected
     affected.append(Affected(directory, name, found.node if found is not None else None))
     if found is not None and stat.S_ISREG(found.attr.mode) and stat.S_ISREG(file.mode):
-        _rewrite(tree, found, file)
+        _replace(tree, directory, name, found, file)
         return affected
     if found is not None:
         _remove(tree, directory, name, found)
     if file.mode == MODE_SYMLINK:
         tree.symlink(directory, name, file.content, owner)
-        return affected
-    _, _, opened = tree.create(directory, name, file.mode & 0o777, os.O_WRONLY, owner)
-    try:
-        opened.write(0, file.content)
-    finally:
-        opened.close()
+    else:
+        _make(tree, directory, name, file.mode & 0o777, file.content, owner)
     return affected
 
 
@@ -118,6 +124,27 @@ def hide_file(tree: OverlayTree, path: bytes) -> list[Affected]:
         return []
     tree.unlink(parent.node, name)
     return [Affected(parent.node, name, found.node)]
+
+
+def keep_times(tree: OverlayTree, times_ns: Mapping[bytes, int]) -> None:
+    """Give files and directories that lie in the upper the modification times that they had before."""
+    for path, time_ns in times_ns.items():
+        found = _find(tree, path) if path else _root(tree)
+        if found is None or not found.node.upper or found.attr.mtime_ns == time_ns:
+            continue
+        if stat.S_ISREG(found.attr.mode) or stat.S_ISDIR(found.attr.mode):
+            tree.setattr(found.node, SetAttr(mtime_ns=time_ns), None)
+
+
+def is_written(tree: OverlayTree, path: bytes) -> bool:
+    """Whether somebody has the file at *path* open for writing: its upper must stay, he goes on writing there."""
+    node: Node | None = tree.root
+    for name in path.split(b"/"):
+        node = (node.children or {}).get(name) if node is not None else None
+    if not isinstance(node, OverlayNode):
+        return False
+    fds = [file.inner.fd for file in node.files or () if isinstance(file.inner, UpperFile)]
+    return any(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY for fd in fds)
 
 
 def read_file(tree: OverlayTree, path: bytes) -> FileVersion | None:
@@ -137,15 +164,29 @@ def _shows(tree: OverlayTree, found: _Found, file: FileVersion) -> bool:
     return _content(tree, found.node) == file.content
 
 
-def _rewrite(tree: OverlayTree, found: _Found, file: FileVersion) -> None:
-    """Other content and mode for a file that stays the same inode."""
-    opened = tree.open(found.node, os.O_WRONLY | os.O_TRUNC)
+def _make(
+    tree: OverlayTree, directory: OverlayNode, name: bytes, mode: int, content: bytes, owner: Owner
+) -> OverlayNode:
+    made, _, opened = tree.create(directory, name, mode, os.O_WRONLY, owner)
     try:
-        opened.write(0, file.content)
+        opened.write(0, content)
     finally:
         opened.close()
-    if git_mode(found.attr.mode) != file.mode:
-        tree.setattr(found.node, SetAttr(mode=file.mode & 0o777), None)
+    assert isinstance(made, OverlayNode)
+    return made
+
+
+def _replace(tree: OverlayTree, directory: OverlayNode, name: bytes, found: _Found, file: FileVersion) -> None:
+    """Put a file with the content and mode of *file* in the place of another, whose other attributes it gets: who has
+    that one open keeps it."""
+    attr = found.attr
+    mode = stat.S_IMODE(attr.mode) if git_mode(attr.mode) == file.mode else file.mode & 0o777
+    aside = _TEMPORARY + os.urandom(6).hex().encode()
+    xattrs = {each: tree.getxattr(found.node, each) for each in tree.listxattr(found.node)}
+    made = _make(tree, directory, aside, mode, file.content, Owner(attr.uid, attr.gid))
+    for attribute, value in xattrs.items():
+        tree.setxattr(made, attribute, value)
+    tree.rename(directory, aside, directory, name, 0)
 
 
 def _remove(tree: OverlayTree, directory: OverlayNode, name: bytes, found: _Found) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha1
 
 from clivefs.mounts.git.command import GitCommand, GitFailed
-from clivefs.mounts.git.lower import Converted, Converter, Reader, Rules
+from clivefs.mounts.git.space import Converted, Converter, Reader, Rules
 from clivefs.mounts.tree import Blocked
 from clivefs.objects.errors import ObjectTooLarge
 from clivefs.objects.interface import ObjectStore

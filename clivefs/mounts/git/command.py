@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clivefs.base.errors import ClivefsError
+from clivefs.objects.gitdirs import quoted_path
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,13 @@ STDERR_BYTES_MAX = 64 << 10
 class GitFailed(ClivefsError):
     """git exited with a failure, could not be started, or ran out of time; `stderr` is what it said."""
 
-    def __init__(self, message: str, *, stderr: str = "", status: int = 0, remedy: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, stderr: str = "", status: int = 0, ended: bool = False, remedy: str | None = None
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.stderr = stderr
+        self.ended = ended
+        """This process is about to end, and ended it."""
         self.status = status
         """Exit status; 0 if it did not get to exit by itself."""
 
@@ -143,7 +148,7 @@ class GitCommand:
             if errors.stalled:
                 raise GitFailed(f"git {what}: no answer for {stall_s:g} s", stderr=errors.text())
             if errors.ended and timeout_s is None:
-                raise GitFailed(f"git {what} was ended with the daemon", stderr=errors.text())
+                raise GitFailed(f"git {what} was ended with the daemon", stderr=errors.text(), ended=True)
             if errors.ended:
                 raise GitFailed(f"git {what} did not finish in {timeout_s:g} s", stderr=errors.text())
             raise GitFailed(errors.reason() or f"git {what} exited with {status}", stderr=errors.text(), status=status)
@@ -292,8 +297,8 @@ def quoted_section(name: str) -> str:
 
 
 def alternates_text(objects: str) -> bytes:
-    """The content of objects/info/alternates that leads to one other objects directory."""
+    """The line of objects/info/alternates that leads to one other objects directory."""
     raw = os.fsencode(objects)
     if raw.startswith((b'"', b"#")) or b"\n" in raw:
-        raw = b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") + b'"'
+        raw = os.fsencode(quoted_path(objects))
     return raw + b"\n"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import git_mode
-from clivefs.mounts.git.lower import ObjectReader
+from clivefs.mounts.git.space import ObjectReader
 from clivefs.mounts.git.times import changed_paths
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, stat_at
 from clivefs.mounts.overlay.upper import PathFds

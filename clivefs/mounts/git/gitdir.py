@@ -2,45 +2,41 @@
 
 A gitdir is an ordinary repository without a tree of its own. The `.git` file at the root of the mount
 entry leads to it, so the directory that has that file is git's working tree. It borrows the source's
-objects (`objects/info/alternates`), has the source as `origin`, and is made once: commits, switches,
-stashes and settings of the user live in it from mount to mount. Beside git's own files it has
+objects (`objects/info/alternates`; those of a local repository only until they are kept), has the source as
+`origin`, and is made once: commits, switches, stashes and settings of the user live in it from mount to mount.
+Beside git's own files it has
 
     clive-base      the commit that the layer below stands on: one line, 40 digits
-    clive-move      while `move` is under way: the old and the new base
 
-HEAD, index and base move together (`move`), only if HEAD is at the old base, nothing is staged and no git
-is at work (`index.lock`). A move that a crash cut short is finished or taken back when it is next opened.
+and while a move is under way what `git.move` tells of. A gitdir moves (`stage`) only if HEAD is at the old base,
+nothing is staged and no git is at work (`index.lock`).
 """
 
 from __future__ import annotations
 
-import enum
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 
 from clivefs.base.errors import ClivefsError
-from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import make_directories
 from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text, quoted_section
 from clivefs.mounts.git.fetch import write_whole
+from clivefs.mounts.git.head import facts, read_head
 from clivefs.mounts.git.index import StatOf, build_index
+from clivefs.mounts.git.move import BASE, Staged, put_first_index, recover, stage
 from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.objects.errors import UnknownRef
 from clivefs.objects.repository import Repository
 
+log = logging.getLogger(__name__)
+
 _HEX = re.compile(rb"[0-9a-f]{40}")
-_BASE = "clive-base"
-_MOVE = "clive-move"
-
-
-class Moved(enum.Enum):
-    """What became of `GitDir.move`."""
-
-    MOVED = "moved"
-    BEHIND = "behind"
-    """The user has gone on from the old base, has something staged, or git is at work: nothing changed."""
+_borrowing = threading.Lock()
+"""Held while alternates are read and written: a gitdir may be prepared and settled at the same time."""
 
 
 class GitDir:
@@ -53,7 +49,7 @@ class GitDir:
     @classmethod
     def create_or_open(cls, path: str, resolved: Resolved, source: GitSource, git: GitCommand | None = None) -> GitDir:
         """The gitdir at *path*, made for *resolved* if there is none. One that exists keeps its branches,
-        HEAD and index; where its `base` is not `resolved.commit`, `move` is what can bring it there.
+        HEAD and index; where its `base` is not `resolved.commit`, `stage` is what can bring it there.
 
         ClivefsError for an entry with a `subdir`: git has no working tree without the rest.
         """
@@ -64,8 +60,8 @@ class GitDir:
             )
         self = cls(path, git or GitCommand())
         if os.path.isdir(path):
-            self._borrow(source.objects_dir)
-            self._recover()
+            self._borrow(source.objects_dirs)
+            recover(path)
             return self
         temporary = f"{path}.{os.getpid()}.new"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,13 +84,13 @@ class GitDir:
     @property
     def base(self) -> bytes:
         """The commit that the layer below stands on."""
-        return _read_oid(os.path.join(self.path, _BASE))
+        return _read_oid(os.path.join(self.path, BASE))
 
     def head(self) -> bytes | None:
         """The commit that HEAD is at; None on a branch without commits."""
-        found = _head_in_files(self.path)
+        found = read_head(self.path)
         if found is not None:
-            return found
+            return found.commit
         try:
             return Repository(self.path).resolve("HEAD")
         except UnknownRef:
@@ -123,70 +119,29 @@ class GitDir:
             return False
         reader = Repository(self.path)
         built = build_index(reader, reader.read_commit(head).tree, stat_of)
-        lock = self._lock_index()
-        if lock is None:
-            return False
-        try:
-            with open(lock, "wb") as file:
-                file.write(built.content)
-            if self.has_index():
-                return False
-            os.rename(os.path.join(self.path, "index.lock"), os.path.join(self.path, "index"))
-        except BaseException:
-            self._unlock_index()
-            raise
-        else:
-            return True
-
-    def _lock_index(self) -> int | None:
-        """index.lock, taken as git takes it; its descriptor, or None when somebody has it."""
-        path = os.path.join(self.path, "index.lock")
-        try:
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            return None
-
-    def _unlock_index(self) -> None:
-        os.unlink(os.path.join(self.path, "index.lock"))
+        return put_first_index(self.path, built.content)
 
     # Moving to another base
 
-    def move(self, resolved: Resolved, stat_of: StatOf, source: GitSource) -> Moved:
-        """Bring HEAD (or the branch that it is on), the index and the base to *resolved*, all of them or
-        none. *stat_of* tells what the mount will report. Runs again harmlessly."""
-        self._borrow(source.objects_dir)
+    def stage(self, resolved: Resolved, stat_of: StatOf, source: GitSource) -> Staged | None:
+        """Get a move of HEAD (or the branch that it is on), the index and the base to *resolved* ready; None where the
+        user has gone on from the old base, has something staged, or git is at work. *stat_of* tells what the mount
+        will report. Nothing has moved yet: see `git.move`."""
+        self._borrow(source.objects_dirs)
         old, new = self.base, resolved.commit
-        if self._holds(new) and not self.git_at_work():
+        head, old_index = read_head(self.path), facts(os.path.join(self.path, "index"))
+        if head is None or self.git_at_work():
+            return None
+        if self._holds(new):
             # The user pulled or merged it: git has written into the upper layer all that differs.
-            write_whole(os.path.join(self.path, _BASE), new.hex().encode() + b"\n")
-            return Moved.MOVED
-        lock = self._lock_index()
-        if lock is None:
-            return Moved.BEHIND
-        with open(lock, "wb") as file:
-            try:
-                if self.head() != old or not self._nothing_staged(old):
-                    self._unlock_index()
-                    return Moved.BEHIND
-                if old == new:
-                    self._unlock_index()
-                    return Moved.MOVED
-                file.write(build_index(resolved.repository, _whole_tree(resolved), stat_of).content)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                self._unlock_index()
-                raise
-        write_whole(os.path.join(self.path, _MOVE), b"%b\n%b\n" % (old.hex().encode(), new.hex().encode()))
-        FAULTS.hit("gitdir.move.planned")
-        try:
-            self._point_refs(old, resolved, source)
-        except GitFailed:
-            self._recover()
-            return Moved.BEHIND
-        FAULTS.hit("gitdir.move.pointed")
-        self._finish(new)
-        return Moved.MOVED
+            return stage(self.path, old, new, head, old_index, b"", moves_head=False)
+        if head.commit != old or not self._nothing_staged(old):
+            return None
+        self._update_remote_refs(source)
+        index = b""
+        if old_index is not None:
+            index = build_index(resolved.repository, _whole_tree(resolved), stat_of).content
+        return stage(self.path, old, new, head, old_index, index, moves_head=True)
 
     def _holds(self, commit: bytes) -> bool:
         """Whether HEAD went on from the base and has *commit* among its ancestors."""
@@ -218,55 +173,58 @@ class GitDir:
             raise
         return True
 
-    def _point_refs(self, old: bytes, resolved: Resolved, source: GitSource) -> None:
-        """Move what HEAD stands on, if it still is at *old*, and the remote's refs, in one transaction."""
-        new = resolved.commit.hex()
-        commands = [f"update HEAD {new} {old.hex()}"]
+    def _update_remote_refs(self, source: GitSource) -> None:
+        """Bring `origin`'s branches and new tags up to date, as a fetch does."""
         known = Repository(self.path).refs()
-        for name, oid in _remote_refs(source).items():
-            if known.get(name) != oid and (name not in known or name.startswith("refs/remotes/")):
-                commands.append(f"update {name} {oid.hex()}")
-        self._git.run(
-            ["update-ref", "--stdin", "-m", "clivefs: follow"],
-            git_dir=self.path,
-            stdin=os.fsencode("".join(command + "\n" for command in commands)),
-            variables={"GIT_COMMITTER_NAME": "clivefs", "GIT_COMMITTER_EMAIL": "clivefs@localhost"},
-        )
-
-    def _finish(self, new: bytes) -> None:
-        """HEAD is at *new*: the index and the base follow. Each step may have been taken before."""
-        lock = os.path.join(self.path, "index.lock")
-        if os.path.lexists(lock):
-            os.rename(lock, os.path.join(self.path, "index"))
-        FAULTS.hit("gitdir.move.indexed")
-        write_whole(os.path.join(self.path, _BASE), new.hex().encode() + b"\n")
-        os.unlink(os.path.join(self.path, _MOVE))
-
-    def _recover(self) -> None:
-        """Finish a move that did not come to its end, or take it back if HEAD has not moved."""
+        commands = [
+            f"update {name} {oid.hex()}\n"
+            for name, oid in _remote_refs(source).items()
+            if known.get(name) != oid and (name not in known or name.startswith("refs/remotes/"))
+        ]
         try:
-            with open(os.path.join(self.path, _MOVE), "rb") as file:
-                old, new = (bytes.fromhex(line.decode()) for line in file.read().split())
-        except FileNotFoundError:
-            return
-        if self.head() == new:
-            self._finish(new)
-            return
-        if self.base == old and self.git_at_work():
-            self._unlock_index()
-        os.unlink(os.path.join(self.path, _MOVE))
+            self._git.run(
+                ["update-ref", "--stdin", "-m", "clivefs: follow"],
+                git_dir=self.path,
+                stdin=os.fsencode("".join(commands)),
+                variables={"GIT_COMMITTER_NAME": "clivefs", "GIT_COMMITTER_EMAIL": "clivefs@localhost"},
+            )
+        except GitFailed as error:
+            log.info("%s: refs of origin stay as they were: %s", self.path, error.message)
 
-    def _borrow(self, objects_dir: str) -> None:
-        """See the objects of *objects_dir*, and go on seeing those of earlier sources."""
-        path = os.path.join(self.path, "objects", "info", "alternates")
-        try:
-            with open(path, "rb") as file:
-                lines = file.read()
-        except FileNotFoundError:
-            lines = b""
-        line = alternates_text(objects_dir)
-        if line not in lines.splitlines(keepends=True):
-            write_whole(path, line + lines)
+    # Whose objects
+
+    def settle(self, source: GitSource) -> None:
+        """See that nothing here stands on objects of a repository of the user, where they can vanish: they are kept,
+        and then no longer borrowed from there. For threads; OSError as `GitSource.keep`."""
+        live = {alternates_text(each) for each in source.live_objects_dirs}
+        if source.lazy or not live.intersection(_lines(self._alternates)):
+            source.keep()
+            return
+        source.keep(self._tips(source))
+        with _borrowing:
+            kept = dict.fromkeys([*map(alternates_text, source.objects_dirs), *_lines(self._alternates)])
+            write_whole(self._alternates, b"".join(line for line in kept if line not in live))
+        source.keep(self._tips(source))  # what git took from there meanwhile
+
+    def _tips(self, source: GitSource) -> list[bytes]:
+        """What refs here lead to, as far as the source has it."""
+        tips = {*Repository(self.path).refs().values(), self.base}
+        head = self.head()
+        if head is not None:
+            tips.add(head)
+        return [oid for oid in tips if source.has(oid)]
+
+    @property
+    def _alternates(self) -> str:
+        return os.path.join(self.path, "objects", "info", "alternates")
+
+    def _borrow(self, objects_dirs: Sequence[str]) -> None:
+        """See the objects of *objects_dirs*, and go on seeing those of earlier sources."""
+        with _borrowing:
+            lines = _lines(self._alternates)
+            new = [line for line in map(alternates_text, objects_dirs) if line not in lines]
+            if new:
+                write_whole(self._alternates, b"".join([*new, *lines]))
 
 
 def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
@@ -274,7 +232,9 @@ def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
     for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads"), ("refs", "tags"), ("info",)):
         make_directories(os.path.join(path, *part))
     write_whole(os.path.join(path, "config"), os.fsencode(config_text(_config(resolved, source))))
-    write_whole(os.path.join(path, "objects", "info", "alternates"), alternates_text(source.objects_dir))
+    write_whole(
+        os.path.join(path, "objects", "info", "alternates"), b"".join(map(alternates_text, source.objects_dirs))
+    )
     refs = _remote_refs(source)
     if resolved.branch is not None:
         refs[f"refs/heads/{resolved.branch}"] = resolved.commit
@@ -290,7 +250,7 @@ def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
     attributes = source.info_attributes()
     if attributes:
         write_whole(os.path.join(path, "info", "attributes"), attributes)
-    write_whole(os.path.join(path, _BASE), resolved.commit.hex().encode() + b"\n")
+    write_whole(os.path.join(path, BASE), resolved.commit.hex().encode() + b"\n")
     write_whole(os.path.join(path, "HEAD"), head)
 
 
@@ -308,6 +268,7 @@ def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str
         "bare": "false",
         "filemode": "true",
         "ignorecase": "false",
+        "symlinks": "true",
         # The inode and change time of a file may differ from mount to mount: git must not read it again.
         "checkStat": "minimal",
         "trustctime": "false",
@@ -315,7 +276,8 @@ def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str
         # list the directories that are as they were.
         "untrackedCache": "true",
         "splitIndex": "false",
-        # What the layer shows is what a checkout without these gives.
+        # What the layer shows is what a checkout without these gives, whatever the user or the machine have set: a ref
+        # shows the same files to everybody.
         "autocrlf": "false",
         "eol": "lf",
     }
@@ -353,23 +315,13 @@ def _whole_tree(resolved: Resolved) -> bytes:
     return resolved.repository.read_commit(resolved.commit).tree
 
 
-def _head_in_files(gitdir: str) -> bytes | None:
-    """The commit of HEAD as plain files say it, without starting git; None where they do not."""
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file, with their ends; none where it is not there."""
     try:
-        with open(os.path.join(gitdir, "HEAD"), "rb") as file:
-            text = file.read(4096).strip()
-        if text.startswith(b"ref: refs/heads/") and b".." not in text:
-            name = text.removeprefix(b"ref: ")
-            try:
-                with open(os.path.join(os.fsencode(gitdir), name), "rb") as file:
-                    text = file.read(64).strip()
-            except FileNotFoundError:
-                with open(os.path.join(gitdir, "packed-refs"), "rb") as file:
-                    before, found, _ = file.read().partition(b" %b\n" % name)
-                text = before[-40:] if found else b""
-    except OSError:
-        return None
-    return bytes.fromhex(text.decode()) if _HEX.fullmatch(text) else None
+        with open(path, "rb") as file:
+            return file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
 
 
 def _read_oid(path: str) -> bytes:

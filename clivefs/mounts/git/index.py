@@ -18,7 +18,8 @@ from hashlib import sha1
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.git.lower import GitLower, GitRef, Objects
+from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.git.space import GitRef, Objects
 from clivefs.mounts.git.trees import visible
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.tree import Attr, Blocked

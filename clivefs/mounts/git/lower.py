@@ -11,15 +11,15 @@ import logging
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from weakref import WeakSet
 
+from clivefs.mounts.git.space import Converted, Converter, GitRef, Rules, TreeSpace
 from clivefs.mounts.git.trees import ST_MODES, TREE_ENTRIES_MAX, UNKNOWN, ShownEntry, TreeCache
 from clivefs.mounts.host.calls import HostFile
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.tree import Attr, Blocked, DirEntry, OpenFile, Owner, refuse
-from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, TreeEntry
+from clivefs.objects.encode import MODE_GITLINK, MODE_TREE
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 from clivefs.objects.interface import ObjectStore
 
@@ -35,122 +35,6 @@ DIRECTORY_BYTES = 4096
 _LARGE_MAX = 10_000
 
 
-class Objects(Protocol):
-    """Where objects come from, by 20-byte name. `ObjectMissing` where one is not here."""
-
-    def read(self, oid: bytes) -> tuple[str, bytes]: ...
-
-    def header(self, oid: bytes) -> tuple[str, int]: ...
-
-    def read_tree(self, oid: bytes) -> list[TreeEntry]: ...
-
-
-class ObjectReader(Objects, Protocol):
-    """A repository: large blobs can be written to a file named by their id."""
-
-    def materialize(self, oid: bytes, directory: str) -> str: ...
-
-
-Reader = ObjectReader | ObjectStore
-
-Rules = tuple[tuple[bytes, bytes], ...]
-"""The `.gitattributes` that bear on a directory, outermost first: (directory's path, blob)."""
-
-
-class Converted(NamedTuple):
-    """What a checkout makes of a blob: its size in bytes, and a file with it."""
-
-    size: int
-    path: str
-
-
-class Converter(Protocol):
-    """What a checkout does to content by `.gitattributes`."""
-
-    @property
-    def always(self) -> bool:
-        """There are rules that do not come from the tree."""
-        ...
-
-    def find(
-        self,
-        reader: Reader,
-        directory: bytes,
-        rules: Rules,
-        files: Callable[[], Mapping[bytes, bytes]],
-        name: bytes,
-    ) -> Converted | None:
-        """What the file *name* of a directory is converted to; None if it is shown as it is stored. *files*
-        gives all files of the directory (name -> blob). `Blocked` until it has been found out."""
-        ...
-
-    def forget(self, directory: bytes) -> None:
-        """Convert again when next asked."""
-        ...
-
-    def close(self) -> None: ...
-
-
-Fetcher = Callable[[Sequence[bytes]], None]
-"""Get these objects, in one request; blocking. OSError(EIO) when they cannot be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class TreeSpace:
-    """Objects that belong together: one repository at one commit."""
-
-    reader: Reader
-    layer: bytes
-    """`git:COMMIT` or `submodule:COMMIT`, as `user.clive.layer` shows it."""
-    commit_time_ns: int
-    fetcher: Fetcher | None = None
-    converter: Converter | None = None
-    prefix: bytes = b""
-    """Where in the repository the tree shown is (`subdir`)."""
-    outer_rules: Rules = ()
-    """The attribute files above that."""
-
-
-class Submodules(Protocol):
-    """Where the content of submodules comes from."""
-
-    def open(self, path: bytes, commit: bytes) -> tuple[TreeSpace, bytes] | str:
-        """The space and root tree of the submodule at *path*, or why it cannot be had. May be `Blocked`."""
-        ...
-
-
-class GitRef(LowerRef):
-    """One file of a git tree. Equal to another of the same path with the same content."""
-
-    __slots__ = ("attr", "entry", "name", "parent", "rules", "space", "tree")
-
-    def __init__(self, entry: ShownEntry, parent: GitRef | None, name: bytes, space: TreeSpace) -> None:
-        self.kind = stat.S_IFMT(ST_MODES[entry.mode])
-        self.entry = entry
-        self.parent = parent
-        self.name = name
-        self.space = space
-        self.tree: bytes | None = entry.oid if entry.mode == MODE_TREE else None
-        """A directory's tree; None for a submodule whose content was not had (yet)."""
-        self.rules: Rules | None = None
-        self.attr: Attr | None = None
-        """Its attributes once they are known: they never change."""
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.entry.oid))
-
-    def __eq__(self, other: object) -> bool:
-        one: GitRef | None = self
-        two = other if isinstance(other, GitRef) else None
-        while one is not two:
-            if one is None or two is None or one.name != two.name or one.entry.oid != two.entry.oid:
-                return False
-            if one.entry.mode != two.entry.mode:
-                return False
-            one, two = one.parent, two.parent
-        return True
-
-
 class GitLower(Lower):
     """The tree *root* of `space.reader`. Methods may be called from any thread until `close`."""
 
@@ -164,7 +48,6 @@ class GitLower(Lower):
         owner: Owner,
         cache_dir: str,
         times: Callable[[bytes, bytes], int] | None = None,
-        submodules: Submodules | None = None,
         patched: Callable[[bytes], bytes | None] | None = None,
         fetch_timeout_s: float = FETCH_TIMEOUT_S,
         tree_entries_max: int = TREE_ENTRIES_MAX,
@@ -176,16 +59,22 @@ class GitLower(Lower):
         self._owner = owner
         self._cache_dir = cache_dir
         self._times = times
-        self._submodules = submodules
         self._patched = patched
         self._fetch_timeout_s = fetch_timeout_s
         self._trees = TreeCache(tree_entries_max)
         self._large: OrderedDict[bytes, str] = OrderedDict()
         self._opened: list[TreeSpace] = [space]
+        self._passed: WeakSet[Converter] = WeakSet()
+        """Converters of lowers that this one was shown in the place of, as long as a reference has one."""
 
     @property
     def root(self) -> GitRef:
         return self._root
+
+    @property
+    def times(self) -> Callable[[bytes, bytes], int] | None:
+        """The modification times that are not the commit's."""
+        return self._times
 
     # Directories
 
@@ -234,13 +123,19 @@ class GitLower(Lower):
         return shown
 
     def _enter_submodule(self, ref: GitRef) -> None:
-        if self._submodules is None:
-            return
-        opened = self._submodules.open(self.path(ref), ref.entry.oid)
+        opened = self._opened_submodule(ref)
         if not isinstance(opened, str):
             ref.space, ref.tree = opened
             if all(ref.space is not known for known in self._opened):
                 self._opened.append(ref.space)
+
+    def _opened_submodule(self, ref: GitRef) -> tuple[TreeSpace, bytes] | str:
+        """What is in a submodule, or why it cannot be had. May be `Blocked`."""
+        assert ref.parent is not None
+        if ref.space.submodules is None:
+            return "not fetched"
+        above = self._space_path(ref.parent)
+        return ref.space.submodules.open(above + b"/" + ref.name if above else ref.name, ref.entry.oid)
 
     # Files
 
@@ -454,17 +349,38 @@ class GitLower(Lower):
         layer = b"submodule:" + oid
         if ref.tree is None:
             try:
-                opened = self._submodules.open(self.path(ref), ref.entry.oid) if self._submodules else "not fetched"
+                opened = self._opened_submodule(ref)
             except Blocked:
                 opened = "not fetched yet"
             if isinstance(opened, str):
                 layer += b" (" + opened.encode("utf-8", "surrogateescape") + b")"
         return {"layer": layer, "oid": oid}
 
+    # In the place of another
+
+    def same_below(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
+        """By the trees' names. The commit must be the same (`layer` tells it of every file), and no rules from above
+        may bear on the content."""
+        if not isinstance(other, GitLower):
+            return False
+        one, two = _git(directory), _git(other_directory)
+        if one.tree is None or one.tree != two.tree or one.entry.mode != two.entry.mode:
+            return False
+        if one.space.layer != two.space.layer or one.space.prefix != two.space.prefix:
+            return False
+        converter = one.space.converter
+        return converter is None or not (converter.always or self._rules(one) or other._rules(two))
+
+    def take_over(self, other: Lower) -> None:
+        """References to files of *other* go on, with what converts their content."""
+        if isinstance(other, GitLower):
+            self._passed.update(other._passed)
+            self._passed.update(space.converter for space in other._opened if space.converter is not None)
+
     def close(self) -> None:
-        for space in self._opened:
-            if space.converter is not None:
-                space.converter.close()
+        for converter in {*self._passed, *(space.converter for space in self._opened)}:
+            if converter is not None:
+                converter.close()
         self._trees.clear()
 
 

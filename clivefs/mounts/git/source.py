@@ -1,28 +1,32 @@
 """Where a git ref comes from: a repository of this machine, used in place, or one fetched by stock git.
 
 A URL is fetched as a partial clone into a bare repository of the store, and blobs follow on demand, those
-of a directory in one request. A local repository is never written: where it is a partial clone itself,
-what it lacks is fetched from its promisor into a repository of ours that borrows its objects. When the
-remote cannot be reached `GitSource.error` says why, until a request succeeds.
+of a directory in one request. A local repository is never written. It is read in place at once, and `keep` makes the
+store own what has to stay (`git.kept`); where it is a partial clone itself, what it lacks is fetched from its
+promisor into that same repository of ours. When the remote cannot be reached `GitSource.error` says why, until a
+request succeeds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import logging
 import os
+import re
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.git.command import GitCommand, GitFailed, check_argument
 from clivefs.mounts.git.fetch import PartialClone, repository_path
-from clivefs.mounts.git.location import Location, parse_location
-from clivefs.mounts.git.lower import Converter, Rules, TreeSpace
+from clivefs.mounts.git.kept import KeptObjects
+from clivefs.mounts.git.location import Location, borrowed, parse_location
+from clivefs.mounts.git.space import Converter, Rules, TreeSpace
 from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, Commit
 from clivefs.objects.errors import ObjectMissing, UnknownRef
 from clivefs.objects.interface import ObjectStore
@@ -37,6 +41,9 @@ _INFO_ATTRIBUTES_BYTES_MAX = 1 << 20
 _SECOND_NS = 1_000_000_000
 _SETTLED_NS = 2 * _SECOND_NS
 _TIMES = "git-times"
+_ID = re.compile(r"[0-9a-f]{4,40}(?![^~^])")
+"""A commit id, perhaps abbreviated, at the start of a revision."""
+_REFLOG = re.compile(r"@\{(?!u|push)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,10 @@ class GitSource:
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         store: ObjectStore | None = None,
         clock: Clock | None = None,
+        check_path: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """*location*: a URL, or a path that *base_dir* completes. *store*: where times are remembered."""
+        """*location*: a URL, or a path that *base_dir* completes. *store*: where times are remembered. *check_path*
+        raises for what must not be read on this machine."""
         self.location: Location = parse_location(location, base_dir)
         self.ref = check_argument(ref, "a ref")
         self.subdir = subdir.strip("/")
@@ -94,9 +103,12 @@ class GitSource:
         self._answer_timeout_s = answer_timeout_s
         self._store = store
         self._clock = clock or SystemClock()
+        self._check_path = check_path
         self._lock = threading.RLock()
         self._local: Repository | None = None
         self._clone: PartialClone | None = None
+        self._kept: KeptObjects | None = None
+        self._besides: list[GitSource] = []
         self._repository: Repository | None = None
         self._current: Resolved | None = None
 
@@ -116,9 +128,16 @@ class GitSource:
         return self._clone.url if self._clone is not None else None
 
     @property
-    def objects_dir(self) -> str:
-        """The objects directory that stock git can borrow (`objects/info/alternates`)."""
-        return self._opened().objects
+    def objects_dirs(self) -> list[str]:
+        """The objects directories that stock git can borrow (`objects/info/alternates`), until `keep` has run also
+        that of a repository of the user."""
+        dirs = [self._opened().objects]
+        return dirs if self.is_kept else [*dirs, *self.live_objects_dirs]
+
+    @property
+    def live_objects_dirs(self) -> list[str]:
+        """The objects directory of a local repository, where the user's `git gc` removes what it likes."""
+        return [self._local.objects] if self._local is not None else []
 
     @property
     def refs(self) -> Repository:
@@ -137,8 +156,8 @@ class GitSource:
             return b""
 
     def beside(self, location: str, ref: str) -> GitSource:
-        """Another source, fetched as this one is: for submodules."""
-        return GitSource(
+        """Another source, opened and fetched as this one is, and kept with it: for submodules. As `open`."""
+        source = GitSource(
             location,
             ref,
             base_dir="/",
@@ -148,7 +167,11 @@ class GitSource:
             answer_timeout_s=self._answer_timeout_s,
             store=self._store,
             clock=self._clock,
+            check_path=self._check_path,
         )
+        source.open()
+        self._besides.append(source)
+        return source
 
     # Opening
 
@@ -169,12 +192,19 @@ class GitSource:
             return self._current
 
     def _open_local(self, path: str) -> None:
-        self._local = self._repository = local = Repository(path)
+        self._check_path(path)
+        self._local = local = Repository(path)
+        for each in (local.gitdir, local.commondir, *borrowed(local.objects)):
+            self._check_path(each)
         promisor = self._promisor_of(local) if local.is_partial else None
+        identity = "local:" + local.commondir
+        self._kept = KeptObjects(repository_path(self._store_dir, identity), local, git=self._git)
         if promisor is not None:
-            self._clone = self._partial_clone("local:" + local.commondir, promisor)
+            self._clone = self._partial_clone(identity, promisor)
             self._clone.borrow(local.objects)
-            self._repository = Repository(self._clone.path)
+        else:
+            self._kept.create()
+        self._repository = self._kept.reader()
 
     def _partial_clone(self, identity: str, url: str) -> PartialClone:
         return PartialClone(
@@ -202,6 +232,31 @@ class GitSource:
                 return parse_location(url, local.path).remote
         return None
 
+    # Keeping
+
+    @property
+    def is_kept(self) -> bool:
+        """What is shown stays readable whatever becomes of a local repository, that of submodules included."""
+        own = self._kept is None or (self._current is not None and self._kept.has_kept([self._current.commit]))
+        return own and all(each.is_kept for each in self._besides)
+
+    def keep(self, oids: Iterable[bytes] = (), *, begin: bool = True) -> None:
+        """See that the commits, tags or trees *oids* stay readable with all that they lead to, and with them what is
+        shown and what the refs are at now. What was kept before costs nothing; what comes from a URL is the store's
+        already. *begin*, OSError: as `KeptObjects.keep`."""
+        if self._kept is not None:
+            wanted = set(oids)
+            if self._current is not None:
+                wanted.add(self._current.commit)
+            if not self._kept.has_kept(wanted):
+                reader = self._opened()
+                reader.refresh()
+                wanted.update(oid for oid in self.refs.refs().values() if self.has(oid))
+                self._kept.keep(wanted, begin=begin)
+                reader.refresh()
+        for each in self._besides:
+            each.keep(begin=begin)
+
     # Looking up
 
     def _opened(self) -> Repository:
@@ -211,7 +266,7 @@ class GitSource:
     def _resolve(self, *, ask_remote: bool) -> Resolved:
         """Look the ref up; where it is not known and *ask_remote*, ask for news once."""
         try:
-            commit = self.refs.resolve(self.ref)
+            commit = self._lookup()
         except UnknownRef as error:
             if not ask_remote:
                 raise self._placed(error) from None
@@ -220,6 +275,18 @@ class GitSource:
         tree, rules = self._subtree(found.tree)
         time_ns = self._time_ns(commit, found.committer.seconds * _SECOND_NS)
         return Resolved(commit, tree, time_ns, self._opened(), self.ref, self._symbolic(), self.subdir, rules)
+
+    def _lookup(self) -> bytes:
+        """The commit that the ref names. UnknownRef."""
+        try:
+            return self.refs.resolve(self.ref)
+        except UnknownRef:
+            if self._kept is None or _ID.match(self.ref) is None:
+                raise
+            # A commit that the source has not any more may have been kept.
+            with contextlib.suppress(UnknownRef):
+                return self._opened().resolve(self.ref)
+            raise
 
     def _resolve_anew(self, error: UnknownRef) -> bytes:
         try:
@@ -231,8 +298,14 @@ class GitSource:
                 remedy="Check the network, or use a ref that was fetched.",
             ) from error
         try:
-            return self.refs.resolve(self.ref)
+            return self._lookup()
         except UnknownRef as again:
+            if _REFLOG.search(self.ref):
+                raise ClivefsError(
+                    f"{self.ref!r} cannot be had from a URL: remotes tell nobody where their refs were before",
+                    place=self.location.given,
+                    remedy="Name a branch, a tag or a commit.",
+                ) from None
             raise self._placed(again) from None
 
     def _placed(self, error: UnknownRef) -> UnknownRef:
@@ -340,10 +413,15 @@ class GitSource:
         """Bring all branches and tags of a remote up to date. OSError(EIO) when it cannot be reached."""
         with self._lock:
             if self._local is None and self._clone is not None:
-                self._clone.update(self.ref if _is_commit(self.ref) else None)
+                found = _ID.match(self.ref)
+                self._clone.update(found[0] if found is not None and len(found[0]) == 40 else None)
             self._opened().refresh()
 
     # Content
+
+    def has(self, oid: bytes) -> bool:
+        """Whether an object is here."""
+        return self._opened().has(oid)
 
     def fetch_objects(self, oids: Sequence[bytes]) -> None:
         """Get these objects, some thousands in a request. OSError(EIO) when they cannot be had."""
@@ -382,37 +460,4 @@ class GitSource:
         return count
 
     def _is_missing(self, oid: bytes) -> bool:
-        return not self._opened().has(oid)
-
-
-def open_source(
-    location: str,
-    ref: str,
-    subdir: str = "",
-    *,
-    base_dir: str,
-    store_dir: str,
-    git: GitCommand | None = None,
-    progress: Callable[[str], None] | None = None,
-    answer_timeout_s: float = ANSWER_TIMEOUT_S,
-    store: ObjectStore | None = None,
-    clock: Clock | None = None,
-) -> tuple[GitSource, Resolved]:
-    """A source and what its ref is now. See `GitSource.open`."""
-    source = GitSource(
-        location,
-        ref,
-        subdir,
-        base_dir=base_dir,
-        store_dir=store_dir,
-        git=git,
-        progress=progress,
-        answer_timeout_s=answer_timeout_s,
-        store=store,
-        clock=clock,
-    )
-    return source, source.open()
-
-
-def _is_commit(ref: str) -> bool:
-    return len(ref) == 40 and all(digit in "0123456789abcdef" for digit in ref)
+        return not self.has(oid)

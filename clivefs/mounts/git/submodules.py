@@ -3,26 +3,31 @@
 First the repositories that a local superproject already has (`modules/NAME` in its gitdir), then the URL that
 `.gitmodules` gives, fetched like any source. That file comes with the tree, from whoever wrote it: a name
 cannot lead out of `modules/`, and a URL cannot name a path of this machine, unless it is relative to the
-superproject's (as `git submodule` has it with `protocol.file.allow=user`).
+superproject's (as `git submodule` has it with `protocol.file.allow=user`). Submodules of submodules are found the
+same way, `DEPTH_MAX` deep: a repository may well name itself as its submodule.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.git.command import GitCommand
-from clivefs.mounts.git.location import parse_location, relative_to
-from clivefs.mounts.git.lower import Submodules, TreeSpace
+from clivefs.mounts.git.location import Location, parse_location, relative_to
 from clivefs.mounts.git.source import GitSource, Resolved
+from clivefs.mounts.git.space import Converter, Submodules, TreeSpace
 from clivefs.mounts.tree import Blocked
-from clivefs.objects.errors import ObjectMissing, RepositoryError
-from clivefs.objects.repository import Repository
+from clivefs.objects.errors import ObjectMissing
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 60
+DEPTH_MAX = 8
 _GITMODULES_BYTES_MAX = 1 << 20
 _SECOND_NS = 1_000_000_000
 
@@ -38,12 +43,20 @@ class GitSubmodules(Submodules):
         git: GitCommand | None = None,
         timeout_s: float = 30.0,
         clock: Clock | None = None,
+        converter: Callable[[GitSource], Converter | None] = lambda _: None,
+        remote: str | None = None,
+        depth: int = 1,
     ) -> None:
+        """*converter* makes that of a submodule. *remote*: what relative URLs are relative to, if that is not where
+        *source* is. *depth*: how many repositories these are within."""
         self._source = source
         self._resolved = resolved
         self._git = git or GitCommand()
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
+        self._converter = converter
+        self._remote = remote if remote is not None else source.location.remote
+        self._depth = depth
         self._found: dict[tuple[bytes, bytes], tuple[TreeSpace, bytes]] = {}
         self._refused: dict[tuple[bytes, bytes], tuple[str, int]] = {}
         """Why not, and until when (monotonic ns) that is believed."""
@@ -73,31 +86,47 @@ class GitSubmodules(Submodules):
         raise Blocked(look, f"opening the submodule {os.fsdecode(path)}", timeout_s=self._timeout_s)
 
     def _open(self, path: bytes, commit: bytes) -> tuple[TreeSpace, bytes]:
-        layer = b"submodule:" + commit.hex().encode()
+        if self._depth > DEPTH_MAX:
+            raise ClivefsError(f"it is {DEPTH_MAX} submodules deep")
         module = self._of_path(path)
-        present = self._present(module["name"], commit)
-        if present is not None:
-            found = present.read_commit(commit)
-            return TreeSpace(present, layer, found.committer.seconds * _SECOND_NS), found.tree
         url = module.get("url", "")
-        superproject = self._source.location
-        location = parse_location(relative_to(url, superproject.remote), "/")
-        is_relative = url.startswith(("./", "../"))
-        if not is_relative and (location.url is None or location.url.lower().startswith("file:")):
-            raise ClivefsError(f"its URL {url!r} is a path of this machine, which `.gitmodules` may not name")
-        source = self._source.beside(location.remote, commit.hex())
-        resolved = source.open()
-        return replace(source.space(resolved), layer=layer), resolved.tree
+        location = parse_location(relative_to(url, self._remote), "/") if url else None
+        source = self._present(module["name"], commit)
+        if source is None:
+            source = self._fetched(url, location, commit)
+        resolved = source.current
+        below = GitSubmodules(
+            source,
+            resolved,
+            git=self._git,
+            timeout_s=self._timeout_s,
+            clock=self._clock,
+            converter=self._converter,
+            remote=location.remote if location is not None else None,
+            depth=self._depth + 1,
+        )
+        space = source.space(resolved, self._converter(source))
+        return replace(space, layer=b"submodule:" + commit.hex().encode(), submodules=below), resolved.tree
 
-    def _present(self, name: str, commit: bytes) -> Repository | None:
+    def _present(self, name: str, commit: bytes) -> GitSource | None:
         """The repository of the submodule inside a local superproject's gitdir, if it has the commit."""
         if self._source.location.path is None or ".." in name.split("/") or name.startswith("/"):
             return None
+        path = os.path.join(self._source.refs.commondir, "modules", name)
         try:
-            repository = Repository(os.path.join(self._source.refs.commondir, "modules", name))
-        except RepositoryError:
+            return self._source.beside(path, commit.hex()) if os.path.isdir(path) else None
+        except ClivefsError as error:
+            log.info("%s: %s", path, error.message)
             return None
-        return repository if repository.has(commit) and not repository.is_partial else None
+
+    def _fetched(self, url: str, location: Location | None, commit: bytes) -> GitSource:
+        """The submodule from the URL that `.gitmodules` gives."""
+        if location is None:
+            raise ClivefsError("its entry of .gitmodules has no URL")
+        is_relative = url.startswith(("./", "../"))
+        if not is_relative and (location.url is None or location.url.lower().startswith("file:")):
+            raise ClivefsError(f"its URL {url!r} is a path of this machine, which `.gitmodules` may not name")
+        return self._source.beside(location.remote, commit.hex())
 
     def _of_path(self, path: bytes) -> dict[str, str]:
         if self._modules is None:
@@ -130,9 +159,4 @@ class GitSubmodules(Submodules):
             if section.startswith("submodule.") and variable in ("path", "url"):
                 name = section.removeprefix("submodule.")
                 modules.setdefault(name, {"name": name})[variable] = value
-        below = os.fsencode(self._resolved.subdir + "/") if self._resolved.subdir else b""
-        return {
-            os.fsencode(module["path"]).strip(b"/").removeprefix(below): module
-            for module in modules.values()
-            if "path" in module and os.fsencode(module["path"]).startswith(below)
-        }
+        return {os.fsencode(module["path"]).strip(b"/"): module for module in modules.values() if "path" in module}

@@ -3,21 +3,23 @@
 A file has the time of the commit that the entry was first mounted at. When the entry moves to another tree
 (`follow`, another `ref`), the files whose content changes get the moment of the move and the others keep
 their own: so make rebuilds what changed and nothing else. Kept in the file `times` beside the entry's upper,
-replaced whole: msgpack of `_Record`.
+replaced whole when the other tree is shown (`times.new` until then): msgpack of `_Record`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from clivefs.mounts.git.lower import Objects
+from clivefs.mounts.git.space import Objects
 from clivefs.mounts.git.trees import visible
 from clivefs.objects.encode import MODE_TREE
 
 _NAME = "times"
+_NEW = ".new"
 _CHANGED_MAX = 1_000_000
 
 
@@ -52,10 +54,22 @@ class GitTimes:
         assert self._record is not None
         return self._record.changed.get(path, self._record.base_ns)
 
+    @property
+    def base_ns(self) -> int:
+        """The time of every file that is not in `changed`."""
+        assert self._record is not None
+        return self._record.base_ns
+
+    @property
+    def changed(self) -> Mapping[bytes, int]:
+        """The files that have a time of their own, in ns."""
+        assert self._record is not None
+        return self._record.changed
+
     def at(self, reader: Objects, tree: bytes, commit_time_ns: int, now_ns: int) -> GitTimes:
         """The times when *tree* is shown from *now_ns* on. For threads: compares the trees where they differ.
 
-        These stay in force until the others are shown; `save` those then.
+        These stay in force until the others are shown: `stage` those before, `commit` them then.
         """
         record = self._record
         if record is None:
@@ -71,17 +85,33 @@ class GitTimes:
         times._saved = record is self._record
         return times
 
-    def save(self) -> None:
-        """Keep them for the mounts to come."""
+    def keep(self, times_ns: Mapping[bytes, int]) -> None:
+        """Show these paths with these times: their content has not changed, only where it lies."""
+        if times_ns:
+            assert self._record is not None
+            self._record = msgspec.structs.replace(self._record, changed={**self._record.changed, **times_ns})
+            self._saved = False
+
+    def stage(self) -> None:
+        """Write them aside, for `commit` to put in place. For threads."""
         if self._saved:
             return
-        temporary = f"{self._path}.new"
-        with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(self._path + _NEW, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(msgspec.msgpack.encode(self._record))
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, self._path)
-        self._saved = True
+
+    def commit(self) -> None:
+        """They are shown: keep them for the mounts to come. One rename, for the span that shows them."""
+        if not self._saved:
+            os.rename(self._path + _NEW, self._path)
+            self._saved = True
+
+    def discard(self) -> None:
+        """What was staged is not shown."""
+        if not self._saved:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path + _NEW)
 
 
 def changed_paths(reader: Objects, old: bytes, new: bytes) -> Iterator[bytes]:

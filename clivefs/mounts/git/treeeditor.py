@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.git.lower import Objects
+from clivefs.mounts.git.space import Objects
 from clivefs.objects.encode import EMPTY_TREE, MODE_GROUP_WRITABLE, MODE_TREE, TreeEntry, check_tree_entry
 from clivefs.objects.interface import Batch
 

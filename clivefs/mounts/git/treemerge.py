@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from clivefs.mounts.git.command import GitCommand, GitFailed
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import Difference, TreeEditor, Version, differences
 from clivefs.mounts.patch.hunks import split_lines
 from clivefs.objects.encode import hash_object

@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from clivefs.mounts.tree import Attr, DirEntry, OpenFile, Owner, SetAttr, refuse
+from clivefs.mounts.host import residency
+from clivefs.mounts.tree import Attr, DirEntry, OpenFile, SetAttr, refuse
 
 K = TypeVar("K", bound=Hashable)
 
@@ -121,17 +122,37 @@ def _kind(entry: os.DirEntry[str]) -> int:
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
 
 
+def _by_reading(fd: int, offset: int, size: int) -> bool:
+    """Stands for `residency.read_nowait`, which says it by doing it."""
+    return False
+
+
+def _never(fd: int, offset: int, size: int) -> bool:
+    """Nothing is known to be in memory."""
+    return False
+
+
 class HostFile(OpenFile):
     """An open file of the host."""
 
-    __slots__ = ("fd", "keep_cache")
+    __slots__ = ("_known", "fd", "keep_cache")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.keep_cache = False
+        self._known = _by_reading
+        """What tells of the bytes that are in memory."""
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset)
+
+    def read_at_once(self, offset: int, size: int) -> bytes | None:
+        if self._known is _by_reading:
+            try:
+                return residency.read_nowait(self.fd, offset, size)
+            except residency.CannotTell:
+                self._known = residency.is_resident if residency.is_answerable(self.fd) else _never
+        return os.pread(self.fd, size, offset) if self._known(self.fd, offset, size) else None
 
     def write(self, offset: int, data: bytes) -> int:
         written = os.pwrite(self.fd, data, offset)
@@ -162,16 +183,6 @@ def host_flags(flags: int) -> int:
     """
     keep = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC
     return (flags & keep) | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def give_to(dir_fd: int, name: bytes, owner: Owner, parent: os.stat_result) -> None:
-    """Give a file that a root daemon just made to the caller of the request; set-group-ID directories
-    hand on their group, as on any Linux filesystem."""
-    if not IS_ROOT:
-        return
-    gid = -1 if parent.st_mode & stat.S_ISGID else owner.gid
-    if owner.uid != os.geteuid() or gid not in (-1, os.getegid()):
-        os.chown(name, owner.uid, gid, dir_fd=dir_fd, follow_symlinks=False)
 
 
 def change_at(dir_fd: int, name: bytes, change: SetAttr, fd: int | None = None) -> Attr:

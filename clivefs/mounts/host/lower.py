@@ -6,6 +6,7 @@ device and inode number whenever it is used (ESTALE when its place holds another
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -35,11 +36,14 @@ class LocalRef(LowerRef):
         self.hidden = hidden
         """One of our own mountpoints: an empty directory that is never touched."""
 
-    def _key(self) -> tuple[Hashable, ...]:
-        return (self.identity, self.name, self.kind, self.parent.identity if self.parent is not None else None)
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LocalRef) and self._key() == other._key()
+        return (
+            isinstance(other, LocalRef)
+            and self.identity == other.identity
+            and self.name == other.name
+            and self.kind == other.kind
+            and (self.parent and self.parent.identity) == (other.parent and other.parent.identity)
+        )
 
     def __hash__(self) -> int:
         return hash(self.identity)
@@ -68,6 +72,8 @@ class LocalLower(Lower):
         self._root = LocalRef(None, b"", (st.st_dev, st.st_ino), stat.S_IFDIR)
         self._hidden_attr = Attr(stat.S_IFDIR | 0o555, 0, st.st_mtime_ns, uid=st.st_uid, gid=st.st_gid, nlink=2)
         self._fds: DirFds[tuple[int, int]] = DirFds()
+        self._watched: dict[tuple[int, int], list[LocalRef]] = {}
+        """By identity: where watched directories were found. Others may rename them as often as they like."""
         self.degraded = True
         self._watcher = watcher
         if watcher is not None:
@@ -76,6 +82,11 @@ class LocalLower(Lower):
     @property
     def root(self) -> LocalRef:
         return self._root
+
+    @property
+    def root_fd(self) -> int:
+        """A descriptor of the root, which stays this layer's."""
+        return self._root_fd
 
     # Reaching files
 
@@ -113,9 +124,33 @@ class LocalLower(Lower):
     def _looked_into(self, ref: LocalRef) -> int:
         """The descriptor of a directory whose names are about to be looked at: watched from now on."""
         fd = self._dir_fd(ref)
-        if self._watcher is not None:
-            self._watcher.watch(self, ref, fd)
+        if self._watcher is not None and not self._watcher.watches(self, ref):
+            self._watch(self._watcher, ref, fd)
         return fd
+
+    def _watch(self, watcher: Watcher, ref: LocalRef, fd: int) -> None:
+        """Watch a directory at the place where it was found, and no more at those that it has left."""
+        places = self._watched.setdefault(ref.identity, [])
+        if ref not in places:
+            places.append(ref)
+        watcher.watch(self, ref, fd)  # first: the watch, which is the inode's, goes on
+        for old in places[:-1]:
+            if not self._is_at(old):
+                self.unwatch(old)
+
+    def _is_at(self, ref: LocalRef) -> bool:
+        try:
+            self._place(ref)
+        except OSError:
+            return False
+        return True
+
+    def _forget_place(self, ref: LocalRef) -> None:
+        places = self._watched.get(ref.identity)
+        if places is not None and ref in places:
+            places.remove(ref)
+            if not places:
+                del self._watched[ref.identity]
 
     def _place(self, ref: LocalRef) -> tuple[int, bytes, os.stat_result]:
         """The directory's descriptor, the name and what stat says, verified. ENOENT, ESTALE."""
@@ -216,6 +251,8 @@ class LocalLower(Lower):
 
     def unwatch(self, directory: LowerRef) -> None:
         """The overlay has forgotten what it showed of *directory*: its changes are of no interest any more."""
+        assert isinstance(directory, LocalRef)
+        self._forget_place(directory)
         if self._watcher is not None:
             self._watcher.drop(self, directory)
 
@@ -227,14 +264,39 @@ class LocalLower(Lower):
         found: list[Outside] = []
         for name, mask in names.items():
             if mask & NAME_MASK:
-                found.append(Outside("name", self, directory, name, None))
+                found.append(Outside("name", self, directory, name, None, mask))
             if mask & CONTENT_MASK:
-                found.append(Outside("content", self, directory, name, None))
+                found.append(Outside("content", self, directory, name, None, mask))
             elif mask & IN_ATTRIB:
-                found.append(Outside("attr", self, directory, name or None, None))
+                found.append(Outside("attr", self, directory, name or None, None, mask))
         if any(each.kind == "name" for each in found):
             found.append(Outside("attr", self, directory, None, None))
+            found += [Outside("attr", self, directory, name, None) for name in self._linked_to(directory, names)]
         return found
+
+    def _linked_to(self, directory: Hashable, names: dict[bytes, int]) -> list[bytes]:
+        """The other names in *directory* of the files that are new there: they have one more link than before."""
+        assert isinstance(directory, LocalRef)
+        try:
+            fd = os.dup(self._dir_fd(directory))
+        except OSError:
+            return []
+        try:
+            linked: set[int] = set()
+            for name in [name for name, mask in names.items() if name and mask & NAME_MASK]:
+                with contextlib.suppress(OSError):  # gone again
+                    st = stat_at(fd, name)
+                    if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+                        linked.add(st.st_ino)
+            if not linked:
+                return []
+            with os.scandir(fd) as listing:
+                known = [os.fsencode(entry.name) for entry in listing if entry.inode() in linked]
+            return [name for name in known if name not in names]
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
 
     def examine_all(self, directory: Hashable) -> Iterable[Outside]:
         assert isinstance(directory, LocalRef)
@@ -254,6 +316,7 @@ class LocalLower(Lower):
 
     def vanished(self, directory: Hashable) -> Iterable[Outside]:
         assert isinstance(directory, LocalRef)
+        self._forget_place(directory)
         found = [Outside("gone", self, directory, None, None)]
         if directory.parent is not None:
             found.append(Outside("name", self, directory.parent, directory.name, None))

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Hashable, Iterable
 
-from clivefs.base.syscalls import IN_ATTRIB
+from clivefs.base.syscalls import IN_ATTRIB, IN_MODIFY
 from clivefs.mounts.host.calls import stat_at
 from clivefs.mounts.host.nodes import HostNode, HostNodes, facts_of, identity_of
 from clivefs.mounts.host.watch import CONTENT_MASK, NAME_MASK, Kind, Outside, Watcher
@@ -28,6 +28,8 @@ class HostWatch:
         self._watcher = watcher
         self._noticed: dict[HostNode, None] = {}
         self._stale: dict[Outside, None] = {}
+        self._own: set[tuple[HostNode, bytes]] = set()
+        """Names that our own operations took away or moved, and whose events are still to come."""
         tree.degraded = True
         if watcher is not None:
             watcher.join(self)
@@ -49,6 +51,11 @@ class HostWatch:
         """An operation found that *name* does not lead to *node* any more."""
         self._stale[Outside("name", self._tree, directory, name, node)] = None
 
+    def moved(self, directory: HostNode, name: bytes) -> None:
+        """An operation has taken *name* away, or moved something there."""
+        if directory.watched:
+            self._own.add((directory, name))
+
     def dropped(self, node: HostNode) -> None:
         self._noticed.pop(node, None)
         if self._watcher is not None and node.is_dir:
@@ -59,6 +66,7 @@ class HostWatch:
         if self._watcher is not None:
             self._watcher.leave(self)
             self._watcher = None
+        self._own.clear()
 
     # Asked by the watcher
 
@@ -76,18 +84,25 @@ class HostWatch:
         found: list[Outside] = []
         try:
             gone: list[bytes] = []
+            own = {name for name in names if (directory, name) in self._own}
+            self._own.difference_update([(directory, name) for name in own])
             for name, mask in names.items():
                 try:
                     st = stat_at(dir_fd, name) if name else os.fstat(dir_fd)
                 except OSError:
                     gone.append(name)
                     continue
+                if name in own and not self._knows(directory, name):
+                    continue
                 if name:
                     found += self._present(directory, name, mask, st)
                 else:
                     found += self._compare(directory, mask, st)
             for name in gone:
-                found += self._absent(directory, name)
+                if name in own or not name or self._knows(directory, name):
+                    found += self._absent(directory, name, names[name])
+                else:
+                    found.append(Outside("name", self._tree, directory, name, None, names[name]))
             if any(each.kind == "name" for each in found):
                 found.append(self._report("attr", directory))
         finally:
@@ -103,9 +118,9 @@ class HostWatch:
                 return []
             if child.identity == identity_of(st) and child.kind == stat.S_IFMT(st.st_mode):
                 return self._compare(child, mask, st)
-        elif not mask & NAME_MASK:
-            return []  # the kernel knows nothing of this name
-        found = [Outside("name", self._tree, directory, name, child)]
+        elif not mask & NAME_MASK:  # the kernel knows nothing of this name, but somebody may watch the directory
+            return [Outside("content" if mask & CONTENT_MASK else "attr", self._tree, directory, name, None, mask)]
+        found = [Outside("name", self._tree, directory, name, child, mask)]
         known = self._nodes.known(identity_of(st))
         if known is not None:
             now = self._nodes.at(directory, name, st)
@@ -113,19 +128,23 @@ class HostWatch:
                 found += self._compare(known, mask, st)
             self._nodes.release(now)
         if isinstance(child, HostNode) and child is not known:
-            found += self._absent(directory, name) if self._leads_to(directory, name, child) else []
+            found += self._absent(directory, name, mask) if self._leads_to(directory, name, child) else []
             found.append(self._report("attr", child))
         return found
+
+    @staticmethod
+    def _knows(directory: HostNode, name: bytes) -> bool:
+        return directory.children is not None and name in directory.children
 
     @staticmethod
     def _leads_to(directory: HostNode, name: bytes, node: HostNode) -> bool:
         return directory.children is not None and directory.children.get(name) is node
 
-    def _absent(self, directory: HostNode, name: bytes) -> list[Outside]:
+    def _absent(self, directory: HostNode, name: bytes, mask: int) -> list[Outside]:
         node = self._nodes.lost(directory, name)
         if node is None:
             return []
-        return [Outside("name", self._tree, directory, name, node), self._report("attr", node)]
+        return [Outside("name", self._tree, directory, name, node, mask), self._report("attr", node)]
 
     def _compare(self, node: HostNode, mask: int, st: os.stat_result) -> list[Outside]:
         """What of *node* differs from what was seen last."""
@@ -142,10 +161,10 @@ class HostWatch:
             return []
         node.remember(st)
         self._noticed.pop(node, None)
-        return [self._report(changed, node)]
+        return [self._report(changed, node, mask)]
 
-    def _report(self, kind: Kind, node: HostNode) -> Outside:
-        return Outside(kind, self._tree, node.parent, node.name, node)
+    def _report(self, kind: Kind, node: HostNode, mask: int = 0) -> Outside:
+        return Outside(kind, self._tree, node.parent, node.name, node, mask)
 
     def examine_all(self, directory: Hashable) -> Iterable[Outside]:
         """Get the watch that *directory* lacked, and compare everything known in it."""
@@ -176,6 +195,7 @@ class HostWatch:
         return found
 
     def mistrust(self) -> None:
+        self._own.clear()
         for node in self._nodes:
             node.racy = True
 
@@ -184,4 +204,4 @@ class HostWatch:
             return []
         noticed, self._noticed = self._noticed, {}
         stale, self._stale = self._stale, {}
-        return [*stale, *(self._report("content", node) for node in noticed)]
+        return [*stale, *(self._report("content", node, IN_MODIFY) for node in noticed)]

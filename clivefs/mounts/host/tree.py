@@ -16,7 +16,7 @@ from collections.abc import Callable
 from mmap import PAGESIZE
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_at
-from clivefs.mounts.host import calls
+from clivefs.mounts.host import calls, making
 from clivefs.mounts.host.calls import HostFile, host_flags, proc_path, stat_at, xattr_path
 from clivefs.mounts.host.nodes import HostNode, HostNodes, facts_of, identity_of
 from clivefs.mounts.host.reports import HostWatch
@@ -61,7 +61,6 @@ class OpenHostFile(HostFile):
         return written
 
     def changed(self) -> None:
-        """The caller has changed the file through `fileno()`."""
         self.node.remember(os.fstat(self.fd), own=True)
 
     def close(self) -> None:
@@ -105,6 +104,11 @@ class HostTree(Tree):
         st = os.fstat(self._nodes.root_fd)
         self.root.remember(st)
         self._hidden_attr = Attr(stat.S_IFDIR | 0o555, 0, st.st_mtime_ns, uid=st.st_uid, gid=st.st_gid, nlink=2)
+
+    @property
+    def root_fd(self) -> int:
+        """A descriptor of the root, which stays the tree's."""
+        return self._nodes.root_fd
 
     # Shared steps
 
@@ -267,23 +271,6 @@ class HostTree(Tree):
 
     # Making
 
-    def _made(
-        self, directory: HostNode, fd: int, name: bytes, mode: int, owner: Owner, remove: Callable[..., None]
-    ) -> os.stat_result:
-        """Give a file just made to its owner, with all its permission bits; what stat says. Removed again if
-        that fails."""
-        try:
-            calls.give_to(fd, name, owner, os.fstat(fd))
-            st = stat_at(fd, name)
-            lost = mode & 0o7000 & ~st.st_mode
-            if lost and stat.S_IFMT(st.st_mode) not in (stat.S_IFDIR, stat.S_IFLNK):
-                calls.chmod_at(fd, name, stat.S_IMODE(st.st_mode) | lost)  # giving it away has cleared them
-                st = stat_at(fd, name)
-        except OSError:
-            remove(name, dir_fd=fd)
-            raise
-        return st
-
     def _new_node(self, directory: HostNode, name: bytes, st: os.stat_result) -> tuple[HostNode, Attr]:
         """The node of a file that our own operation has made."""
         old = self._nodes.known(identity_of(st))
@@ -296,31 +283,32 @@ class HostTree(Tree):
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
         wanted = host_flags(flags) & ~(os.O_ACCMODE | os.O_TRUNC | os.O_APPEND)
-        fd = os.open(name, wanted | os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=dir_fd)
-        try:
-            st = self._made(parent, dir_fd, name, mode, owner, os.unlink)
-            if identity_of(st) != identity_of(os.fstat(fd)):
-                raise refuse(errno.ESTALE, name)  # others were quicker
-        except OSError:
-            os.close(fd)
-            raise
+        fd = making.make_file(dir_fd, name, wanted | os.O_RDWR, mode, owner)
+        st = os.fstat(fd)
         node, attr = self._new_node(parent, name, st)
         return node, attr, OpenHostFile(fd, node, self, append=bool(flags & os.O_APPEND))
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
-        os.mknod(name, mode, rdev, dir_fd=dir_fd)
-        return self._new_node(parent, name, self._made(parent, dir_fd, name, mode, owner, os.unlink))
+        if stat.S_ISREG(mode):
+            fd = making.make_file(dir_fd, name, os.O_WRONLY | os.O_NOFOLLOW, mode, owner)
+            try:
+                return self._new_node(parent, name, os.fstat(fd))
+            finally:
+                os.close(fd)
+        make = functools.partial(os.mknod, mode=mode, device=rdev)
+        return self._new_node(parent, name, making.make_special(dir_fd, name, mode, owner, make, os.unlink))
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> tuple[Node, Attr]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
-        os.mkdir(name, mode, dir_fd=dir_fd)
-        return self._new_node(parent, name, self._made(parent, dir_fd, name, mode, owner, os.rmdir))
+        mode = stat.S_IFDIR | mode & 0o7777
+        make = functools.partial(os.mkdir, mode=mode & 0o7777)
+        return self._new_node(parent, name, making.make_special(dir_fd, name, mode, owner, make, os.rmdir))
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> tuple[Node, Attr]:
         parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
-        os.symlink(target, name, dir_fd=dir_fd)
-        return self._new_node(parent, name, self._made(parent, dir_fd, name, 0, owner, os.unlink))
+        make = functools.partial(os.symlink, target)
+        return self._new_node(parent, name, making.make_special(dir_fd, name, stat.S_IFLNK, owner, make, os.unlink))
 
     def link(self, node: Node, directory: Node, name: bytes) -> tuple[Node, Attr]:
         source = self._file(node)
@@ -357,6 +345,7 @@ class HostTree(Tree):
             if node is not None:
                 self._nodes.let_go(node)
             raise
+        self._watch.moved(parent, name)
         self._nodes.unnamed(parent, name, node)
 
     def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
@@ -366,6 +355,8 @@ class HostTree(Tree):
             target, dst_fd = self._to_change(dst, new_name, errno.EBUSY)
             if flags & RENAME_EXCHANGE:
                 rename_at(src_fd, name, dst_fd, new_name, flags)
+                self._watch.moved(source, name)
+                self._watch.moved(target, new_name)
                 for node in self._nodes.exchanged(source, name, target, new_name):
                     self._renamed(node)
             else:
@@ -387,6 +378,8 @@ class HostTree(Tree):
         if replaced is not None and replaced is moving:  # two links of one file: rename(2) does nothing
             self._nodes.let_go(replaced)
             return
+        self._watch.moved(source, name)
+        self._watch.moved(target, new_name)
         self._nodes.unnamed(target, new_name, replaced)
         node = self._nodes.renamed(source, name, target, new_name)
         if node is not None:

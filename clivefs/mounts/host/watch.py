@@ -75,6 +75,8 @@ class Outside(NamedTuple):
     name: bytes | None
     node: Node | None
     """The node it is about; None where the mount knows none."""
+    mask: int = 0
+    """The union of the events that told of it; 0 for what only follows from another change."""
 
 
 class WatchedTree(Protocol):
@@ -140,6 +142,11 @@ class Watcher:
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    @property
+    def told(self) -> int:
+        """How many times somebody is told of a directory: at least once for each watch."""
+        return len(self._watches)
 
     # Watches
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.host.calls import IS_ROOT, chmod_at, set_xattr
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.overlay.upper import Upper
+from clivefs.mounts.overlay.upper import Upper, unlink_work
 from clivefs.mounts.tree import Attr, Blocked, OpenFile, refuse
 
 INLINE_BYTES_MAX = 256 << 10
@@ -141,18 +141,30 @@ def directory_extra_mode(mode: int) -> int:
     return 0 if IS_ROOT or mode & 0o700 == 0o700 else 0o700
 
 
+class _Inputs(NamedTuple):
+    """What it takes to make a copy. Whoever takes it closes it."""
+
+    source: OpenFile
+    work_fd: int
+    """A descriptor of `work/` for the thread alone: the tree may be closed meanwhile."""
+
+    def close(self) -> None:
+        self.source.close()
+        os.close(self.work_fd)
+
+
 class _Staged:
     """One copy that a thread makes or has made."""
 
-    __slots__ = ("attempts", "attr", "copy", "dropped", "ended", "limit", "making", "name", "ref", "source", "xattrs")
+    __slots__ = ("_inputs", "attempts", "attr", "copy", "dropped", "ended", "limit", "making", "name", "ref", "xattrs")
 
     def __init__(
-        self, ref: LowerRef, attr: Attr, limit: int, source: OpenFile, name: bytes, xattrs: dict[bytes, bytes]
+        self, ref: LowerRef, attr: Attr, limit: int, inputs: _Inputs, name: bytes, xattrs: dict[bytes, bytes]
     ) -> None:
         self.ref = ref
         self.attr = attr
         self.limit = limit
-        self.source: OpenFile | None = source
+        self._inputs = [inputs]
         self.name = name
         self.xattrs = xattrs
         self.copy: Copy | None = None
@@ -162,6 +174,13 @@ class _Staged:
         """The copy is made, or could not be."""
         self.dropped = False
         """Nobody wants it any more: who makes it removes it."""
+
+    def take(self) -> _Inputs | None:
+        """The inputs, for the one who asks first, in whatever thread."""
+        try:
+            return self._inputs.pop()
+        except IndexError:
+            return None
 
     def serves(self, ref: LowerRef, attr: Attr, limit: int) -> bool:
         return self.ref == ref and self.limit == limit and _unchanged(self.attr, attr)
@@ -204,7 +223,9 @@ class Staging:
             self._throw_away(staged)
         if attempts >= _ATTEMPTS_MAX:
             raise refuse(errno.EBUSY)  # the lower file changes all the time
-        fresh = _Staged(ref, attr, limit, lower.open(ref), self._upper.work_name(), lower.xattrs(ref))
+        xattrs = lower.xattrs(ref)
+        inputs = _Inputs(lower.open(ref), os.dup(self._upper.work_fd))
+        fresh = _Staged(ref, attr, limit, inputs, self._upper.work_name(), xattrs)
         fresh.attempts = attempts + 1
         self._staged[key] = fresh
         ended = [each for each, staged in self._staged.items() if staged.ended]
@@ -215,25 +236,27 @@ class Staging:
     def _job(self, staged: _Staged) -> None:
         """Runs in threads, of which the first makes the copy: touches nothing but a private file."""
         with staged.making:
-            source, staged.source = staged.source, None
-            if source is None:
+            inputs = staged.take()
+            if inputs is None:
                 return  # done by another
             try:
-                copy = self._fill(source, staged.name, staged.attr, staged.limit, staged.xattrs, durable=True)
+                copy = _fill(
+                    inputs.source, inputs.work_fd, staged.name, staged.attr, staged.limit, staged.xattrs, durable=True
+                )
                 staged.copy = copy
                 if staged.dropped:
-                    self._upper.unlink_work(copy.name)
+                    unlink_work(inputs.work_fd, copy.name)
             finally:
                 staged.ended = True
-                source.close()
+                inputs.close()
 
     def _throw_away(self, staged: _Staged) -> None:
         staged.dropped = True
         if staged.copy is not None:
             self._upper.unlink_work(staged.copy.name)
-        source, staged.source = staged.source, None
-        if source is not None:
-            source.close()
+        inputs = staged.take()
+        if inputs is not None:
+            inputs.close()
 
     def discard(self, copy: Copy) -> None:
         """A prepared copy that is not needed."""
@@ -255,41 +278,10 @@ class Staging:
         xattrs = lower.xattrs(ref)
         source = lower.open(ref) if limit else None
         try:
-            return self._fill(source, self._upper.work_name(), attr, limit, xattrs, durable=False)
+            return _fill(source, self._upper.work_fd, self._upper.work_name(), attr, limit, xattrs, durable=False)
         finally:
             if source is not None:
                 source.close()
-
-    def _fill(
-        self,
-        source: OpenFile | None,
-        name: bytes,
-        attr: Attr,
-        limit: int,
-        xattrs: dict[bytes, bytes],
-        *,
-        durable: bool,
-    ) -> Copy:
-        work_fd = self._upper.work_fd
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work_fd)
-        try:
-            FAULTS.hit("overlay.copyup.content")
-            if source is not None:
-                copy_content(source, fd, limit)
-                if durable:
-                    os.fsync(fd)
-                else:
-                    # Not waited for. It makes the filesystem give the data its blocks now, so that a power loss
-                    # after the rename does not find an empty file in place of one that nobody wrote to (ext4's
-                    # delayed allocation).
-                    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
-            dress(work_fd, name, attr, xattrs)
-            return Copy(name, os.fstat(fd).st_ino, attr.mode)
-        except BaseException:
-            self._upper.unlink_work(name)
-            raise
-        finally:
-            os.close(fd)
 
     def _make_special(self, lower: Lower, ref: LowerRef, attr: Attr) -> Copy:
         work_fd, name = self._upper.work_fd, self._upper.work_name()
@@ -314,6 +306,37 @@ class Staging:
             self._upper.unlink_work(name)
             raise
         return Copy(name, inode, attr.mode)
+
+
+def _fill(
+    source: OpenFile | None,
+    work_fd: int,
+    name: bytes,
+    attr: Attr,
+    limit: int,
+    xattrs: dict[bytes, bytes],
+    *,
+    durable: bool,
+) -> Copy:
+    """Make the file *name* in `work/` with the first *limit* bytes of *source*. Nothing is left of it if that fails."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work_fd)
+    try:
+        FAULTS.hit("overlay.copyup.content")
+        if source is not None:
+            copy_content(source, fd, limit)
+            if durable:
+                os.fsync(fd)
+            else:
+                # Not waited for. It makes the filesystem give the data its blocks now, so that a power loss after the
+                # rename does not find an empty file in place of one that nobody wrote to (ext4's delayed allocation).
+                _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+        dress(work_fd, name, attr, xattrs)
+        return Copy(name, os.fstat(fd).st_ino, attr.mode)
+    except BaseException:
+        unlink_work(work_fd, name)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _unchanged(before: Attr, after: Attr) -> bool:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from clivefs.mounts.host.calls import stat_at
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind, split
-from clivefs.mounts.overlay.nodes import OverlayNode, OverlayNodes, directory_only
+from clivefs.mounts.overlay.node import OverlayNode, directory_only
+from clivefs.mounts.overlay.nodes import OverlayNodes
 from clivefs.mounts.overlay.upper import WORK, PathFds, Upper, list_directory, tree_path
 
 PRIVATE = b".git"
@@ -38,6 +39,8 @@ class Affected(NamedTuple):
     name: bytes
     node: OverlayNode | None
     """Who had the name, if known."""
+    was: bool = False
+    """Something had the name, though it is not known who."""
 
 
 # What they are
@@ -88,7 +91,8 @@ def _level_changes(nodes: OverlayNodes, fds: PathFds, level: _Level) -> tuple[li
         path = level.path + b"/" + name if level.path else name
         mark = level.mark.child(name) if level.mark else None
         base = nodes.candidate(level.base, name)
-        behind = nodes.marked(level.shown, name, mark)
+        plain = level.base is level.shown and (mark is None or mark.kind is MarkKind.INHERIT)
+        behind = base if plain else nodes.marked(level.shown, name, mark)
         kind = in_upper.get(name, behind.kind if behind is not None else 0)
         found += _path_changes(nodes, fds, level, path, name in in_upper, kind, base, behind)
         if kind == stat.S_IFDIR:
@@ -132,19 +136,19 @@ def _names(lower: Lower, ref: LowerRef | None) -> set[bytes]:
 # Forgetting them
 
 
-def reset(nodes: OverlayNodes, upper: Upper, paths: Iterable[bytes] | None) -> list[Affected]:
-    """Forget the edits at and below each of *paths* (all but `.git` in the root when None); what is affected.
+def reset(nodes: OverlayNodes, upper: Upper, paths: Iterable[bytes] | None) -> Iterator[list[Affected]]:
+    """Forget the edits at and below each of *paths* (all but `.git` in the root when None); what is affected, path by
+    path. The tree may change between two of them.
 
-    Each path is reset wholly or not at all, also over a crash. Nothing happens for a path without edits.
+    Each path is reset wholly or not at all, also over a crash. Nothing happens for a path without edits. What is taken
+    away is deleted by the job of `Upper.discard`.
     """
-    affected: list[Affected] = []
     wanted = list(paths) if paths is not None else [b""]
     if b"" in wanted:
         wanted = sorted({entry.name for entry in list_directory(upper.tree_fd)} | set(upper.root_mark.children or ()))
         wanted = [name for name in wanted if name != PRIVATE]
     for path in wanted:
-        affected += _reset_one(nodes, upper, path)
-    return affected
+        yield _reset_one(nodes, upper, path)
 
 
 def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]:
@@ -185,11 +189,17 @@ def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]
     if parent is not None:
         affected += _show_lower(nodes, parent, name)
     if found is not None:
-        inodes = upper.destroy(gone)
-        for inode in inodes:
-            nodes.unlinked(inode)
-        upper.forget_origins(inodes)
+        upper.discard.add(upper.work_fd, gone)
     return affected
+
+
+def forget_discarded(nodes: OverlayNodes, upper: Upper) -> bool:
+    """Forget some of what is remembered of files that a reset took away and that are deleted by now; whether there may
+    be more."""
+    freed = upper.forget_discarded()
+    for inode in freed:
+        nodes.unlinked(inode)
+    return bool(freed)
 
 
 def _known_at(nodes: OverlayNodes, path: bytes) -> OverlayNode | None:
@@ -234,7 +244,8 @@ def _show_lower(nodes: OverlayNodes, parent: OverlayNode, name: bytes) -> list[A
         if node.is_dir and directory_only(ref) is not None:
             if node.upper:
                 nodes.drop_fd(node.upper)
-            node.upper, node.mark, node.lower = 0, None, ref
+            node.upper, node.mark = 0, None
+            nodes.stand_on(node, ref)
             waiting.extend((node, below) for below in list(node.children or ()))
         elif node.upper or ref is None or node.lower != ref:
             affected.append(Affected(directory, each, node))
@@ -263,6 +274,7 @@ def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) 
         for node in _known_from(nodes, each.parent, each.name):
             nodes.keep_lower(node, old)
         _take_name(nodes, each.parent, each.name, each.node)
+    new.take_over(old)
     nodes.lower = new
     nodes.source = source if source is not None else nodes.source
     for node, ref in kept:
@@ -286,19 +298,52 @@ def compare_lower(
         directory, ref = waiting.pop()
         kept.append((directory, ref))
         before = nodes.lower_directory(directory)
-        for name in _names(new, ref) - _names(old, before) - set(directory.children or ()):
-            fresh.append(Affected(directory, name, None))
+        fresh += _unknown(old, directory, before, new, ref)
         for name, child in (directory.children or {}).items():
             if not isinstance(child, OverlayNode) or (child.upper and not child.is_dir):
                 continue
             found = _resolve(new, ref, name, directory.mark.child(name) if directory.mark else None)
             if child.is_dir and (child.upper or directory_only(found) is not None):
+                if _is_same_below(old, child, new, found):
+                    kept.append((child, found))
+                    continue
                 waiting.append((child, directory_only(found)))
             elif found is not None and _is_same(old, child, new, found):
                 kept.append((child, found))
             else:
                 gone.append(Affected(directory, name, child))
     return kept, gone, fresh
+
+
+def _unknown(
+    old: Lower, directory: OverlayNode, before: LowerRef | None, new: Lower, after: LowerRef | None
+) -> list[Affected]:
+    """The names that nobody has looked up and that come, go or mean something else: the directory may be watched."""
+    was, is_now = _kinds(old, before), _kinds(new, after)
+    found: list[Affected] = []
+    for name in sorted((was.keys() | is_now.keys()) - set(directory.children or ())):
+        if directory.mark is not None and directory.mark.child(name) is not None:
+            continue  # hidden, or from elsewhere
+        if name in was and name in is_now and was[name] == is_now[name]:
+            one, other = _child(old, before, name), _child(new, after, name)
+            if one is None or other is None or _is_equal(old, one, new, other):
+                continue
+        found.append(Affected(directory, name, None, name in was))
+    return found
+
+
+def _is_equal(old: Lower, one: LowerRef, new: Lower, other: LowerRef) -> bool:
+    if old.identity(one) != new.identity(other):
+        return False
+    return new.live or old.attr(one, fetch=False).mode == new.attr(other, fetch=False).mode
+
+
+def _kinds(lower: Lower, ref: LowerRef | None) -> dict[bytes, int]:
+    return {entry.name: entry.kind for entry in lower.entries(ref)} if ref is not None else {}
+
+
+def _child(lower: Lower, ref: LowerRef | None, name: bytes) -> LowerRef | None:
+    return lower.child(ref, name) if ref is not None else None
 
 
 def _resolve(lower: Lower, directory: LowerRef | None, name: bytes, mark: Mark | None) -> LowerRef | None:
@@ -311,6 +356,14 @@ def _resolve(lower: Lower, directory: LowerRef | None, name: bytes, mark: Mark |
         ref = directory_only(ref)
         ref = lower.child(ref, part) if ref is not None else None
     return ref
+
+
+def _is_same_below(old: Lower, node: OverlayNode, new: Lower, ref: LowerRef | None) -> bool:
+    """Whether nothing at or below the directory *node* is edited, or another in *new*: its known nodes stay as they
+    are. So the cost of a change is that of the change, however much is known."""
+    if node.upper or node.mark is not None or node.lower is None or ref is None:
+        return False
+    return new.same_below(ref, old, node.lower)
 
 
 def _is_same(old: Lower, node: OverlayNode, new: Lower, ref: LowerRef) -> bool:

@@ -1,4 +1,4 @@
-"""How an overlay changes: copy-up, and every operation on names.
+"""How an overlay changes: every operation on names.
 
 Each operation looks at everything first (whatever is `Blocked` is so here), then copies up what it needs,
 which nobody sees, and then makes one change in the upper's directory, announced in the intent log together
@@ -16,13 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_at
-from clivefs.mounts.host.calls import IS_ROOT, chmod_at, host_flags, proc_path, stat_at
+from clivefs.mounts.host.calls import IS_ROOT, chmod_at, host_flags, stat_at
 from clivefs.mounts.lower import LowerRef
-from clivefs.mounts.overlay.copyup import Copy, Staging, directory_extra_mode
-from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind, Mark, MarkKind
-from clivefs.mounts.overlay.nodes import OverlayNode, OverlayNodes, shown
-from clivefs.mounts.overlay.upper import WORK, Upper, list_directory, set_times, tree_path
-from clivefs.mounts.tree import Attr, DirEntry, Owner, refuse
+from clivefs.mounts.overlay.listing import merged_entries
+from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind
+from clivefs.mounts.overlay.node import OverlayNode, shown
+from clivefs.mounts.overlay.nodes import OverlayNodes
+from clivefs.mounts.overlay.placing import Placing, close_all
+from clivefs.mounts.overlay.upper import Upper, set_times, tree_path
+from clivefs.mounts.tree import Attr, Owner, refuse
 
 Place = tuple[OverlayNode, bytes]
 
@@ -33,99 +35,7 @@ class OverlayNames:
     def __init__(self, nodes: OverlayNodes, upper: Upper) -> None:
         self._nodes = nodes
         self._upper = upper
-        self.staging = Staging(upper)
-
-    # Copy-up
-
-    def copy_up(self, node: OverlayNode, size_max: int | None = None) -> None:
-        """Bring *node* (of a file, the first *size_max* bytes) to the upper, if it is not there."""
-        if node.upper:
-            return
-        if node.is_dir:
-            self.need_directory(node)
-            return
-        assert node.lower is not None
-        lower = self._nodes.lower_of(node)
-        what = os.fsdecode(node.path())
-        try:
-            copy = self.staging.prepare(node.nodeid, lower, node.lower, size_max, what)
-        except FileNotFoundError:
-            raise refuse(errno.ESTALE) from None
-        try:
-            fds = self._open_for(node, copy)
-            try:
-                if not node.removed:
-                    assert isinstance(node.parent, OverlayNode)
-                    self.need_directory(node.parent)
-                    self._publish(node, copy)
-            except BaseException:
-                _close_all(fds)
-                raise
-        except BaseException:
-            self.staging.discard(copy)
-            raise
-        if node.removed:
-            self.staging.discard(copy)
-            node.upper = copy.inode
-        node.lower = None
-        self._nodes.rebind(node, fds)
-
-    def _open_for(self, node: OverlayNode, copy: Copy) -> list[int]:
-        """A descriptor of the copy for each open file of *node*. Before anything changes: there may be none left."""
-        if node.removed and not node.files:
-            raise refuse(errno.ESTALE)
-        fds: list[int] = []
-        try:
-            for _ in node.files or ():
-                fds.append(os.open(copy.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._upper.work_fd))
-        except BaseException:
-            _close_all(fds)
-            raise
-        return fds
-
-    def need_directory(self, directory: OverlayNode) -> None:
-        """Make sure that *directory* is in the upper, with the way to it."""
-        missing: list[OverlayNode] = []
-        node = directory
-        while not node.upper:
-            missing.append(node)
-            assert isinstance(node.parent, OverlayNode)
-            node = node.parent
-        for each in reversed(missing):
-            ref = self._nodes.lower_directory(each)
-            if ref is None:
-                raise refuse(errno.ESTALE, each.name)
-            lower = self._nodes.lower
-            copy = self.staging.make_directory(lower.attr(ref, fetch=True), lower.xattrs(ref))
-            try:
-                self._publish(each, copy)
-            except BaseException:
-                self.staging.discard(copy)
-                raise
-
-    def _publish(self, node: OverlayNode, copy: Copy) -> None:
-        parent = node.parent
-        assert isinstance(parent, OverlayNode)
-        fd = self._nodes.directory_fd(parent)
-        before = os.fstat(fd)
-        narrow = node.is_dir and directory_extra_mode(copy.mode) != 0
-        mode = copy.mode & 0o7777 if narrow else KEEP_MODE
-        action = Action(
-            ActionKind.RENAME, WORK + b"/" + copy.name, tree_path(node.path()), copy.inode, RENAME_NOREPLACE, mode
-        )
-
-        def change() -> None:
-            with _writable(fd, before):
-                rename_at(self._upper.work_fd, copy.name, fd, node.name, RENAME_NOREPLACE)
-            if narrow:
-                chmod_at(fd, node.name, mode)
-
-        edit = Edit(EditKind.ORIGIN, inode=copy.inode, number=self._nodes.own_number(node))
-        self._upper.perform([edit], action, change, "overlay.copyup")
-        node.upper = copy.inode
-        self._upper.touched(parent.upper)
-        with contextlib.suppress(OSError):  # the copy is there; a directory's time is not worth failing for
-            set_times(fd, before.st_atime_ns, before.st_mtime_ns)
+        self.placing = Placing(nodes, upper)
 
     # Making
 
@@ -136,7 +46,7 @@ class OverlayNames:
         found, ref = self._nodes.find(directory, name)
         if found is not None or ref is not None:
             raise refuse(errno.EEXIST, name)
-        self.need_directory(directory)
+        self.placing.need_directory(directory)
         return self._nodes.directory_fd(directory)
 
     def _make(
@@ -181,6 +91,7 @@ class OverlayNames:
         inode = found.st_ino
         upper = self._upper
         upper.touched(directory.upper)
+        self._nodes.reborn(inode)
         if stat.S_ISDIR(found.st_mode):
             self._nodes.drop_fd(inode)
         if inode in upper.origins:  # of a file that went without our seeing it (a power loss)
@@ -204,7 +115,7 @@ class OverlayNames:
         try:
             node, attr = self._make(directory, name, owner, make)
         except BaseException:
-            _close_all(opened)
+            close_all(opened)
             raise
         return node, attr, opened[0]
 
@@ -227,7 +138,7 @@ class OverlayNames:
             raise refuse(errno.EEXIST, name)
         if node.is_dir:
             raise refuse(errno.EPERM, name)
-        self.copy_up(node)
+        self.placing.copy_up(node)
         self._vacant(directory, name)
         assert isinstance(node.parent, OverlayNode)
         with self._two_fds(node.parent, directory) as (src_fd, dst_fd):
@@ -249,7 +160,7 @@ class OverlayNames:
         is_dir = stat.S_ISDIR(found.st_mode) if found is not None else ref is not None and ref.kind == stat.S_IFDIR
         if is_dir:
             raise refuse(errno.EISDIR, name)
-        self.need_directory(directory)
+        self.placing.need_directory(directory)
         edits = self._hiding(directory, name)
         self._remove(directory, name, found, edits, os.unlink, "overlay.unlink")
 
@@ -258,9 +169,9 @@ class OverlayNames:
         node, _ = self._nodes.get(directory, name, fetch=False)
         if not node.is_dir:
             raise refuse(errno.ENOTDIR, name)
-        if self.entries(node):
+        if merged_entries(self._nodes, node):
             raise refuse(errno.ENOTEMPTY, name)
-        self.need_directory(directory)
+        self.placing.need_directory(directory)
         edits = self._hiding(directory, name)
         self._nodes.detach_below(node)
         self._remove(directory, name, found, edits, os.rmdir, "overlay.rmdir")
@@ -326,7 +237,8 @@ class OverlayNames:
         if found is not None:
             node.last = Attr.of(found)
         elif node.is_dir and node.lower is not None:
-            node.last = self._nodes.lower.attr(node.lower, fetch=False)
+            with contextlib.suppress(OSError):  # it has gone from a live lower too: who holds it is answered ESTALE
+                node.last = self._nodes.lower.attr(node.lower, fetch=False)
         node.mark = None
         self._nodes.detach(directory, name, node)
 
@@ -346,10 +258,10 @@ class OverlayNames:
         self._check_rename(node, target, src, dst, exchange=exchange)
         for each in (node, target) if exchange else (node,):
             if each is not None and not each.is_dir:
-                self.copy_up(each)
+                self.placing.copy_up(each)
         for directory in (src, dst, node, target if exchange else None):
             if directory is not None and directory.is_dir:
-                self.need_directory(directory)
+                self.placing.need_directory(directory)
         if exchange:
             assert target is not None
             self._exchange((src, name), node, (dst, new_name), target)
@@ -381,7 +293,7 @@ class OverlayNames:
             raise refuse(errno.ENOTDIR, target.name)
         if target.is_dir and not node.is_dir:
             raise refuse(errno.EISDIR, target.name)
-        if target.is_dir and self.entries(target):
+        if target.is_dir and merged_entries(self._nodes, target):
             raise refuse(errno.ENOTEMPTY, target.name)
 
     def _rename(self, old: Place, node: OverlayNode, new: Place, target: OverlayNode | None, flags: int) -> None:
@@ -459,42 +371,6 @@ class OverlayNames:
         finally:
             os.close(fd)
 
-    # Listing
-
-    def entries(self, directory: OverlayNode) -> list[DirEntry]:
-        return merged_entries(self._nodes, directory)
-
-
-def merged_entries(nodes: OverlayNodes, directory: OverlayNode) -> list[DirEntry]:
-    """The names in a directory with their kinds, sorted by their bytes."""
-    if directory.removed:
-        return []
-    found: dict[bytes, int] = {}
-    ref = nodes.lower_directory(directory)
-    if ref is not None:
-        try:
-            found.update(nodes.lower.entries(ref))
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
-        if directory.mark is not None and directory.mark.children:
-            for name, mark in directory.mark.children.items():
-                if mark.kind is MarkKind.HIDDEN:
-                    found.pop(name, None)
-    if directory.upper:
-        found.update(list_directory(nodes.directory_fd(directory)))
-    return [DirEntry(name, kind) for name, kind in sorted(found.items())]
-
-
-def merged_names(nodes: OverlayNodes, directory: OverlayNode) -> list[bytes]:
-    """The names of `merged_entries`. Of a directory that is as in the lower they are the lower's."""
-    mark = directory.mark
-    if directory.upper or directory.removed or nodes.lower.live or directory.lower is None:
-        return [entry.name for entry in merged_entries(nodes, directory)]
-    if mark is not None and mark.children:
-        return [entry.name for entry in merged_entries(nodes, directory)]
-    return nodes.lower.names(directory.lower)
-
 
 def open_flags(flags: int) -> int:
     """open(2) flags for a file of the upper. Not O_APPEND: every write says where it goes, and nobody else
@@ -503,19 +379,6 @@ def open_flags(flags: int) -> int:
     if kept & os.O_ACCMODE == os.O_WRONLY:
         kept = kept & ~os.O_ACCMODE | os.O_RDWR
     return kept
-
-
-@contextlib.contextmanager
-def _writable(fd: int, st: os.stat_result) -> Iterator[None]:
-    """Copy-up into a directory that its owner may not write: allowed for us, as in overlayfs."""
-    if IS_ROOT or st.st_mode & 0o300 == 0o300:
-        yield
-        return
-    os.chmod(proc_path(fd), stat.S_IMODE(st.st_mode) | 0o300)
-    try:
-        yield
-    finally:
-        os.chmod(proc_path(fd), stat.S_IMODE(st.st_mode))
 
 
 def _child_mark(directory: OverlayNode, name: bytes) -> Mark | None:
@@ -535,8 +398,3 @@ def _is_within(directory: OverlayNode, top: OverlayNode) -> bool:
             return True
         node = node.parent if isinstance(node.parent, OverlayNode) else None
     return False
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -24,92 +24,12 @@ import os
 import stat
 from collections.abc import Iterator
 
-from clivefs.mounts.host.calls import DirFds, HostFile, open_directory, proc_path, stat_at
+from clivefs.mounts.host.calls import DirFds, open_directory, proc_path, stat_at
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.marks import Mark, MarkKind, split
+from clivefs.mounts.overlay.node import OverlayNode, UpperFile, directory_only, shown
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Tree, inode_number, refuse
-
-
-class UpperFile(HostFile):
-    """An open file of the upper; told from one of a host directory that serves as the lower."""
-
-    __slots__ = ()
-
-
-class OverlayNode(Node):
-    """A file of an overlay. `parent` and `name` are one of its places; `links` the other known ones."""
-
-    __slots__ = ("files", "identity", "kind", "last", "links", "lower", "mark", "upper")
-
-    def __init__(self, tree: Tree, parent: Node | None, name: bytes, kind: int) -> None:
-        super().__init__(tree, parent, name)
-        self.kind = kind
-        self.upper = 0
-        """Its inode number in the upper; 0 when it is not there."""
-        self.lower: LowerRef | None = None
-        self.mark: Mark | None = None
-        self.identity: bytes | None = None
-        """`Lower.identity` as it was, where the lower is live."""
-        self.files: list[OverlayFile] | None = None
-        """Open files of it."""
-        self.links: list[tuple[OverlayNode, bytes]] | None = None
-        self.last: Attr | None = None
-        """Its attributes when its last known name went."""
-
-    @property
-    def is_dir(self) -> bool:
-        return self.kind == stat.S_IFDIR
-
-    def places(self) -> list[tuple[OverlayNode, bytes]]:
-        """Every (directory, name) that is known to lead here."""
-        found: list[tuple[OverlayNode, bytes]] = []
-        if not self.removed and isinstance(self.parent, OverlayNode):
-            found.append((self.parent, self.name))
-        return found + (self.links or [])
-
-    def host_fd(self) -> int | None:
-        """The descriptor of one of its open files in the upper."""
-        for file in self.files or ():
-            if isinstance(file.inner, UpperFile):
-                return file.inner.fd
-        return None
-
-
-class OverlayFile(OpenFile):
-    """An open file. What it reads from changes when the file is copied up, to the same content in the upper."""
-
-    __slots__ = ("_nodes", "inner", "keep_cache", "node")
-
-    def __init__(self, nodes: OverlayNodes, node: OverlayNode, inner: OpenFile, *, keep_cache: bool) -> None:
-        self._nodes = nodes
-        self.node = node
-        self.inner = inner
-        self.keep_cache = keep_cache
-        if node.files is None:
-            node.files = []
-        node.files.append(self)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self.inner.read(offset, size)
-
-    def write(self, offset: int, data: bytes) -> int:
-        return self.inner.write(offset, data)
-
-    def fileno(self) -> int | None:
-        return self.inner.fileno()
-
-    def fsync(self, data_only: bool) -> None:
-        self.inner.fsync(data_only)
-        self._nodes.sync_place(self.node)
-
-    def close(self) -> None:
-        files = self.node.files
-        if files is not None and self in files:
-            files.remove(self)
-            if not files:
-                self.node.files = None
-        self.inner.close()
+from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, inode_number, refuse
 
 
 class OverlayNodes:
@@ -186,8 +106,14 @@ class OverlayNodes:
         ref: LowerRef | None = self.lower.root
         for each in reversed(chain):
             ref = directory_only(self.marked(ref, each.name, each.mark))
-            each.lower = ref
+            self.stand_on(each, ref)
         return ref
+
+    def stand_on(self, directory: OverlayNode, ref: LowerRef | None) -> None:
+        """*directory* shows the lower's *ref* now, and what it showed before no more."""
+        old, directory.lower = directory.lower, ref
+        if old is not None and self.lower.live and old != ref:
+            self.lower.unwatch(old)
 
     def candidate(self, ref: LowerRef | None, name: bytes) -> LowerRef | None:
         """What the lower directory *ref* has under *name*, whatever the marks say."""
@@ -274,7 +200,10 @@ class OverlayNodes:
         attr = self._attr_of(found, ref, fetch=fetch)
         if node is not None:
             if self._is_still(node, found, ref):
-                node.lower = ref
+                if node.is_dir:
+                    self.stand_on(node, ref)
+                else:
+                    node.lower = ref
                 return node, attr
             self.detach(directory, name, node)
         return self._make(directory, name, found, ref, attr), attr
@@ -294,12 +223,13 @@ class OverlayNodes:
         return self._lower_attr(self.lower, ref, fetch=fetch)
 
     def _lower_attr(self, lower: Lower, ref: LowerRef, *, fetch: bool) -> Attr:
-        """Attributes of a lower file; each name of one with hard links is a file of its own, as in overlayfs."""
+        """Attributes of a lower file. Each name of one with hard links is a file of its own, as in overlayfs, and tells
+        how many links that has there, until it is copied up."""
         try:
             attr = lower.attr(ref, fetch=fetch)
         except FileNotFoundError:
             raise refuse(errno.ESTALE) from None
-        if attr.nlink != 1:
+        if attr.nlink != 1 and stat.S_ISDIR(attr.mode):
             attr = copy.copy(attr)
             attr.nlink = 1
             attr.reply = None
@@ -349,6 +279,12 @@ class OverlayNodes:
     def linked(self, node: OverlayNode) -> None:
         """*node* has, or is about to have, several names."""
         self._linked[node.upper] = node
+
+    def reborn(self, inode: int) -> None:
+        """A file was just made in the upper: whoever had its inode number is no more."""
+        assert self.upper is not None
+        self.upper.discard.reborn(inode)
+        self.unlinked(inode)
 
     def unlinked(self, inode: int) -> None:
         """The last name of the upper file *inode* is gone: its number may be given to another."""
@@ -565,15 +501,3 @@ class OverlayNodes:
         closed = self.upper is None or self.upper.tree_fd < 0
         if self.upper is not None and not closed and node.upper and not node.removed:
             self.upper.sync_chain(self.names_to(node if node.is_dir or node.parent is None else node.parent))
-
-
-def shown(attr: Attr) -> Attr:
-    """As the mount shows it: the links of a merged directory cannot be counted (1 says so, as in btrfs)."""
-    if stat.S_ISDIR(attr.mode):
-        attr.nlink = 1
-    return attr
-
-
-def directory_only(ref: LowerRef | None) -> LowerRef | None:
-    """*ref* if it is a directory: nothing but a directory merges."""
-    return ref if ref is not None and ref.kind == stat.S_IFDIR else None

@@ -19,10 +19,20 @@ from clivefs.mounts.host.calls import change_at, get_xattr, list_xattrs, proc_pa
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.copyup import dress
-from clivefs.mounts.overlay.edits import Affected, OverlayChange, changes, compare_lower, replace_lower, reset
+from clivefs.mounts.overlay.edits import (
+    Affected,
+    OverlayChange,
+    changes,
+    compare_lower,
+    forget_discarded,
+    replace_lower,
+    reset,
+)
+from clivefs.mounts.overlay.listing import merged_entries, merged_names
 from clivefs.mounts.overlay.marks import MarkKind, split
-from clivefs.mounts.overlay.names import OverlayNames, merged_entries, merged_names, open_flags
-from clivefs.mounts.overlay.nodes import OverlayFile, OverlayNode, OverlayNodes, UpperFile, shown
+from clivefs.mounts.overlay.names import OverlayNames, open_flags
+from clivefs.mounts.overlay.node import OverlayFile, OverlayNode, UpperFile, shown
+from clivefs.mounts.overlay.nodes import OverlayNodes
 from clivefs.mounts.overlay.upper import Upper
 from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
 
@@ -56,6 +66,11 @@ class OverlayTree(Tree):
     @property
     def lower(self) -> Lower:
         return self._nodes.lower
+
+    @property
+    def upper(self) -> Upper | None:
+        """What is written to; None where nothing can be."""
+        return self._nodes.upper
 
     @property
     def degraded(self) -> bool:  # type: ignore[override]
@@ -107,14 +122,14 @@ class OverlayTree(Tree):
             raise refuse({stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}.get(own.kind, errno.ENXIO))
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing:
-            self._changing().copy_up(own, 0 if flags & os.O_TRUNC else None)
+            self._changing().placing.copy_up(own, 0 if flags & os.O_TRUNC else None)
         if not own.upper:
             assert own.lower is not None
             try:
                 inner = self._nodes.lower_of(own).open(own.lower)
             except FileNotFoundError:
                 raise refuse(errno.ESTALE) from None
-            return OverlayFile(self._nodes, own, inner, keep_cache=inner.keep_cache)
+            return OverlayFile(self._nodes.sync_place, own, inner, keep_cache=inner.keep_cache)
         try:
             fd = self._nodes.open_upper(own, open_flags(flags))
         except PermissionError:  # of a file that we may write but not read
@@ -122,13 +137,13 @@ class OverlayTree(Tree):
                 raise
             fd = self._nodes.open_upper(own, (open_flags(flags) & ~os.O_ACCMODE) | os.O_WRONLY)
         # Pages that the kernel has from a live lower may be older than what was copied up.
-        return OverlayFile(self._nodes, own, UpperFile(fd), keep_cache=not self.lower.live)
+        return OverlayFile(self._nodes.sync_place, own, UpperFile(fd), keep_cache=not self.lower.live)
 
     # Changing
 
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         node, attr, fd = self._changing().create(_own(directory), name, mode, flags, owner)
-        return node, attr, OverlayFile(self._nodes, node, UpperFile(fd), keep_cache=not self.lower.live)
+        return node, attr, OverlayFile(self._nodes.sync_place, node, UpperFile(fd), keep_cache=not self.lower.live)
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         return self._changing().mknod(_own(directory), name, mode, rdev, owner)
@@ -156,7 +171,7 @@ class OverlayTree(Tree):
         names = self._changing()
         if change.size is not None and own.is_dir:
             raise refuse(errno.EISDIR)
-        names.copy_up(own, change.size)
+        names.placing.copy_up(own, change.size)
         if isinstance(file, OverlayFile) and isinstance(file.inner, UpperFile):
             return shown(change_at(-1, b"", change, file.inner.fd))
         fd, name = self._reach(own)
@@ -226,7 +241,7 @@ class OverlayTree(Tree):
             raise refuse(errno.EOPNOTSUPP, name)
         if node.kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise refuse(errno.EPERM, name)
-        names.copy_up(node)
+        names.placing.copy_up(node)
         return self._reach(node)
 
     def describe(self, node: Node) -> dict[str, bytes]:
@@ -256,9 +271,9 @@ class OverlayTree(Tree):
 
     def told_of(self, node: Node) -> bool:
         own = _own(node)
-        if own.upper or own.removed or not own.is_dir or own.lower is None:
+        if own.upper or own.removed or own.lower is None or not isinstance(self.lower, LocalLower):
             return True
-        return not isinstance(self.lower, LocalLower) or self.lower.watches(own.lower)
+        return own.is_dir and self.lower.watches(own.lower)
 
     # The edits as a whole
 
@@ -267,10 +282,28 @@ class OverlayTree(Tree):
         return changes(self._nodes)
 
     def reset(self, paths: Iterable[bytes] | None = None) -> list[Affected]:
-        """Forget the edits below *paths* (relative to the root), or all; the names that the kernel must forget."""
+        """Forget the edits below *paths* (relative to the root), or all; the names that the kernel must forget.
+
+        To be followed by `discarded`.
+        """
+        return [each for step in self.reset_steps(paths) for each in step]
+
+    def reset_steps(self, paths: Iterable[bytes] | None = None) -> Iterator[list[Affected]]:
+        """As `reset`, one path after the other, so that others can have the loop between them."""
         self._changing()
         assert self._nodes.upper is not None
         return reset(self._nodes, self._nodes.upper, paths)
+
+    def discarded(self) -> Callable[[], None] | None:
+        """What deletes the files that resets took away: to be called in a thread, and followed by calls of
+        `forget_discarded` until that has nothing to do. None: nothing is to be deleted."""
+        upper = self._nodes.upper
+        return upper.discard.take(upper.work_fd) if upper is not None and upper.work_fd >= 0 else None
+
+    def forget_discarded(self) -> bool:
+        """Forget some of what is remembered of deleted files; false when nothing was left to be forgotten."""
+        upper = self._nodes.upper
+        return upper is not None and upper.work_fd >= 0 and forget_discarded(self._nodes, upper)
 
     def replace_lower(self, new: Lower, source: bytes | None = None) -> list[Affected]:
         """Stand on *new* from now on (it is the tree's then); the names that the kernel must forget.
@@ -296,12 +329,12 @@ class OverlayTree(Tree):
 
     def dropped(self, node: Node) -> None:
         if self._names is not None:
-            self._names.staging.forget(node.nodeid)
+            self._names.placing.staging.forget(node.nodeid)
         self._nodes.dropped(_own(node))
 
     def close(self) -> None:
         if self._names is not None:
-            self._names.staging.close()
+            self._names.placing.staging.close()
         self._nodes.close()
         self._table.unpin(self.root)
 

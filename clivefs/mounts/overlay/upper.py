@@ -13,6 +13,7 @@ brings it from `work/` to its place, so that it is there wholly or not at all.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -21,13 +22,15 @@ from collections.abc import Callable, Iterator
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import rename_at, sync_fs
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, DirFds, chmod_at, open_directory, proc_path, stat_at
-from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind, IntentLog, Mark
+from clivefs.mounts.overlay.discard import Discard, destroy
+from clivefs.mounts.overlay.intentlog import IntentLog
+from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind, Mark
 from clivefs.mounts.tree import DirEntry
 
 TREE = b"tree"
 WORK = b"work"
 _UNSYNCED_MAX = 65536
-_DISCARDED_A_RECORD = 400
+_FREED_AT_ONCE = 400
 
 
 def tree_path(path: bytes) -> bytes:
@@ -36,7 +39,7 @@ def tree_path(path: bytes) -> bytes:
 
 
 class Upper:
-    """The open upper directory. It belongs to one thread, but for `sync` and `sync_chain`."""
+    """The open upper directory. It belongs to one thread, but for `sync`, `sync_chain` and `work_name`."""
 
     def __init__(self, dir_fd: int, first_root: Callable[[int, bytes], None]) -> None:
         """Open the upper in the directory *dir_fd* (which stays the caller's), or make it there.
@@ -46,7 +49,9 @@ class Upper:
         """
         self._dir_fd = os.dup(dir_fd)
         self.tree_fd = self.work_fd = -1
-        self._serial = 0
+        self._token = os.urandom(4).hex().encode()
+        self._serial = itertools.count(1)
+        self.discard = Discard(self.work_name)
         self._syncing = threading.Lock()
         """Who finds nothing left to sync returns only when who is at it has done it."""
         self.unsynced: set[int] | None = None
@@ -145,7 +150,7 @@ class Upper:
         with os.scandir(self.work_fd) as listing:
             names = [os.fsencode(entry.name) for entry in listing]
         for name in names:
-            self.destroy(name)
+            destroy(self.work_fd, name, lambda inode: None, self.work_name)
 
     # Changing names
 
@@ -193,64 +198,20 @@ class Upper:
     # The work directory
 
     def work_name(self) -> bytes:
-        """A name in `work/` that nothing has."""
-        self._serial += 1
-        return b"%d" % self._serial
+        """A name in `work/` that nothing has: not even a thread of the tree that had this upper before."""
+        return b"%s-%d" % (self._token, next(self._serial))
 
     def unlink_work(self, name: bytes) -> None:
         """Remove the file or empty directory *name* of `work/`, if it is there."""
-        try:
-            _remove(self.work_fd, name, stat_at(self.work_fd, name))
-        except OSError:
-            return  # what cannot be removed now is at the next start
+        unlink_work(self.work_fd, name)
 
-    def destroy(self, name: bytes) -> list[int]:
-        """Remove *name* of `work/` with everything below it; the inode numbers that are no more. Iterative."""
-        gone: list[int] = []
-        found = stat_at(self.work_fd, name)
-        if not stat.S_ISDIR(found.st_mode):
-            os.unlink(name, dir_fd=self.work_fd)
-            return [found.st_ino] if found.st_nlink == 1 else []
-        # Flatten: every directory met is moved up into `work/` itself, so that depth costs no descriptors.
-        waiting = [name]
-        while waiting:
-            top = waiting.pop()
-            chmod_at(self.work_fd, top, 0o700)
-            fd = os.open(top, DIRECTORY_FLAGS, dir_fd=self.work_fd)
-            try:
-                gone.append(os.fstat(fd).st_ino)
-                with os.scandir(fd) as listing:
-                    names = [os.fsencode(entry.name) for entry in listing]
-                for each in names:
-                    st = stat_at(fd, each)
-                    if stat.S_ISDIR(st.st_mode):
-                        chmod_at(fd, each, 0o700)
-                        moved = self._free_name()
-                        os.rename(each, moved, src_dir_fd=fd, dst_dir_fd=self.work_fd)
-                        waiting.append(moved)
-                    else:
-                        os.unlink(each, dir_fd=fd)
-                        if st.st_nlink == 1:
-                            gone.append(st.st_ino)
-            finally:
-                os.close(fd)
-            os.rmdir(top, dir_fd=self.work_fd)
-        return gone
-
-    def _free_name(self) -> bytes:
-        while True:
-            name = b"gone-" + self.work_name()
-            try:
-                stat_at(self.work_fd, name)
-            except FileNotFoundError:
-                return name
-
-    def forget_origins(self, inodes: list[int]) -> None:
-        """Inodes that are no more: so are the numbers kept for them."""
-        known = [inode for inode in inodes if inode in self.origins]
-        for at in range(0, len(known), _DISCARDED_A_RECORD):
-            part = known[at : at + _DISCARDED_A_RECORD]
-            self.note([Edit(EditKind.UNORIGIN, inode=inode) for inode in part], "upper.forget")
+    def forget_discarded(self) -> list[int]:
+        """Forget what is remembered of some inodes that are free since a reset; which ones. None: all is done."""
+        freed = self.discard.freed(_FREED_AT_ONCE)
+        known = [inode for inode in freed if inode in self.origins]
+        if known:
+            self.note([Edit(EditKind.UNORIGIN, inode=inode) for inode in known], "upper.forget")
+        return freed
 
     # Durability
 
@@ -314,6 +275,14 @@ class Upper:
             if fd >= 0:
                 os.close(fd)
         self.tree_fd = self.work_fd = self._dir_fd = -1
+
+
+def unlink_work(work_fd: int, name: bytes) -> None:
+    """As `Upper.unlink_work`, for threads, which have a descriptor of their own."""
+    try:
+        _remove(work_fd, name, stat_at(work_fd, name))
+    except OSError:
+        return  # what cannot be removed now is at the next start
 
 
 class PathFds:

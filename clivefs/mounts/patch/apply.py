@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import MODE_REGULAR, RefusedPath, TreeEditor, Version, check_path, show
 from clivefs.mounts.patch.file import FilePatch, Patch, PatchSyntax, parse_patch
-from clivefs.mounts.patch.hunks import Misfit, Placed, apply_hunks
+from clivefs.mounts.patch.hunks import Misfit, Placed, apply_hunks, with_returns
 from clivefs.mounts.patch.names import Names, name_files
 from clivefs.objects.encode import MODE_GITLINK, OID_BYTES, hash_object
 from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
@@ -260,6 +260,9 @@ class _Work:
         if file.binary is not None:
             return self._binary(file, path, before.content)
         result = apply_hunks(before.content, file.hunks)
+        if isinstance(result, Misfit) and file.had_returns:  # they may be the content's, as `git apply` has it
+            as_written = apply_hunks(before.content, with_returns(file.hunks))
+            result = result if isinstance(as_written, Misfit) else as_written
         if isinstance(result, Misfit):
             raise _misfit_error(self._patch.name, path, result, len(file.hunks))
         content, placed = result

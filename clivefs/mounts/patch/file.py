@@ -74,6 +74,8 @@ class FilePatch:
     """`Binary files differ`: the content is not in the patch."""
     bare_names: bool = False
     """Of a git diff: by its first line there are no prefixes."""
+    had_returns: bool = False
+    """Its headers ended with carriage returns; those were taken for the patch file's own and left out of `hunks`."""
     starts_mail: bool = False
     """A mail header or commit stands before it: what it refers to is the state after all before it."""
 
@@ -91,7 +93,11 @@ def parse_patch(name: str, data: bytes) -> Patch:
     only if it is blank."""
     if len(data) > PATCH_BYTES_MAX:
         raise PatchSyntax(f"the patch has over {PATCH_BYTES_MAX >> 20} MiB", name, 1)
-    files = _Parser(name, data).parse()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise PatchSyntax(
+            "the patch is UTF-16 text", name, 1, "Save it as UTF-8, or write it with `git diff --output`."
+        )
+    files = _Parser(name, data.removeprefix(_BYTE_ORDER_MARK)).parse()
     if not files and data.strip():
         raise PatchSyntax(
             "there is no diff in it",
@@ -102,6 +108,7 @@ def parse_patch(name: str, data: bytes) -> Patch:
     return Patch(name, tuple(files))
 
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _MAIL = re.compile(rb"From [0-9a-f]{40,64} |commit [0-9a-f]{40}$|# HG changeset patch")
 _INDEX = re.compile(rb"index ([0-9a-f]{4,64})\.\.([0-9a-f]{4,64})(?: ([0-7]{6}))?$")
@@ -214,6 +221,7 @@ class _Parser:
         hunks: tuple[Hunk, ...] = ()
         binary = None
         lacks = False
+        strip = False
         line = self._peek(0)
         if line.startswith(b"--- ") and self._peek(1).startswith(b"+++ "):
             strip = line.endswith(b"\r\n")
@@ -248,6 +256,7 @@ class _Parser:
             binary=binary,
             lacks_binary=lacks,
             bare_names=bare,
+            had_returns=strip,
             starts_mail=self._mail,
         )
 
@@ -327,6 +336,7 @@ class _Parser:
             what=what,
             index_name=self._index,
             hunks=hunks,
+            had_returns=strip,
             starts_mail=self._mail,
         )
 

@@ -8,6 +8,7 @@ Pure: lists of lines in, lists of lines out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,6 +81,19 @@ def apply_hunks(content: bytes, hunks: tuple[Hunk, ...]) -> tuple[bytes, list[Pl
         placed.append(Placed(at + 1, shift, fuzz))
     result += lines[done:]
     return _joined(result), placed
+
+
+def with_returns(hunks: tuple[Hunk, ...]) -> tuple[Hunk, ...]:
+    """*hunks* with a carriage return before every newline."""
+    return tuple(
+        dataclasses.replace(
+            hunk,
+            lines=tuple(
+                (sign, text[:-1] + b"\r\n") if text.endswith(b"\n") else (sign, text) for sign, text in hunk.lines
+            ),
+        )
+        for hunk in hunks
+    )
 
 
 def _joined(lines: list[bytes]) -> bytes:

@@ -1,26 +1,19 @@
-"""The `patches` of a mount entry: which files they are, and the tree that they make of the source's."""
+"""The tree that the `patches` of a mount entry make of the source's."""
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.joined import JoinedObjects
-from clivefs.mounts.git.lower import Reader
+from clivefs.mounts.git.space import Reader
 from clivefs.mounts.patch.apply import Provenance, apply_series, needed, provenance
-from clivefs.mounts.resolve import resolve_links
+from clivefs.mounts.patch.files import Series
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.interface import ObjectStore
 
-PATCH_BYTES_MAX = 64 << 20
-PATCHES_MAX = 10_000
 _FETCHES_MAX = 100
-
-Seen = tuple[tuple[str, int, int, int], ...]
-"""Name, inode, size and mtime of each patch file: what changes when one is saved, added or removed."""
 
 
 class Patched(NamedTuple):
@@ -32,34 +25,7 @@ class Patched(NamedTuple):
     layers: Provenance
     error: str | None
     """Why one did not apply; it and those after it are left out of `tree`."""
-
-
-def patch_files(root: str, patterns: Sequence[str]) -> list[str]:
-    """The files that *patterns* name in the directory *root*, relative to it: in the order of the patterns, those of
-    one by name, none twice. ClivefsError for one that lies outside."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
-            path = os.path.join(root, name)
-            if name not in found and not os.path.isdir(path):
-                if not resolve_links(path).startswith(root.rstrip("/") + "/"):
-                    raise ClivefsError("a patch must lie in the workspace", place=path, remedy="copy it there")
-                found[name] = None
-            if len(found) > PATCHES_MAX:
-                raise ClivefsError(f"more than {PATCHES_MAX} patches", place=pattern, remedy="name fewer")
-    return list(found)
-
-
-def seen(root: str, patterns: Sequence[str]) -> Seen:
-    """What tells whether the patches have changed since."""
-    facts = []
-    for name in patch_files(root, patterns):
-        try:
-            st = os.stat(os.path.join(root, name))
-        except OSError:
-            continue  # gone again: the next look finds that
-        facts.append((name, st.st_ino, st.st_size, st.st_mtime_ns))
-    return tuple(facts)
+    series: Series
 
 
 def apply_patches(
@@ -67,14 +33,13 @@ def apply_patches(
     source: Reader,
     tree: bytes,
     *,
-    root: str,
-    patterns: Sequence[str],
+    series: Series,
     scratch: str,
     fetch: Callable[[Sequence[bytes]], None] | None,
 ) -> Patched:
-    """*tree* of *source* with the patches applied that *patterns* name. For threads: may fetch what they change."""
+    """*tree* of *source* with the patches of *series* applied. For threads: may fetch what they change."""
     reader = JoinedObjects((store, source), scratch)
-    patches = [(name, _content(os.path.join(root, name))) for name in patch_files(root, patterns)]
+    patches = series.patches
     for _ in range(_FETCHES_MAX):
         try:
             results = apply_series(reader, store, tree, patches)
@@ -84,10 +49,10 @@ def apply_patches(
             fetch(_wanted(reader, tree, patches) or [missing.oid])
             continue
         applied = [result.applied for result in results if result.applied is not None]
-        failed = next((result.error for result in results if result.error is not None), None)
+        failed = next((result.error for result in results if result.error is not None), series.error)
         last = applied[-1].tree if applied else tree
-        return Patched(last, reader, provenance(results), str(failed) if failed is not None else None)
-    raise ClivefsError("what the patches change cannot be fetched", place=", ".join(patterns))
+        return Patched(last, reader, provenance(results), str(failed) if failed is not None else None, series)
+    raise ClivefsError("what the patches change cannot be fetched", place=", ".join(name for name, _ in patches))
 
 
 def _wanted(reader: JoinedObjects, tree: bytes, patches: Sequence[tuple[str, bytes]]) -> list[bytes]:
@@ -99,11 +64,3 @@ def _wanted(reader: JoinedObjects, tree: bytes, patches: Sequence[tuple[str, byt
         except (ClivefsError, ObjectMissing):
             break
     return list(wanted)
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(PATCH_BYTES_MAX + 1)
-    if len(data) > PATCH_BYTES_MAX:
-        raise ClivefsError(f"the patch is larger than {PATCH_BYTES_MAX} bytes", place=path)
-    return data

@@ -1,8 +1,9 @@
 """Sessions as a git repository that stock git reads: `clivefs git` and `clivefs export --git`.
 
 The store keeps points where git does not look. `update` brings a bare repository up to date with the session refs
-of a workspace (`refs/clive/sessions/NAME` there, and the branch `latest`), at the cost of what is new: one pack of the new objects, then all
-refs in one transaction of git's. Killed in between, it leaves a pack that the next update does not need.
+of a workspace (`refs/clive/sessions/NAME` there, and the branch `latest`), at the cost of what is new: one pack of the
+new objects, then all refs in one transaction of git's. Killed in between, it leaves a pack that the next update does
+not need.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from contextlib import suppress
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.points.index import SESSION_REFS
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.packwriter import new_trees, write_pack
 
-PREFIX = "refs/clive/sessions/"
 LATEST = "refs/heads/latest"
 _CHUNK_BYTES = 1 << 20
 
 
 def session_refs(store: ObjectStore, workspace_id: str) -> dict[str, bytes]:
     """The newest point of each session of a workspace: name of the session -> commit."""
-    prefix = f"{PREFIX}{workspace_id}/"
+    prefix = f"{SESSION_REFS}{workspace_id}/"
     return {name.removeprefix(prefix): oid for name, oid in store.refs(prefix).items()}
 
 
@@ -40,8 +41,9 @@ def update(
 ) -> int:
     """Let the repository *directory* (made if it is missing) have exactly *sessions*; how many points are new in it.
 
-    *head*: the session that its branch `latest`, and so HEAD, stands on. *elsewhere* says of an object that one of the object directories
-    *alternates*, which the repository borrows from, has it. ClivefsError, GitFailed, ObjectMissing, OSError.
+    *head*: the session that its branch `latest`, and so HEAD, stands on. *elsewhere* says of an object that one of the
+    object directories *alternates*, which the repository borrows from, has it. ClivefsError, GitFailed, ObjectMissing,
+    OSError.
     """
     git = GitCommand()
     _make(git, directory)
@@ -50,7 +52,7 @@ def update(
     commits = _new_commits(sessions.values(), set(there.values()), source)
     if commits:
         _add_pack(git, directory, _Chunked(source), commits, elsewhere or (lambda oid: False))
-    wanted = {PREFIX + name: oid for name, oid in sessions.items()}
+    wanted = {SESSION_REFS + name: oid for name, oid in sessions.items()}
     if head is not None:
         wanted[LATEST] = sessions[head]
     lines = [f"update {name} {oid.hex()}\n" for name, oid in wanted.items() if there.get(name) != oid]
@@ -85,7 +87,9 @@ def _borrow(directory: str, alternates: tuple[str, ...]) -> None:
 
 
 def _refs(git: GitCommand, directory: str) -> dict[str, bytes]:
-    listing = git.run(["for-each-ref", "--format=%(objectname) %(refname)", PREFIX, LATEST], git_dir=directory).decode()
+    listing = git.run(
+        ["for-each-ref", "--format=%(objectname) %(refname)", SESSION_REFS, LATEST], git_dir=directory
+    ).decode()
     return {name: bytes.fromhex(oid) for oid, _, name in (line.partition(" ") for line in listing.splitlines())}
 
 

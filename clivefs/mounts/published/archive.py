@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.published.held import HeldObjects
 from clivefs.mounts.published.member import ArchiveError, ArchiveLimits, Member, Meter
 from clivefs.mounts.published.tar import MAGIC_BYTES, tar_compression, tar_members
 from clivefs.mounts.published.tree import ArchiveTree
@@ -45,8 +47,9 @@ def unpack(
     """Unpack *source* (a path, or a seekable binary file) into *store*. Blocks: for threads.
 
     *strip*: how many leading directories to leave out; None for one if there is a single one (never of a wheel).
-    *place*: what messages call the archive. *spool_dir*: where the nameless temporary files of content over
-    1 MiB go. ArchiveError for what is not unpacked; OSError of the disk, be it of the archive or the store.
+    *place*: what messages call the archive. *spool_dir*: where the nameless temporary files go that hold the
+    content of a large archive until the end. ArchiveError for what is not unpacked; OSError of the disk, be it of the
+    archive or the store.
     """
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
@@ -56,11 +59,14 @@ def unpack(
     packed_bytes = source.seek(0, os.SEEK_END)
     source.seek(0)
     meter = Meter(limits or ArchiveLimits(), packed_bytes, name)
-    with store.batch() as batch:
-        tree = ArchiveTree(batch, meter, strip=strip, place=name, spool_dir=spool_dir)
+    with HeldObjects(store, spool_dir) as held:
+        tree = ArchiveTree(held, meter, strip=strip, place=name)
         for member in _members(source, meter, name):
             tree.add(member)
         root = tree.finish()
+        FAULTS.hit("published.archive.accepted")
+        with store.batch() as batch:
+            held.release(batch)
     return Unpacked(root, meter.files, meter.bytes, tree.latest_ns)
 
 

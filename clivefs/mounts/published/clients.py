@@ -1,8 +1,8 @@
 """Fetching a release with its ecosystem's own client, so that the user's mirrors, proxies and credentials apply.
 
 `pip download` and `npm pack` are the only commands given, with no shell, nobody to ask, and an end in bounded time.
-For a release that has no wheel for this interpreter pip takes the sdist, and to know its metadata runs its build
-backend, as `pip install` would: so wheels are asked for alone first. An sdist that cannot be built here is still worth
+To know the metadata of an sdist pip runs its build backend, as `pip install` would: so wheels alone are asked for, and
+an sdist only on demand, which its user has to permit (`config.trust`). One that cannot be built here is still worth
 reading: it is then fetched from where pip found it, if the index says what its digest is.
 """
 
@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,7 @@ RUN_TIMEOUT_S = 1800.0
 """The longest that a download may take which keeps moving; silence ends it far earlier."""
 _NEAR = 5
 _PIP_VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
+_PIP_INDEX = re.compile(r"^Available versions: (.*)$", re.MULTILINE)
 _PIP_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 _PIP_PYTHON = re.compile(r"Ignored the following versions that require a different python version: (.*)")
 _PIP_NOT_BUILT = re.compile(
@@ -82,30 +84,51 @@ class PackageClients:
     def fetch_pypi(
         self, release: str, directory: str, *, sha256: str | None, sdist: bool, bytes_max: int, progress: Progress
     ) -> Fetched:
-        """Fetch *release* (`NAME==VERSION`) into *directory* (empty, ours): the file with the digest *sha256*, or a
-        wheel for this interpreter, or the sdist; only that with *sdist*. ClivefsError; DigestDiffers."""
+        """Fetch *release* (`NAME==VERSION`) into *directory* (empty, ours): the wheel that pip chooses for this
+        interpreter, or with *sdist* the sdist; with *sha256* the one that has this digest. ClivefsError;
+        DigestDiffers."""
         verbose = "-vv"  # for `_PIP_FOUND`
         place = f"pypi:{release}"
         name, _, version = release.partition("==")
+        form = ["--no-binary", name] if sdist else ["--only-binary", ":all:"]
         if sha256 is not None:  # pip chooses the file that has it
             with open(os.path.join(directory, "requirements.txt"), "w", encoding="utf-8") as file:
                 file.write(f"{release} --hash=sha256:{sha256}\n")
-            output = self._pip(directory, place, [verbose, "--require-hashes", "-r", "requirements.txt"])
-        elif sdist:
-            output = self._pip(directory, place, [verbose, "--no-binary", name, "--", release])
+            output = self._pip(directory, place, [verbose, *form, "--require-hashes", "-r", "requirements.txt"])
         else:
-            output = self._pip(directory, place, ["--only-binary", ":all:", "--", release])
-            if output.status and "No matching distribution" in output.stderr and not _NO_NETWORK.search(output.stderr):
-                progress(f"{place}: no wheel was found, asking for the sdist")
-                output = self._pip(directory, place, [verbose, "--", release])
+            output = self._pip(directory, place, [*([verbose] if sdist else []), *form, "--", release])
         found = _PIP_FOUND.findall(output.stdout)
         if output.status and found and _PIP_NOT_BUILT.search(output.stderr):
             progress(f"{place}: its sdist does not build here, fetching it as it is")
             url, digest = found[-1]
             return self._fetch_link(url, digest, directory, bytes_max, place, progress)
         if output.status:
-            raise _pip_error(output.stderr, name, version, place)
+            error = _pip_error(output.stderr, name, version, place)
+            if "No matching distribution" not in output.stderr or _PIP_PYTHON.search(output.stderr):
+                raise error
+            raise self._not_found(name, version, directory, sdist) or error
         return Fetched(_only_file(os.path.join(directory, "files"), place))
+
+    def _not_found(self, name: str, version: str, directory: str, sdist: bool) -> ClivefsError | None:
+        """What the index has of *name*, wheels and sdists, where there is not what was asked for; None if pip cannot
+        say."""
+        place = f"pypi:{name}=={version}"
+        command = [self.python, "-m", "pip", "index", "--disable-pip-version-check", "--no-color", "--no-input"]
+        command += ["versions", "--pre", "--timeout", f"{self.answer_timeout_s:g}", "--retries", "1", "--", name]
+        output = self._run(command, directory, place, "Install Python with pip.")
+        listed = _PIP_INDEX.search(output.stdout)
+        if listed is None:
+            return None
+        versions = [each.strip() for each in listed[1].split(",")]
+        if version not in versions:
+            return _no_version(name, version, versions, place)
+        if sdist:
+            return ClivefsError("there is no sdist of it", place=place, remedy="Leave `sdist` out for its wheel.")
+        return ClivefsError(
+            "there is no wheel of it for this Python",
+            place=place,
+            remedy=f"`sdist = true` ({place}#sdist) takes its sdist; pip runs the build code of that for its metadata.",
+        )
 
     def _fetch_link(
         self, url: str, sha256: str, directory: str, bytes_max: int, place: str, progress: Progress
@@ -189,18 +212,25 @@ class PackageClients:
         inherited = os.environ if self.environment is None else self.environment
         environment = {**inherited, "LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
         client = os.path.basename(command[0]) if command[1:3] != ["-m", "pip"] else "pip"
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=directory,
-                env=environment,
-                start_new_session=True,  # no terminal to ask on, and its children end with it
-            )
-        except OSError as error:
-            raise ClivefsError(f"{client} cannot be started: {error.strerror}", place=place, remedy=remedy) from error
+        with _starting:
+            if _ended.is_set():
+                raise _ended_error(client, place)
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd=directory,
+                    env=environment,
+                    umask=0o022,  # what it makes in the user's caches; the daemon's own is 0
+                    start_new_session=True,  # no terminal to ask on, and its children end with it
+                )
+            except OSError as error:
+                raise ClivefsError(
+                    f"{client} cannot be started: {error.strerror}", place=place, remedy=remedy
+                ) from error
+            _running.add(process)
         try:
             stdout, stderr = process.communicate(timeout=self.run_timeout_s)
         except subprocess.TimeoutExpired:
@@ -209,10 +239,43 @@ class PackageClients:
             ) from None
         finally:
             if process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _end(process)
                 process.communicate()
+            ended = process not in _running
+            _running.discard(process)
+        if ended:
+            raise _ended_error(client, place)
         return _Output(process.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
+_ended = threading.Event()
+
+
+def end_all() -> None:
+    """End every client that still runs and start no more, as this process is about to end. Those who wait for one get a
+    ClivefsError."""
+    with _starting:
+        _ended.set()
+        for process in list(_running):
+            _running.discard(process)
+            _end(process)
+
+
+def start_again() -> None:
+    """Take back `end_all`, in a process that goes on after all."""
+    _ended.clear()
+
+
+def _ended_error(client: str, place: str) -> ClivefsError:
+    return ClivefsError(f"{client} was ended with the daemon", place=place, remedy="Mount it again.")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it and its children, which are a session of their own."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 # What went wrong

@@ -54,6 +54,8 @@ class Member(NamedTuple):
     """Of a link: what it says."""
     read: Callable[[int], bytes] | None = None
     """The next bytes of a file, at most so many; empty at the end. Only until the next member is asked for."""
+    read_deflated: Callable[[], tuple[bytes, bytes]] | None = None
+    """Where it can be had at once, and instead of `read`: a file's content, and the raw deflate stream of it."""
 
 
 class Meter:
@@ -87,37 +89,41 @@ class Meter:
     def announce(self, path: bytes, size: int) -> None:
         """A member says that it has *size* bytes: refused before anything of it is read."""
         if self.bytes + size > self._limits.size:
-            raise self._too_large(f"with {shown(path)} ")
-        self._check_ratio(self.bytes + size, f"with {shown(path)} ")
+            raise self._too_large(path)
+        self._check_ratio(self.bytes + size, path)
 
     def count_bytes(self, path: bytes, size: int) -> None:
         """*size* bytes of a file were unpacked."""
         self.bytes += size
         if self.bytes > self._limits.size:
-            raise self._too_large(f"with {shown(path)} ")
-        self._check_ratio(self.bytes, f"with {shown(path)} ")
+            raise self._too_large(path)
+        self._check_ratio(self.bytes, path)
 
     def count_stream(self, size: int) -> None:
         """*size* bytes came out of the decompressor, headers and padding among them."""
         self._stream_bytes += size
         if self._stream_bytes > 2 * self._limits.size + UNJUDGED_BYTES:
-            raise self._too_large("")
-        self._check_ratio(self._stream_bytes, "")
+            raise self._too_large(None)
+        self._check_ratio(self._stream_bytes, None)
 
-    def _too_large(self, what: str) -> ArchiveError:
+    def _too_large(self, path: bytes | None) -> ArchiveError:
         return ArchiveError(
-            f"{what}it unpacks to more than {self._limits.size} bytes",
+            f"{_with(path)}it unpacks to more than {self._limits.size} bytes",
             place=self._place,
             remedy="If you trust it, raise `archive_size` under [limits] in Clive.toml.",
         )
 
-    def _check_ratio(self, unpacked: int, what: str) -> None:
+    def _check_ratio(self, unpacked: int, path: bytes | None) -> None:
         if unpacked > UNJUDGED_BYTES and unpacked > self._packed_bytes * self._limits.ratio:
             raise ArchiveError(
-                f"{what}it unpacks to more than {self._limits.ratio} times its {self._packed_bytes} bytes",
+                f"{_with(path)}it unpacks to more than {self._limits.ratio} times its {self._packed_bytes} bytes",
                 place=self._place,
                 remedy="If you trust it, raise `archive_ratio` under [limits] in Clive.toml.",
             )
+
+
+def _with(path: bytes | None) -> str:
+    return "" if path is None else f"with {shown(path)} "
 
 
 def shown(path: bytes) -> str:

@@ -31,7 +31,7 @@ import msgspec
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.config.lockfile import Locked
-from clivefs.mounts.git.lower import TreeSpace
+from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.published.archive import ArchiveLimits, open_archive, unpack
 from clivefs.mounts.published.clients import DigestDiffers, PackageClients
 from clivefs.mounts.published.fetch import download, without_credentials
@@ -289,11 +289,16 @@ class PublishedSource:
     def _directory(self) -> Iterator[str]:
         """A new directory of the store for a client to write to, gone afterwards."""
         downloads = self._store.directory(_DOWNLOADS)
-        _sweep(downloads)
-        path = tempfile.mkdtemp(prefix=_TEMPORARY, dir=downloads)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        above = os.open(downloads, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            fcntl.flock(above, fcntl.LOCK_EX)  # nobody sweeps what has no lock of its own yet
+            _sweep(downloads)
+            path = tempfile.mkdtemp(prefix=_TEMPORARY, dir=downloads)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(above)
+        try:
             yield path
         finally:
             os.close(fd)

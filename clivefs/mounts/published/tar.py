@@ -1,7 +1,9 @@
 """The members of a tar archive: read in one pass, decompressed as it goes.
 
 Python's `tarfile` parses; what it would let pass is caught here: it takes a damaged header after the first for the
-end of the archive, and reads extended headers of any size into memory. Decompressors are bounded in memory: each
+end of the archive, reads extended headers of any size into memory, searches them (before 3.11.10, 3.12.6) in a time
+that is quadratic in a row of digits, holding up every thread, and follows the map of a sparse file wherever it leads,
+to the end of the numbers. Decompressors are bounded in memory: each
 call gives at most what was asked for, and no dictionary or window is larger than `_WINDOW_BYTES_MAX`.
 """
 
@@ -12,12 +14,13 @@ import gzip
 import io
 import lzma
 import math
+import re
 import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from tarfile import TarFile, TarInfo
-from typing import BinaryIO, Protocol, Self, cast
+from tarfile import BLOCKSIZE, TarFile, TarInfo
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 from clivefs.mounts.published.member import Member, MemberKind, Meter, damaged, refuse_member, shown
 
@@ -37,14 +40,13 @@ _GLOBAL_KEYS_MAX = 1000
 """Every member gets a copy of what the global headers say."""
 _HEADERS_BYTES_MAX = 4 << 20
 """Of all headers of one member: a sparse file can have a chain of any length."""
+_DIGITS_MAX = 256
+"""In a row, in a pax header."""
+_DIGITS = re.compile(rb"[0-9]{%d}" % (_DIGITS_MAX + 1))
+_EMPTY_READS_MAX = 16
 _GLOBAL = tarfile.XGLTYPE
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENDED = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PARSER_ERRORS = (
     tarfile.TarError,
     zlib.error,
@@ -135,6 +137,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, parse: _Guard, place: s
         size = info.size
         if size < 0:
             raise damaged(f"{shown(path)} has a size of {size}", place)
+        _check_sparse(path, info, place)
         content = tar.extractfile(info) if size else None
         read = content.read if content is not None else _nothing
 
@@ -147,6 +150,20 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, parse: _Guard, place: s
     kind = kinds.get(info.type)
     why = f"is a {kind}" if kind else f"is of the type {info.type!r}, which is not unpacked"
     raise refuse_member(path, why, place)
+
+
+def _check_sparse(path: bytes, info: tarfile.TarInfo, place: str) -> None:
+    """ArchiveError unless the data of a sparse file come in order, one after another, within its size."""
+    pieces = cast("list[tuple[int, int]]", info.sparse or [])
+    end = 0
+    for offset, size in pieces:
+        if not size:  # they fill up the header
+            continue
+        if offset < end or size < 0:
+            raise damaged(f"{shown(path)} is a sparse file whose map goes back", place)
+        end = offset + size
+    if end > max(info.size, 0):
+        raise damaged(f"{shown(path)} is a sparse file whose map goes beyond its {info.size} bytes", place)
 
 
 def _nothing(_: int) -> bytes:
@@ -171,7 +188,37 @@ class _TarInfo(tarfile.TarInfo):
             raise ValueError(f"an extended header claims {self.size} bytes")
         if len(tarfile.pax_headers) > _GLOBAL_KEYS_MAX:
             raise ValueError("the global headers have too many keys")
+        if self.size < 0:
+            raise ValueError(f"a header claims {self.size} bytes")
+        if self.type in _PAX:
+            stream = cast(Readable, tarfile.fileobj)
+            blocks = -(-self.size // BLOCKSIZE) * BLOCKSIZE
+            header = stream.read(blocks)
+            if _DIGITS.search(header):
+                raise ValueError(f"an extended header has more than {_DIGITS_MAX} digits in a row")
+            tarfile.fileobj = cast(BinaryIO, _Again(header, stream))
+            try:
+                return cast("TarInfo | None", super()._proc_member(tarfile))  # type: ignore[misc]
+            finally:
+                tarfile.fileobj = cast(BinaryIO, stream)
         return cast("TarInfo | None", super()._proc_member(tarfile))  # type: ignore[misc]
+
+
+class _Again:
+    """A stream whose last *piece* is to be read once more; nobody can see the difference but by `read`."""
+
+    def __init__(self, piece: bytes, stream: Any) -> None:
+        self._piece = piece
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        if not self._piece:
+            return cast(bytes, self._stream.read(size))
+        piece, self._piece = self._piece, b""
+        return piece
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _PlainTarInfo(_TarInfo):
@@ -216,6 +263,8 @@ class _Metered:
         self._meter = meter
         self._total = 0
         self._end: int | None = None
+        self._empty = 0
+        """Reads one after another that gave nothing."""
 
     def read_max(self, end: int | None) -> None:
         """Nothing beyond the offset *end* may be read until further notice."""
@@ -225,6 +274,9 @@ class _Metered:
         if self._end is not None and self._total >= self._end:
             raise ValueError("the headers of a member have no end")
         data = self._source.read(size)
+        self._empty = self._empty + 1 if size and not data else 0
+        if self._empty > _EMPTY_READS_MAX:  # `tarfile` seeks by reading, to the end of the numbers if it is told to
+            raise EOFError("it ends before a member does")
         self._total += len(data)
         self._meter.count_stream(len(data))
         return data

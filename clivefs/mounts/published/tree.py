@@ -1,4 +1,4 @@
-"""From the members of an archive to a git tree, in memory until the end; the one place that decides what may be in it.
+"""From the members of an archive to a git tree, held back until the end; the one place that decides what may be in it.
 
 Refused, with the whole archive: paths that are absolute, hold `..`, NUL or a name git must not hold
 (`encode.check_tree_entry`); a file where a directory is needed and the reverse; links, hard or symbolic, that lead out
@@ -7,15 +7,16 @@ of the tree, also by way of other links. Decided here, where tools differ:
 - Several members of one path: of two files, or two symlinks, the last counts, as tar extracts them; two directories
   are one. A path of two kinds is refused: tools disagree about what is there.
 - A hard link is another name of the same blob. It must name an earlier member.
+- Names that differ in case or Unicode form alone are different names, as on Linux and in git.
 - A regular file called `.git` is left out, as git does: the pointer of a submodule, which real sdists contain.
 - Permissions come down to the owner's execute bit, as in git. Empty directories are left out, as in git.
 """
 
 from __future__ import annotations
 
-import tempfile
 from typing import NamedTuple, TypeAlias
 
+from clivefs.mounts.published.held import HeldObjects, SizeDiffers
 from clivefs.mounts.published.member import Member, MemberKind, Meter, damaged, refuse_member, shown
 from clivefs.objects.encode import (
     EMPTY_TREE,
@@ -26,7 +27,6 @@ from clivefs.objects.encode import (
     TreeEntry,
     check_tree_entry,
 )
-from clivefs.objects.interface import Batch
 from clivefs.objects.values import LARGE_BYTES
 
 PATH_BYTES_MAX = 4096
@@ -47,16 +47,14 @@ Directory: TypeAlias = "dict[bytes, Directory | Leaf]"
 
 
 class ArchiveTree:
-    """Collects members; `finish` writes the trees. Blobs go to *batch* as they come."""
+    """Collects members in *held*; `finish` makes the trees."""
 
-    def __init__(self, batch: Batch, meter: Meter, *, strip: int | None, place: str, spool_dir: str | None) -> None:
-        """*strip*: how many leading directories to leave out; None for one if there is but one. *spool_dir*: where
-        the content of a large file waits, nameless, until its size is known to be true."""
-        self._batch = batch
+    def __init__(self, held: HeldObjects, meter: Meter, *, strip: int | None, place: str) -> None:
+        """*strip*: how many leading directories to leave out; None for one if there is but one."""
+        self._held = held
         self._meter = meter
         self._strip = strip
         self._place = place
-        self._spool_dir = spool_dir
         self._root: Directory = {}
         self._targets: dict[bytes, bytes] = {}
         """Of symlinks: object name to target."""
@@ -139,7 +137,7 @@ class ArchiveTree:
                 raise refuse_member(member.path, "is a symbolic link that leads nowhere a link can", self._place)
             self._meter.announce(member.path, len(target))
             self._meter.count_bytes(member.path, len(target))
-            oid = self._batch.blob(target)
+            oid = self._held.blob(target)
             self._targets[oid] = target
             return MODE_SYMLINK, oid
         found = self._find(self._parts(member.target, member.path)[self._strip or 0 :])
@@ -160,21 +158,20 @@ class ArchiveTree:
 
     def _blob(self, member: Member) -> bytes:
         self._meter.announce(member.path, member.size)
-        if member.size <= LARGE_BYTES:
-            data = b"".join(self._pieces(member))
+        try:
+            if member.size > LARGE_BYTES:
+                return self._held.blob_pieces(self._pieces(member), member.size)
+            deflated = None
+            if member.read_deflated is not None:
+                data, deflated = member.read_deflated()
+                self._meter.count_bytes(member.path, len(data))
+            else:
+                data = b"".join(self._pieces(member))
             if len(data) != member.size:
-                raise damaged(f"{shown(member.path)} has {len(data)} bytes, not {member.size}", self._place)
-            return self._batch.blob(data)
-        with tempfile.TemporaryFile(dir=self._spool_dir, buffering=0) as spool:
-            written = 0
-            for piece in self._pieces(member):
-                view = memoryview(piece)
-                while view:
-                    view = view[spool.write(view) :]
-                written += len(piece)
-            if written != member.size:
-                raise damaged(f"{shown(member.path)} has {written} bytes, not {member.size}", self._place)
-            return self._batch.blob_file(spool.fileno())
+                raise SizeDiffers(len(data))
+        except SizeDiffers as error:
+            raise damaged(f"{shown(member.path)} has {error} bytes, not {member.size}", self._place) from None
+        return self._held.blob(data, deflated)
 
     def _pieces(self, member: Member) -> list[bytes] | _Pieces:
         if not member.size:
@@ -184,7 +181,7 @@ class ArchiveTree:
     # The end
 
     def finish(self) -> bytes:
-        """Write the trees; the root's name. ArchiveError for a symlink that leads out."""
+        """Make the trees; the root's name. ArchiveError for a symlink that leads out."""
         root = self._root
         if self._strip is None and len(root) == 1:
             name, only = next(iter(root.items()))
@@ -204,9 +201,9 @@ class ArchiveTree:
                 TreeEntry(leaf[0], each, leaf[1]) for each, leaf in directory.items() if not isinstance(leaf, dict)
             ]
             if parent is None:
-                oid = self._batch.tree(leaves)
+                oid = self._held.tree(leaves)
             elif leaves:
-                parent[name] = (MODE_TREE, self._batch.tree(leaves))
+                parent[name] = (MODE_TREE, self._held.tree(leaves))
             else:
                 del parent[name]
         return oid

@@ -1,0 +1,64 @@
+"""`clivefs log`: the points of a workspace, or those that changed a path."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+from clivefs.cli import call as calls
+from clivefs.cli import past
+from clivefs.cli.call import Call
+from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.points.facts import point_facts
+from clivefs.mounts.points.history import Step, changed_at, differences_at, with_content
+from clivefs.mounts.points.names import MS_MAX
+from clivefs.objects.encode import EMPTY_TREE
+
+DESCRIPTION = """\
+List the points of the workspace, newest first; with PATH those that changed it. Each line has the point's
+number, its time, its id, where the change came from, and what changed."""
+
+EXAMPLES = """\
+clivefs log                          everything
+clivefs log src/main.py              each save of one file
+clivefs log -p -n 3 src              with what changed
+clivefs log --since -2h --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory (default: all)")
+    parser.add_argument("-p", "--patch", action="store_true", help="show what each point changed")
+    parser.add_argument("-n", "--max-count", type=int, metavar="N", help="at most N points")
+    parser.add_argument("--since", metavar="EXPR", help="points after this moment")
+    parser.add_argument("--until", metavar="EXPR", help="points up to this moment")
+    parser.add_argument("--session", metavar="NAME", help="points of this session only")
+    past.add_place(parser)
+    calls.add_json(parser)
+
+
+def run(call: Call) -> int:
+    args = call.args
+    with past.opened(call) as opened:
+        path = opened.below(args.path) if args.path else b""
+        start = opened.find(args.since).ms + 1 if args.since else 0
+        end = opened.find(args.until).ms if args.until else MS_MAX
+        found = changed_at(opened.points, opened.reader, path, start_ms=start, end_ms=end)
+        if args.session:
+            found = (step for step in found if step.point.session == args.session)
+        listed = []
+        for step in itertools.islice(found, args.max_count):
+            if call.out.as_json:
+                listed.append(point_facts(step.point))
+                continue
+            call.out.line(past.line_of(step.point))
+            if args.patch:
+                call.out.raw(_patch(opened, step, path))
+                call.out.line()
+        call.out.json(listed)
+    return 0
+
+
+def _patch(opened: past.Past, step: Step, path: bytes) -> bytes:
+    before = step.before.tree if step.before is not None else EMPTY_TREE
+    differences = differences_at(opened.reader, before, step.point.tree, path)
+    return patch_of(with_content(opened.reader, differences), opened.scratch)

@@ -1,0 +1,33 @@
+"""`clivefs redo`: take back an undo."""
+
+from __future__ import annotations
+
+import argparse
+
+from clivefs.cli import call as calls
+from clivefs.cli import locate, past
+from clivefs.cli.call import Call
+from clivefs.cli.going import told
+
+DESCRIPTION = """\
+Take back the last `clivefs undo`, or the last N. Once something else has changed there is nothing to take back: it is
+in `clivefs log` still, and `clivefs restore` brings it."""
+
+EXAMPLES = """\
+clivefs redo --dry-run               what would change
+clivefs redo"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("count", metavar="N", type=int, nargs="?", default=1, help="how many (default: 1)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would change")
+    past.add_place(parser)
+    calls.add_json(parser)
+
+
+def run(call: Call) -> int:
+    place = locate.find(call)
+    daemon = place.served("only a mounted workspace can be changed in one step")
+    args = call.args
+    result = daemon.ask("redo", call.out.progress, workspace=place.name, count=args.count, dry_run=args.dry_run)
+    return told(call, result)

@@ -1,0 +1,143 @@
+"""`clivefs run`: run a command so that its writes come all at once, or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+from clivefs.base.errors import ClivefsError, UsageError
+from clivefs.cli import call as calls
+from clivefs.cli import locate
+from clivefs.cli.call import Call
+from clivefs.cli.daemons import Daemon
+from clivefs.cli.locate import Workspace
+
+DESCRIPTION = """\
+Run a command in the workspace. With --fork it runs in a fork made for it, in the directory that corresponds to the
+present one: when it exits with 0, what it wrote comes into the live view all at once, otherwise it is dropped. If
+others have changed one of the same files meanwhile, nothing is committed and the fork stays. Ignored files that it
+wrote are not brought back. The exit code is the command's, or 125 when clivefs itself failed."""
+
+EXAMPLES = """\
+clivefs run --fork -- make format
+clivefs run --fork --dry-run -- ./upgrade.sh     run it, and show what it would change
+clivefs run -- make                              in the live view, between two recorded points"""
+
+OWN_FAILURE = 125
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fork", action="store_true", help="in a fork: all of its writes are committed, or none")
+    parser.add_argument("--name", metavar="NAME", help="what the fork is called")
+    parser.add_argument("--dry-run", action="store_true", help="run it, print what it changed as a patch, and drop it")
+    calls.add_place(parser)
+    calls.add_json(parser)
+    parser.add_argument("command_line", metavar="-- CMD ...", nargs=argparse.REMAINDER, help="the command")
+
+
+def run(call: Call) -> int:
+    args = call.args
+    words = args.command_line[1:] if args.command_line[:1] == ["--"] else args.command_line
+    if not words:
+        raise UsageError("which command?", remedy="clivefs run --fork -- make")
+    if not args.fork and (args.name is not None or args.dry_run):
+        raise UsageError("--name and --dry-run go with --fork")
+    try:
+        place = locate.find(call)
+        daemon = place.served("commands run in the mount")
+        if place.directory == ".clive" or place.directory.startswith(".clive/"):
+            raise UsageError("this is no directory of the live view", place=call.around.directory)
+        if not args.fork:
+            return _run_live(call, place, daemon, words)
+        return _run_in_fork(call, place, daemon, words)
+    except UsageError:
+        raise
+    except ClivefsError as error:
+        call.out.json({"error": {"message": error.message, "place": error.place, "remedy": error.remedy}})
+        call.out.error(error)
+        return OWN_FAILURE
+
+
+def _run_live(call: Call, place: Workspace, daemon: Daemon, words: list[str]) -> int:
+    """Run it between two points."""
+    before = daemon.ask("snapshot", workspace=place.name)
+    assert place.shown_at is not None
+    status = _execute(call, words, os.path.join(place.shown_at, place.directory))
+    after = daemon.ask("snapshot", workspace=place.name)
+    call.out.json({"status": status, "before": before, "after": after})
+    return status
+
+
+def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str]) -> int:
+    args = call.args
+    text = " ".join(words)
+    fork = daemon.ask("run_begin", call.out.progress, workspace=place.name, name=args.name, text=text)
+    try:
+        status = _execute(call, words, os.path.join(fork["path"], place.directory))
+    except BaseException:
+        daemon.ask("run_end", workspace=place.name, name=fork["name"], commit=False)
+        raise
+    commit = status == 0 and not args.dry_run
+    result = daemon.ask(
+        "run_end", call.out.progress, workspace=place.name, name=fork["name"], commit=commit, diff=args.dry_run
+    )
+    result["status"] = status
+    return _told(call, result)
+
+
+def _told(call: Call, result: dict[str, Any]) -> int:
+    status: int = result["status"]
+    if "patch" in result:
+        patch = os.fsencode(result.pop("patch"))
+        if not call.out.as_json:
+            call.out.raw(patch)
+    call.out.json(result)
+    if result["kept"]:
+        name = result["name"]
+        call.out.note(f"clivefs: not committed: {result['refused']}")
+        for path in result.get("conflicts", ()):
+            call.out.note(f"  {path}")
+        call.out.note(
+            f"  it is kept as the fork {name}: `clivefs merge {name}` brings it in, "
+            f"`clivefs fork --drop {name}` removes it"
+        )
+        return OWN_FAILURE
+    if status and not call.args.dry_run:
+        call.out.note(f"clivefs: the command failed ({status}): nothing of what it wrote is kept")
+    return status
+
+
+def _execute(call: Call, words: list[str], directory: str) -> int:
+    """The command's exit status, as a shell gives it."""
+    call.out.flush()
+    environ = {**call.around.environ, "PWD": directory}
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    # The terminal sends Ctrl-C to the command too, and what comes after it is still ours to do. A handler is not
+    # inherited, as "ignored" would be.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
+    }
+    try:
+        children.append(subprocess.Popen(words, cwd=directory, env=environ))
+        code = children[0].wait()
+    except FileNotFoundError as error:
+        if error.filename == directory:
+            raise ClivefsError("there is no such directory in the fork", place=directory) from None
+        raise ClivefsError(f"there is no command {words[0]!r}") from None
+    except PermissionError:
+        raise ClivefsError("the command may not be executed", place=words[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code

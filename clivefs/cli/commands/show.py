@@ -1,0 +1,110 @@
+"""`clivefs show`: a point, or a file as it was."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+
+from clivefs.base.errors import ClivefsError
+from clivefs.cli import call as calls
+from clivefs.cli import past
+from clivefs.cli.call import Call
+from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.points.expressions import FORMS
+from clivefs.mounts.points.facts import point_facts
+from clivefs.mounts.points.history import AtPath, PathFinder, differences_at, with_content
+from clivefs.mounts.points.point import Point
+from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK
+
+DESCRIPTION = f"""\
+Show what a point changed, or with POINT:PATH the file that was there (of a directory, its names). PATH counts from
+the top of the workspace; with ./ or ../ before it, from the current directory.
+
+POINT is {FORMS.replace("`", "")}."""
+
+EXAMPLES = """\
+clivefs show                         what the newest point changed
+clivefs show -10m:src/main.py        the file as it was ten minutes ago
+clivefs show @17
+clivefs show yesterday:. """
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="POINT[:PATH]", nargs="?", default="now", help="default: the newest point")
+    past.add_place(parser)
+    calls.add_json(parser)
+
+
+def run(call: Call) -> int:
+    with past.opened(call) as opened:
+        point, path = _split(opened, call.args.what)
+        if path is None:
+            _show_point(call, opened, point)
+            return 0
+        below = _below(opened, path)
+        found = PathFinder(opened.reader).find(point.tree, below)
+        if found is None:
+            raise ClivefsError(
+                f"it was not there at {point.name}",
+                place=os.fsdecode(below),
+                remedy=f"`clivefs log {path}` lists the points that changed it",
+            )
+        _show_file(call, opened, found)
+    return 0
+
+
+def _split(opened: past.Past, text: str) -> tuple[Point, str | None]:
+    """The point and the path that *text* names. Moments have colons too, so the longest one that is a moment counts."""
+    try:
+        return opened.find(text), None
+    except ClivefsError:
+        at = text.rfind(":")
+        while at > 0:
+            try:
+                return opened.find(text[:at]), text[at + 1 :]
+            except ClivefsError as inner:
+                if text.count(":") == 1:
+                    error = inner
+            at = text.rfind(":", 0, at)
+        raise error from None
+
+
+def _below(opened: past.Past, path: str) -> bytes:
+    if path in ("", "."):
+        return b""
+    if path.startswith(("./", "../")):
+        return opened.below(path)
+    return os.fsencode(os.path.normpath(path).lstrip("/"))
+
+
+def _show_point(call: Call, opened: past.Past, point: Point) -> None:
+    if call.out.as_json:
+        call.out.json(point_facts(point))
+        return
+    call.out.line(past.line_of(point))
+    call.out.line(f"session {point.session}, machine {point.machine}, {point.name}")
+    call.out.line()
+    before = opened.points.load(point.parent).tree if point.parent is not None else EMPTY_TREE
+    differences = differences_at(opened.reader, before, point.tree)
+    call.out.raw(patch_of(with_content(opened.reader, differences), opened.scratch))
+
+
+def _show_file(call: Call, opened: past.Past, found: AtPath) -> None:
+    if found.mode == MODE_GITLINK:
+        raise ClivefsError(f"it was a submodule at {found.oid.hex()}")
+    if not found.is_tree:
+        if call.out.as_json:
+            call.out.json(
+                {"mode": f"{found.mode:o}", "oid": found.oid.hex(), "size": opened.reader.header(found.oid)[1]}
+            )
+            return
+        with opened.reader.opened(found.oid) as file:
+            while chunk := file.read(1 << 20):
+                call.out.raw(chunk)
+        return
+    entries = [] if found.oid == EMPTY_TREE else opened.reader.read_tree(found.oid)
+    call.out.lines(os.fsdecode(entry.name) + ("/" if stat.S_ISDIR(entry.mode) else "") for entry in entries)
+    call.out.json(
+        [{"name": os.fsdecode(entry.name), "mode": f"{entry.mode:06o}", "oid": entry.oid.hex()} for entry in entries]
+    )

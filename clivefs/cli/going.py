@@ -1,0 +1,28 @@
+"""What `restore`, `undo` and `redo` say of what they did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clivefs.cli.call import Call
+
+
+def told(call: Call, result: dict[str, Any]) -> int:
+    """Tell the result; 1 where something could not be changed."""
+    refused = {each["path"]: each["why"] for each in result["refused"]}
+    done = [each for each in result["changes"] if each["path"] not in refused]
+    call.out.lines(f"{each['status']} {each['path']}" for each in done)
+    if not result["changes"]:
+        call.out.line(f"nothing differs from {result['point']['name']}")
+    elif result["dry_run"]:
+        call.out.line(f"would be as at {result['point']['name']}: {_files(len(done))}")
+    else:
+        call.out.line(f"as at {result['point']['name']}: {_files(len(done))}; `clivefs undo` takes it back")
+    for path, why in refused.items():
+        call.out.note(f"left alone: {path}: {why}")
+    call.out.json(result)
+    return 1 if refused else 0
+
+
+def _files(count: int) -> str:
+    return f"{count} path{'' if count == 1 else 's'}"

@@ -1,0 +1,120 @@
+"""The recorded past of a workspace, as its command line reads it: straight from the store, mounted or not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clivefs.base.errors import ClivefsError
+from clivefs.cli import call as calls
+from clivefs.cli import locate
+from clivefs.cli.call import Call
+from clivefs.cli.daemons import Daemon
+from clivefs.cli.locate import Workspace
+from clivefs.mounts import identity
+from clivefs.mounts.edits.diff import scratch_directory
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.points import expressions
+from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.points.objects import kept_repositories, past_objects
+from clivefs.mounts.points.point import Point
+from clivefs.objects.errors import StoreError
+from clivefs.objects.repository import Repository
+from clivefs.objects.store import Store
+
+_MOMENT = re.compile(r"-\d")
+"""What begins a moment of the past and not an option: `-5m`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A workspace's points, and where their objects are."""
+
+    place: Workspace
+    store: Store
+    workspace_id: str
+    points: Points
+    reader: JoinedObjects
+    repositories: tuple[Repository, ...]
+    scratch: str
+
+    def find(self, text: str) -> Point:
+        """The point that an expression means, zoneless times in this machine's zone. ClivefsError that says what would
+        have been right."""
+        found = expressions.find(self.points, text, now_ms=time.time_ns() // 1_000_000, zone=None)
+        assert isinstance(found, IndexedPoint)
+        return self.points.load(found.oid)
+
+    def head(self) -> Point:
+        """The newest point. ClivefsError where there is none."""
+        return self.find("now")
+
+    def below(self, path: str) -> bytes:
+        """*path* as a person names it, below the workspace; empty for all of it."""
+        return os.fsencode(self.place.inside(path))
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """`-w`, `--mountpoint` and `--store`, for commands whose `--at` is a moment; and moments such as `-5m`."""
+    parser.add_argument(
+        "-w",
+        "--workspace",
+        metavar="NAME",
+        help="the mounted workspace of this name (default: the one that the current directory is in)",
+    )
+    parser.add_argument("--mountpoint", dest="at", metavar="MOUNTPOINT", help="where it is mounted, if at several")
+    calls.add_store(parser)
+    accept_moments(parser)
+
+
+def accept_moments(parser: argparse.ArgumentParser) -> None:
+    """Let an argument that begins like `-5m` be one."""
+    parser._negative_number_matcher = _MOMENT
+
+
+@contextlib.contextmanager
+def opened(call: Call, *, fresh: bool = True) -> Iterator[Past]:
+    """The past of the workspace that the call means; with *fresh* everything that was saved before is in it."""
+    place = locate.find(call)
+    if fresh and place.daemon is not None:
+        _settle(call, place, place.daemon)
+    try:
+        store = Store.open(call.store, create=False)
+    except StoreError as error:
+        raise ClivefsError(
+            "nothing has been recorded yet", place=place.root, remedy=f"clivefs mount {place.root}"
+        ) from error
+    with store:
+        number = identity.workspace_id(store, place.root)
+        repositories = kept_repositories(store)
+        reader = past_objects(store, repositories)
+        yield Past(place, store, number, Points(store, number), reader, repositories, scratch_directory(store.path))
+
+
+def _settle(call: Call, place: Workspace, daemon: Daemon) -> None:
+    """Have everything recorded; what cannot be now is no reason not to show the past."""
+    try:
+        daemon.ask("snapshot", workspace=place.name)
+    except ClivefsError as error:
+        call.out.note(f"what was changed last is not in it: {error.message}")
+
+
+def line_of(point: Point) -> str:
+    """A point on one line, for people; the time is this machine's."""
+    return f"@{point.seq:<6} {local_time(point.ms)}  {point.oid.hex()[:12]}  {point.origin:<8}  {subject_of(point)}"
+
+
+def subject_of(point: Point) -> str:
+    """The first line of a point's text."""
+    return point.message.partition("\n")[0]
+
+
+def local_time(ms: int) -> str:
+    """A time in ms in this machine's zone, with its milliseconds."""
+    seconds, rest = divmod(ms, 1000)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest:03d}"

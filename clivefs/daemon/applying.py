@@ -1,0 +1,248 @@
+"""Other content for a mounted workspace, in one step as its users see it: what restore, undo and merge do.
+
+The core is `mounts.applying`, one tree at a time. Here a workspace's trees are taken together: everything is staged in
+all of them, the record of what is to be done is made durable, and one span of the loop publishes it in all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
+from clivefs.daemon.kernelcaches import KernelCaches
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.applying import Applying, Steps, Wanted
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.tree import Blocked, Tree
+from clivefs.mounts.view import View
+from clivefs.objects.errors import ObjectTooLarge
+from clivefs.objects.interface import ObjectStore
+from clivefs.objects.values import LARGE_BYTES
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NAMESPACE = "applying"
+_GROUP_FILES = 64
+_GROUP_BYTES = 4 << 20
+_COPY_BYTES = 1 << 20
+
+
+class Target(NamedTuple):
+    """What is to be at a path of the workspace."""
+
+    wanted: Wanted
+    """Its path is below the workspace's root."""
+    oid: bytes | None = None
+    """The blob of a file or a symlink."""
+
+
+class Applied(NamedTuple):
+    """What became of the targets. Paths are below the workspace's root."""
+
+    done: tuple[bytes, ...]
+    refused: tuple[tuple[bytes, str], ...]
+    """Those of trees that are not written, with the reason."""
+
+
+class ChangedMeanwhile(Exception):
+    """The view is not what the changes were planned for; nothing has changed."""
+
+
+class _Record(msgspec.Struct, array_like=True, frozen=True):
+    """The steps of every tree: path of the mount entry (empty for the root) and what is done there. `version` 1."""
+
+    version: int
+    trees: tuple[tuple[str, Steps], ...]
+
+
+class LiveChanges:
+    """Applies changes to mounted workspaces. Methods are for the loop's thread."""
+
+    def __init__(self, store: ObjectStore, view: View, caches: KernelCaches) -> None:
+        self._store = store
+        self._view = view
+        self._caches = caches
+
+    async def apply(
+        self,
+        live: LiveWorkspace,
+        targets: Sequence[Target],
+        reader: JoinedObjects,
+        still: Callable[[], bool] = lambda: True,
+    ) -> Applied:
+        """Let the workspace show *targets*; *reader* has their content. All of it in one step, or, when something is in
+        the way, nothing: ClivefsError, OSError. *still* is asked in that very step: where it says no, nothing changes
+        and ChangedMeanwhile is raised."""
+        by_tree, refused = _by_tree(live, targets)
+        applyings = {path: Applying(_tree(live, path), self._view.table, self._view.owner) for path in by_tree}
+        try:
+            for path, parts in by_tree.items():
+                await self._stage(applyings[path], parts, reader)
+                await _waiting_for(path, applyings[path].check)
+            record = _Record(1, tuple((path, applying.steps) for path, applying in applyings.items()))
+            await self._keep(live, record)
+            FAULTS.hit("apply.recorded")
+            try:
+                await _waiting(lambda: self._publish(live, applyings, still))
+            finally:
+                await self._keep(live, None)
+        finally:
+            for applying in applyings.values():
+                self._caches.forget_names(await _waiting(applying.finish))
+        await self._caches.settled()
+        done = tuple(target.wanted.path for target in targets if target.wanted.path not in dict(refused))
+        return Applied(done, tuple(refused))
+
+    def _publish(self, live: LiveWorkspace, applyings: dict[str, Applying], still: Callable[[], bool]) -> None:
+        """One span."""
+        for applying in applyings.values():
+            applying.check()  # `Blocked` comes from here, before anything has changed
+        if not still():
+            raise ChangedMeanwhile
+        for path, applying in applyings.items():
+            affected = applying.publish()
+            self._caches.forget_names(affected)
+            journal = _tree(live, path).journal
+            if journal is not None:
+                for parent, name, _ in affected:
+                    journal.name(parent, name)
+
+    async def _stage(self, applying: Applying, targets: list[Target], reader: JoinedObjects) -> None:
+        for group in _groups(targets):
+            contents = await trio.to_thread.run_sync(_contents, group, reader)
+            for (wanted, oid), content in zip(group, contents, strict=True):
+                file = await _waiting(partial(applying.stage, wanted, content))
+                if file is not None:
+                    assert oid is not None
+                    fd = file.fileno()
+                    assert fd is not None
+                    await trio.to_thread.run_sync(_copy, reader, oid, fd)
+                    applying.staged(wanted, file)
+            await trio.lowlevel.checkpoint()
+
+    async def _keep(self, live: LiveWorkspace, record: _Record | None) -> None:
+        value = msgspec.msgpack.encode(record) if record is not None else None
+        with self._store.batch(wait=False) as batch:
+            batch.meta_put(NAMESPACE, live.id.encode(), value)
+        assert batch.future is not None
+        await trio.to_thread.run_sync(batch.future.result)
+
+    def resume(self, live: LiveWorkspace) -> None:
+        """Finish what a crash has interrupted, before the workspace is used. May wait, so before the loop runs."""
+        kept = self._store.meta_get(NAMESPACE, live.id.encode())
+        if kept is None:
+            return
+        for path, steps in msgspec.msgpack.decode(kept, type=_Record).trees:
+            entry = live.entries.get(path)
+            if path and (entry is None or not entry.tree.writable):
+                log.warning("%s: an interrupted change of %s cannot be finished: it is not mounted", live.name, path)
+                continue
+            applying = Applying.resume(_tree(live, path), self._view.table, self._view.owner, steps)
+            while True:
+                try:
+                    applying.publish()
+                    applying.finish()
+                except Blocked as blocked:
+                    blocked.job()
+                else:
+                    break
+            log.info("%s: finished an interrupted change of %s", live.name, path or "the workspace's directory")
+        with self._store.batch() as batch:
+            batch.meta_put(NAMESPACE, live.id.encode(), None)
+
+
+def entry_of(live: LiveWorkspace, path: bytes) -> str:
+    """The path of the mount entry that *path* lies in; empty where that is the workspace's own directory."""
+    best = ""
+    for entry in live.entries:
+        raw = os.fsencode(entry)
+        if (path == raw or path.startswith(raw + b"/")) and len(entry) > len(best):
+            best = entry
+    return best
+
+
+def _tree(live: LiveWorkspace, entry: str) -> Tree:
+    return live.entries[entry].tree if entry else live.root_tree
+
+
+def _by_tree(live: LiveWorkspace, targets: Sequence[Target]) -> tuple[dict[str, list[Target]], list[tuple[bytes, str]]]:
+    """The targets by mount entry, with paths below that; and those that cannot be written, with the reason."""
+    parts: dict[str, list[Target]] = {}
+    refused: list[tuple[bytes, str]] = []
+    for target in targets:
+        entry = entry_of(live, target.wanted.path)
+        if not _tree(live, entry).writable:
+            where = f"the mount entry {entry}" if entry else "the workspace's directory"
+            refused.append((target.wanted.path, f"{where} is not written to"))
+            continue
+        below = target.wanted.path[len(os.fsencode(entry)) + 1 :] if entry else target.wanted.path
+        if below:
+            parts.setdefault(entry, []).append(Target(target.wanted._replace(path=below), target.oid))
+    return parts, refused
+
+
+def _groups(targets: list[Target]) -> list[list[Target]]:
+    return [targets[at : at + _GROUP_FILES] for at in range(0, len(targets), _GROUP_FILES)]
+
+
+def _contents(group: list[Target], reader: JoinedObjects) -> list[bytes | None]:
+    """The content of each of *group*; None for what has none, and for what is to be copied piece by piece."""
+    contents: list[bytes | None] = []
+    room = _GROUP_BYTES
+    for wanted, oid in group:
+        if oid is None:
+            contents.append(None)
+            continue
+        size = reader.header(oid)[1]
+        if size > LARGE_BYTES or (size > room and not stat.S_ISLNK(wanted.mode)):
+            contents.append(None)
+            continue
+        try:
+            contents.append(reader.read(oid)[1])
+            room -= size
+        except ObjectTooLarge:
+            contents.append(None)
+    return contents
+
+
+def _copy(reader: JoinedObjects, oid: bytes, fd: int) -> None:
+    with reader.opened(oid) as source:
+        offset = 0
+        while piece := source.read(_COPY_BYTES):
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(fd, piece[done:], offset + done)
+            offset += len(piece)
+
+
+async def _waiting(call: Callable[[], T]) -> T:
+    """Call until it has not to wait any more."""
+    while True:
+        try:
+            return call()
+        except Blocked as blocked:
+            await trio.to_thread.run_sync(blocked.job)
+
+
+async def _waiting_for(entry: str, call: Callable[[], None]) -> None:
+    """As `_waiting`; what is in the way is told as people know it."""
+    try:
+        await _waiting(call)
+    except OSError as error:
+        name = os.fsdecode(error.filename) if error.filename else ""
+        raise ClivefsError(
+            f"it is in the way: {error.strerror}",
+            place=os.path.join(entry, name),
+            remedy="Move it elsewhere; it is not recorded, so nothing would bring it back.",
+        ) from None

@@ -1,0 +1,1 @@
+"""Forks of mounted workspaces: shown in `.clive/forks`, made, merged, listed and dropped."""

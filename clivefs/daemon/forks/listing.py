@@ -1,0 +1,127 @@
+"""What is told of forks: size, changed files, and early what of them will conflict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from clivefs.daemon.forks.shown import ShownFork, ShownForks
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.recording import Recording
+from clivefs.mounts.edits.diff import scratch_directory
+from clivefs.mounts.forks.merging import Changes, changes, conflicting
+from clivefs.mounts.forks.recorded import ForkState, upper_size
+from clivefs.mounts.forks.records import ForkRecord
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.points.compare import Differs, State
+from clivefs.mounts.points.names import point_name
+from clivefs.mounts.points.point import Point
+from clivefs.objects.store import Store
+
+StateOf = Callable[[ShownFork], Awaitable[tuple[ForkState, JoinedObjects]]]
+
+
+class Listing:
+    """Tells of forks. Methods are for the loop's thread."""
+
+    def __init__(self, store: Store, recording: Recording, shown: ShownForks, state_of: StateOf) -> None:
+        self._store = store
+        self._recording = recording
+        self._shown = shown
+        self._state_of = state_of
+
+    async def all(self, live: LiveWorkspace) -> list[dict[str, Any]]:
+        """Every fork, with what it changed and what of that conflicts."""
+        forks = self._shown.of(live)
+        wrote = {each.record.name: await self._changes(live, each) for each in forks}
+        head = await self._recording.snapshot(live) if forks else None
+        facts: dict[str, dict[str, Any]] = {}
+        for each in forks:
+            name = each.record.name
+            others = {other: changed for other, changed in wrote.items() if other != name}
+            facts[name] = await self._facts(live, each, wrote[name], others, head)
+        for record in self._shown.forks(live).all():
+            if record.name not in facts:
+                facts[record.name] = {**_record_facts(record), "error": self._shown.error(live, record.name)}
+        return [facts[name] for name in sorted(facts)]
+
+    async def one(self, live: LiveWorkspace, name: str) -> dict[str, Any]:
+        """One fork, with the paths that it changed."""
+        shown = self._shown.get(live, name)
+        wrote = await self._changes(live, shown)
+        others = {
+            each.record.name: await self._changes(live, each) for each in self._shown.of(live) if each is not shown
+        }
+        head = await self._recording.snapshot(live)
+        facts = await self._facts(live, shown, wrote, others, head)
+        facts["changes"] = [{"path": os.fsdecode(path), "status": status_of(wrote[path])} for path in sorted(wrote)]
+        return facts
+
+    async def _changes(self, live: LiveWorkspace, shown: ShownFork) -> Changes:
+        """What a fork has changed since it was last merged."""
+        state, reader = await self._state_of(shown)
+        points = self._recording.of(live).points
+        base = await trio.to_thread.run_sync(points.load, bytes.fromhex(shown.record.base))
+        return await trio.to_thread.run_sync(changes, reader, State(base.tree, base.meta), state.state)
+
+    async def _facts(
+        self, live: LiveWorkspace, shown: ShownFork, wrote: Changes, others: dict[str, Changes], head: Point | None
+    ) -> dict[str, Any]:
+        reader = self._shown.reader()
+        points = self._recording.of(live).points
+
+        def look(fd: int) -> tuple[int, list[dict[str, Any]]]:
+            base = points.load(bytes.fromhex(shown.record.base))
+            scratch = scratch_directory(self._store.path)
+            conflicts = []
+            if wrote and head is not None:
+                now = changes(reader, State(base.tree, base.meta), State(head.tree, head.meta))
+                conflicts += _conflicts("live", conflicting(reader, wrote, now, scratch))
+            for name, other in others.items():
+                conflicts += _conflicts(f"fork:{name}", conflicting(reader, wrote, other, scratch))
+            return upper_size(fd), conflicts
+
+        upper = shown.tree.upper
+        assert upper is not None
+        fd = os.dup(upper.tree_fd)  # the fork may be dropped meanwhile
+        try:
+            size, conflicts = await trio.to_thread.run_sync(look, fd)
+        finally:
+            os.close(fd)
+        return {
+            **_record_facts(shown.record),
+            "size": size,
+            "files": sum(1 for each in wrote.values() if not _is_directory(each)),
+            "conflicts": conflicts,
+        }
+
+
+def _conflicts(who: str, paths: list[bytes]) -> list[dict[str, Any]]:
+    return [{"with": who, "paths": [os.fsdecode(path) for path in paths]}] if paths else []
+
+
+def _record_facts(record: ForkRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": record.name,
+        "made": point_name(record.made_ms),
+        "point": record.start,
+        "command": record.command or None,
+        "kept": record.kept or None,
+        "error": None,
+    }
+    return facts
+
+
+def _is_directory(differs: Differs) -> bool:
+    file = differs.after or differs.before
+    return file is not None and file.mode & 0o170000 == 0o040000
+
+
+def status_of(differs: Differs) -> str:
+    """What happened to a path, with git's letters."""
+    if differs.before is None:
+        return "A"
+    return "D" if differs.after is None else "M"

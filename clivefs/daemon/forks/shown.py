@@ -1,0 +1,235 @@
+"""The forks of each mounted workspace as directories: `.clive/forks/NAME`.
+
+A fork is there as soon as its record is in the store, and at every mount from then on. One whose point cannot be shown
+stays in the list with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
+from clivefs.base.syscalls import make_directories
+from clivefs.daemon.kernelcaches import KernelCaches
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.forks.recorded import ForkRecorder
+from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, Forks
+from clivefs.mounts.forks.tree import ForkTree
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.overlay.discard import destroy
+from clivefs.mounts.points.compare import State
+from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.lower import lower_of_point
+from clivefs.mounts.points.point import Point
+from clivefs.mounts.synthetic import SyntheticDirectory
+from clivefs.mounts.tree import Blocked
+from clivefs.mounts.view import View
+from clivefs.objects.errors import CorruptObject, ObjectMissing
+from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
+
+NAME = b"forks"
+_JOBS_MAX = 16
+_RUBBISH = b"dropped-"
+
+
+class ShownFork:
+    """One fork that is shown."""
+
+    def __init__(self, forks: Forks, record: ForkRecord, start: Point, tree: ForkTree, recorder: ForkRecorder) -> None:
+        self.forks = forks
+        self.record = record
+        self.start = start
+        self.tree = tree
+        self.recorder = recorder
+        self.recording = trio.Lock()
+        """Held while `recorder` is at work."""
+
+
+class ShownForks:
+    """Those of all workspaces. Methods are for the loop's thread unless they say otherwise."""
+
+    def __init__(
+        self, store: Store, view: View, caches: KernelCaches, reader: Callable[[], JoinedObjects], unpacked: str
+    ) -> None:
+        """*reader*: all that a point can name. *unpacked*: where large blobs become plain files."""
+        self._store = store
+        self._view = view
+        self._caches = caches
+        self.reader = reader
+        self._unpacked = unpacked
+        self._tops: dict[str, SyntheticDirectory] = {}
+        self._shown: dict[str, dict[str, ShownFork]] = {}
+        self._errors: dict[str, dict[str, str]] = {}
+        self._making = threading.Lock()
+        """Held while an upper is there and its record may not be."""
+
+    def trees(self) -> Iterator[ForkTree]:
+        for forks in self._shown.values():
+            for shown in forks.values():
+                yield shown.tree
+
+    # Coming and going of workspaces
+
+    def begin(self, live: LiveWorkspace) -> None:
+        """Show the forks of *live*, if they are not shown yet. May wait: a damaged or large one for its objects."""
+        if live.control is None or live.id in self._tops:
+            return
+        self._tops[live.id] = self._view.synthetic.directory(live.control, NAME)
+        self._shown[live.id] = {}
+        self._errors[live.id] = {}
+        for record in self.forks(live).all():
+            try:
+                self._show_waiting(live, record)
+            except (ClivefsError, OSError) as error:
+                log.warning("%s: the fork %s cannot be shown: %s", live.name, record.name, error)
+                self._errors[live.id][record.name] = str(error)
+
+    def _show_waiting(self, live: LiveWorkspace, record: ForkRecord) -> None:
+        for _ in range(_JOBS_MAX):
+            try:
+                self.show(live, record)
+            except Blocked as blocked:
+                blocked.job()
+            else:
+                return
+
+    def end(self, live: LiveWorkspace) -> None:
+        """*live* leaves."""
+        if self._tops.pop(live.id, None) is None:
+            return
+        for name in list(self._shown[live.id]):
+            self.hide(live, name)
+        del self._shown[live.id], self._errors[live.id]
+
+    def close(self) -> None:
+        for tree in self.trees():
+            tree.close()
+        self._shown.clear()
+        self._tops.clear()
+
+    # Single forks
+
+    def forks(self, live: LiveWorkspace) -> Forks:
+        """The records of the forks of *live*."""
+        return Forks(self._store, live.id)
+
+    def get(self, live: LiveWorkspace, name: str) -> ShownFork:
+        """The fork of that name. ClivefsError where there is none, or it cannot be shown."""
+        shown = self._shown.get(live.id, {}).get(name)
+        if shown is not None:
+            return shown
+        self.forks(live).get(name)
+        raise ClivefsError(
+            f"the fork cannot be shown: {self.error(live, name)}", place=name, remedy=f"`clivefs fork --drop {name}`"
+        )
+
+    def of(self, live: LiveWorkspace) -> list[ShownFork]:
+        """The forks that are shown, by name."""
+        return [shown for _, shown in sorted(self._shown.get(live.id, {}).items())]
+
+    def error(self, live: LiveWorkspace, name: str) -> str | None:
+        """Why a fork is not shown."""
+        return self._errors.get(live.id, {}).get(name)
+
+    def show(self, live: LiveWorkspace, record: ForkRecord) -> ShownFork:
+        """Show a fork whose record is in the store. ClivefsError, OSError; may be `Blocked`, before any change."""
+        try:
+            start = Points(self._store, live.id).load(bytes.fromhex(record.start))
+        except (ObjectMissing, CorruptObject) as error:
+            raise ClivefsError(f"its point is not there: {error}", place=record.name) from error
+        make_directories(self._unpacked)
+        lower = lower_of_point(start, self.reader(), owner=self._view.owner, cache_dir=self._unpacked)
+        try:
+            lower.attr(lower.root, fetch=True)  # what must be waited for is waited for here
+            upper = os.open(self.directory(live, record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                identity = f"{live.id}\0fork\0{record.upper}".encode()
+                tree = ForkTree(lower, upper, self._view.table, entry=identity, source=b"fork")
+            finally:
+                os.close(upper)
+        except BaseException:
+            lower.close()
+            raise
+        settings = live.settings.sessions
+        recorder = ForkRecorder(
+            self._store,
+            self.reader,
+            State(start.tree, start.meta),
+            entries=record.entries,
+            exclude=settings.exclude,
+            ignored=settings.ignored,
+        )
+        shown = self._shown[live.id][record.name] = ShownFork(self.forks(live), record, start, tree, recorder)
+        self._errors[live.id].pop(record.name, None)
+        parent, name = self._view.set_entry(self._tops[live.id], record.name.encode(), tree)
+        self._caches.forget_way(parent, name)
+        return shown
+
+    def hide(self, live: LiveWorkspace, name: str) -> None:
+        """Show a fork no more. Who has a file of it open keeps that."""
+        self._errors[live.id].pop(name, None)
+        shown = self._shown[live.id].pop(name, None)
+        if shown is None:
+            return
+        parent, entry = self._view.remove_entry(self._tops[live.id], name.encode())
+        self._caches.forget_way(parent, entry)
+        DetachedTree(shown.tree, self._view.table, shown.tree.close)
+
+    # On disk
+
+    def directory(self, live: LiveWorkspace, record: ForkRecord) -> str:
+        """The fork's upper."""
+        return os.path.join(self._uppers(live), record.upper)
+
+    def _uppers(self, live: LiveWorkspace) -> str:
+        return os.path.join(os.fspath(self._store.path), "uppers", live.id)
+
+    def make(self, live: LiveWorkspace, record: ForkRecord) -> None:
+        """Make the upper and the record of a new fork; durable. For threads. MetaConflict: the name is taken."""
+        directory = self.directory(live, record)
+        with self._making:
+            make_directories(directory)
+            FAULTS.hit("fork.upper")
+            try:
+                self.forks(live).add(record)
+            except BaseException:
+                os.rmdir(directory)
+                raise
+        FAULTS.hit("fork.made")
+
+    def drop(self, live: LiveWorkspace, record: ForkRecord) -> None:
+        """Forget a fork that is not shown any more, with all that was written in it. For threads."""
+        self.forks(live).drop(record)
+        FAULTS.hit("fork.dropped")
+        self.clear(live)
+
+    def clear(self, live: LiveWorkspace) -> None:
+        """Delete what is left of forks that were dropped, or not finished. For threads."""
+        try:
+            fd = os.open(self._uppers(live), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            with self._making:
+                known = {record.upper for record in self.forks(live).all()}
+                for name in os.listdir(fd):
+                    if name.startswith(UPPER_PREFIX) and name not in known:
+                        os.rename(name, _rubbish_name(), src_dir_fd=fd, dst_dir_fd=fd)
+            for name in os.listdir(fd):
+                if os.fsencode(name).startswith(_RUBBISH):
+                    destroy(fd, os.fsencode(name), lambda inode: None, _rubbish_name)
+        finally:
+            os.close(fd)
+
+
+def _rubbish_name() -> bytes:
+    return _RUBBISH + os.urandom(12).hex().encode()

@@ -1,0 +1,134 @@
+"""`overlay export --as-layer`: the edits become a patch of the entry. What is shown stays the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.daemon import ownconfig
+from clivefs.daemon.overlays import reading, target
+from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
+from clivefs.daemon.overlays.target import Based
+from clivefs.daemon.workspaces import Workspaces
+from clivefs.mounts.config import config
+from clivefs.mounts.config.patches import add_pattern
+from clivefs.mounts.edits import journal, ownpatches
+from clivefs.mounts.edits.journal import PatchChange, Rebase
+from clivefs.mounts.edits.layering import goes, names_it, plan_layer
+from clivefs.mounts.edits.plan import RebasePlan
+from clivefs.mounts.edits.still import UNSEEN
+
+_MISMATCH = (
+    "with this name the patch would not be applied after the others of `patches`; choose one that sorts after them"
+)
+
+
+class Exporting:
+    """Makes layers of edits. Methods are for the loop's thread."""
+
+    def __init__(self, workspaces: Workspaces, moves: Moving) -> None:
+        self._workspaces = workspaces
+        self._moving = moves
+
+    async def as_layer(
+        self, based: Based, file: str, progress: Callable[[str], None], *, dry_run: bool
+    ) -> dict[str, Any]:
+        """Write the edits of *based* to the patch *file* (relative to the workspace), make it the last of the entry's
+        `patches`, and forget them."""
+        live, path = based.target.live, based.target.path
+        target.whole_entry(based.target, "--as-layer")
+        target.refuse_own_overlay(live, "--as-layer")
+        _check_file(based, file)
+        async with alone(live, path):
+            if journal.load(self._workspaces.store, journal.key(live.id, path)) is not None:
+                raise ClivefsError(
+                    "a rebase of it is under way", place=path, remedy="finish it first, or take it back with --abort"
+                )
+            for _ in range(ATTEMPTS_MAX):
+                seen = await self._moving.settled_look(based)
+                edits = await reading.edits(based.target.tree)
+                if not edits.files:
+                    return {"path": path, "file": None, "files": [], "stay": [], "dry_run": dry_run}
+                layer = await trio.to_thread.run_sync(
+                    lambda files: plan_layer(
+                        based.reader,
+                        self._workspaces.store,
+                        lower=based.patched,
+                        edits=files,
+                        name=file,
+                        scratch=self._workspaces.scratch(),
+                    ),
+                    edits.files,
+                )
+                what = goes(based.target.tree, self._workspaces.owner, edits.kept)
+                result = {
+                    "path": path,
+                    "file": file,
+                    "files": [os.fsdecode(each) for each in sorted(edits.files)],
+                    "stay": [os.fsdecode(each) for each in what.stays],
+                    "dry_run": dry_run,
+                }
+                if dry_run:
+                    return result
+                if not layer.patch:
+                    raise ClivefsError("none of these edits is one that a patch can hold", place=path)
+                step = await trio.to_thread.run_sync(self._step, based, file, layer.patch, layer.plan)
+                step.seen, step.times_ns = seen, what.times_ns
+                step.plan = dataclasses.replace(step.plan, kept=edits.kept)
+                step.at_last = lambda plan: self._plan(based, plan)
+                try:
+                    await self._moving.carry(step, progress)
+                except WrittenMeanwhile:
+                    continue
+                return result
+        raise ClivefsError("it is being written to all the time", place=path, remedy="stop what writes there first")
+
+    def _plan(self, based: Based, plan: RebasePlan) -> RebasePlan:
+        """What can go now, in the span that lets it go: a file may have been opened meanwhile."""
+        return dataclasses.replace(plan, resets=goes(based.target.tree, self._workspaces.owner, plan.kept).resets)
+
+    def _step(self, based: Based, file: str, patch: bytes, plan: RebasePlan) -> Step:
+        """For threads: reads Clive.toml."""
+        live, entry = based.target.live, based.mounted.entry
+        before = ownconfig.read_text(live)
+        after = before
+        if not names_it(entry.patches, file):
+            after = add_pattern(before, entry.path, glob.escape(file), file=live.settings.file)
+        new = config.parse(after, file=live.settings.file, root=live.root).entry(entry.path)
+        assert new is not None
+        name = live.assembly.surroundings().upper_name(entry)
+        record = Rebase(
+            entry=journal.key(live.id, entry.path),
+            before=entry.source,
+            after=entry.source,
+            state=journal.STARTED,
+            patches=(PatchChange.of(file, None, patch),),
+            path=entry.path,
+            uppers=(name, name),
+            toml=(before, after),
+            times=self._moving.kept_times(based),
+        )
+        over = dataclasses.replace(record, state=journal.UNSOLVED)
+        return Step(based, record, over, new, plan, based.reader, UNSEEN, _MISMATCH)
+
+
+def _check_file(based: Based, file: str) -> None:
+    live = based.target.live
+    if target.enclosing(live, file) is not None:
+        raise ClivefsError(
+            "the patch would lie in a mount entry", place=file, remedy="name a file of the workspace's own directory"
+        )
+    if ownpatches.read(live.root, file) is not None:
+        raise ClivefsError("there is such a file already", place=file, remedy="choose another name")
+    if based.mounted.error is not None or based.mounted.series.error is not None:
+        raise ClivefsError(
+            f"not all patches of it are applied: {based.mounted.error or based.mounted.series.error}",
+            place=based.target.path,
+            remedy="mend them first, `clivefs status` names the first that does not apply",
+        )

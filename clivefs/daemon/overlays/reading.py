@@ -1,0 +1,193 @@
+"""Reading what an overlay changes, while others go on using it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.mounts.edits.diff import Changed, Version, git_mode
+from clivefs.mounts.edits.plan import shown_files
+from clivefs.mounts.git.joined import CONTENT_BYTES_MAX
+from clivefs.mounts.git.treeeditor import check_path
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.edits import OverlayChange
+from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.tree import Blocked, Node, OpenFile
+from clivefs.objects.encode import hash_object
+
+T = TypeVar("T")
+
+_BLOCK = 1 << 20
+_PAUSE_S = 0.002
+
+
+class Edits(NamedTuple):
+    """What an overlay changes."""
+
+    files: dict[bytes, Version | None]
+    """What it shows at each changed path; None where it hides what the lower has."""
+    kept: frozenset[bytes]
+    """Files that no tree can hold: a repository's `.git`, what is too large."""
+
+
+async def edits(tree: OverlayTree) -> Edits:
+    """All edits of an overlay on a git tree. ClivefsError where what is shown is not what the tree holds: a merge, a
+    patch or a commit of that would change every line."""
+    kept = {path for change in await all_changes(tree) if not _fits(tree, path := change.path, change)}
+    changes = [change async for change in changed(tree, b"", kept)]
+    for path, before, _ in changes:
+        if before is not None and _is_converted(tree.lower, path, before):
+            raise ClivefsError(
+                "this file is converted (`.gitattributes` asks for other line ends, ident or encoding)",
+                place=os.fsdecode(path),
+                remedy="commit it with git in the mount, or `clivefs overlay export PATH -o FILE` writes a plain patch",
+            )
+    return Edits(shown_files(changes), frozenset(kept))
+
+
+def _is_converted(lower: Lower, path: bytes, before: Version) -> bool:
+    ref = lower.find(path)
+    oid = lower.describe(ref).get("oid") if ref is not None else None
+    return oid is not None and oid != hash_object("blob", before.content).hex().encode()
+
+
+def _fits(tree: OverlayTree, path: bytes, change: OverlayChange) -> bool:
+    if check_path(path) is not None:
+        return False
+    if change.what == "deleted" or change.kind != stat.S_IFREG:
+        return True
+    node: Node = tree.root
+    try:
+        for name in path.split(b"/"):
+            node, attr = tree.listed(node, name)
+    except (OSError, Blocked):
+        return True  # gone meanwhile
+    return attr.size <= CONTENT_BYTES_MAX
+
+
+async def all_changes(tree: OverlayTree) -> list[OverlayChange]:
+    """`OverlayTree.changes`. Others get the loop meanwhile; where what they change comes in the way, it is looked at
+    anew, and in the end without a pause."""
+    for pause_s in (_PAUSE_S, _PAUSE_S, _PAUSE_S, float("inf")):
+        found: list[OverlayChange] = []
+        began = time.monotonic()
+        try:
+            for change in tree.changes():
+                found.append(change)
+                if time.monotonic() - began > pause_s:
+                    await trio.lowlevel.checkpoint()
+                    began = time.monotonic()
+        except OSError:
+            if pause_s == float("inf"):
+                raise
+            continue
+        break
+    return found
+
+
+async def delete_discarded(tree: OverlayTree) -> None:
+    """Delete what resets took away, however much that is."""
+    job = tree.discarded()
+    if job is not None:
+        await trio.to_thread.run_sync(job)
+    while tree.forget_discarded():
+        await trio.lowlevel.checkpoint()
+
+
+async def changed(
+    tree: OverlayTree, below: bytes, without: set[bytes] | frozenset[bytes] = frozenset()
+) -> AsyncIterator[Changed]:
+    """Each changed file under *below* before and after, but those of *without*. Lets others have the loop between
+    files."""
+    for change in await all_changes(tree):
+        if below and change.path != below and not change.path.startswith(below + b"/"):
+            continue
+        is_directory = change.kind == stat.S_IFDIR
+        if change.path in without or (is_directory and change.what in ("added", "modified")):
+            continue  # git knows directories by what is in them, and that is told of too
+        if change.what != "added":
+            ref = tree.lower.find(change.path)
+            if ref is not None:
+                async for path, version in _lower_files(tree.lower, change.path, ref):
+                    yield Changed(path, version, None)
+        if change.what != "deleted" and not is_directory:
+            after = await shown_version(tree, change.path)
+            if after is not None:
+                yield Changed(change.path, None, after)
+        await trio.lowlevel.checkpoint()
+
+
+async def _lower_files(lower: Lower, path: bytes, ref: LowerRef) -> AsyncIterator[tuple[bytes, Version]]:
+    pending = [(path, ref)]
+    while pending:
+        at, current = pending.pop()
+        if current.kind == stat.S_IFDIR:
+            for entry in lower.entries(current):
+                child = lower.child(current, entry.name)
+                if child is not None:
+                    pending.append((at + b"/" + entry.name, child))
+            continue
+        version = await lower_version(lower, current)
+        if version is not None:
+            yield at, version
+
+
+async def lower_version(lower: Lower, ref: LowerRef) -> Version | None:
+    """A file of the lower layer; None for what git cannot hold."""
+    mode = git_mode((await waiting(lambda: lower.attr(ref, fetch=True))).mode)
+    if mode is None:
+        return None
+    if mode == 0o120000:
+        return Version(mode, await waiting(lambda: lower.readlink(ref)))
+    return Version(mode, await _content(lambda: lower.open(ref)))
+
+
+async def shown_version(tree: OverlayTree, path: bytes) -> Version | None:
+    """What is shown at *path*; None for nothing, and for what git cannot hold."""
+    node: Node = tree.root
+    try:
+        for name in path.split(b"/"):
+            node, attr = await waiting(lambda n=node, x=name: tree.lookup(n, x))  # type: ignore[misc]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    mode = git_mode(attr.mode)
+    if mode is None:
+        return None
+    if mode == 0o120000:
+        return Version(mode, await waiting(lambda: tree.readlink(node)))
+    return Version(mode, await _content(lambda: tree.open(node, os.O_RDONLY)))
+
+
+async def _content(open_it: Callable[[], OpenFile]) -> bytes:
+    file = await waiting(open_it)
+    try:
+        parts: list[bytes] = []
+        offset = 0
+        while part := file.read(offset, _BLOCK):
+            parts.append(part)
+            offset += len(part)
+            await trio.lowlevel.checkpoint()
+        return b"".join(parts)
+    finally:
+        file.close()
+
+
+def note_changes(tree: OverlayTree) -> None:
+    """Tell who records the tree that anything in it may be another now: not through the mount, so nobody else does."""
+    if tree.journal is not None:
+        tree.journal.everything()
+
+
+async def waiting(call: Callable[[], T]) -> T:
+    """Call until it has not to wait any more."""
+    while True:
+        try:
+            return call()
+        except Blocked as blocked:
+            await trio.to_thread.run_sync(blocked.job)

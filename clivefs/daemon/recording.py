@@ -1,0 +1,78 @@
+"""Recording: which workspaces of a daemon are recorded, from when to when. `liverecording` does it for one of them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import trio
+
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.liverecording import LiveRecording, Settled, Surroundings
+from clivefs.mounts.points.point import Point
+from clivefs.mounts.recording.layers import Hidden
+from clivefs.mounts.tree import Owner
+from clivefs.objects.store import Store
+
+_OPEN_S = 3.0
+"""How often what was written to files that stay open is recorded."""
+
+
+class Recording:
+    """Records the workspaces of one daemon. Methods are for the loop's thread."""
+
+    def __init__(
+        self, store: Store, owner: Owner, mountpoint: str, *, hidden: Hidden, tell_open: Callable[[], None]
+    ) -> None:
+        """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open."""
+        self._surroundings = Surroundings(store, owner, mountpoint, socket.gethostname(), hidden, tell_open)
+        self._of: dict[str, LiveRecording] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def assembled(self, live: LiveWorkspace) -> None:
+        """The trees of *live*, or its settings, are others now."""
+        recording = self._of.get(live.id)
+        if recording is None:
+            recording = self._of[live.id] = LiveRecording(live, self._surroundings)
+            live.recording = recording.describe
+            if self._nursery is not None:
+                self._nursery.start_soon(recording.run)
+        recording.assembled()
+
+    async def run(self) -> None:
+        """Until cancelled: record."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for recording in self._of.values():
+                nursery.start_soon(recording.run)
+            nursery.start_soon(self._look_at_open_files)
+
+    async def _look_at_open_files(self) -> None:
+        while True:
+            await trio.sleep(_OPEN_S)
+            self._surroundings.tell_open()
+
+    def of(self, live: LiveWorkspace) -> LiveRecording:
+        """What records *live*."""
+        return self._of[live.id]
+
+    async def snapshot(self, live: LiveWorkspace, message: str | None = None) -> Point:
+        """The barrier: a durable point in which everything is that was written before this call, but for files that
+        are written to all the time."""
+        return (await self.of(live).barrier(message)).point
+
+    async def settle(self, live: LiveWorkspace, message: str | None = None) -> Settled:
+        """The same, and what is not in it."""
+        return await self.of(live).barrier(message)
+
+    async def leave(self, live: LiveWorkspace) -> None:
+        """Record what is not recorded yet, and end the session. The workspace must still be shown."""
+        recording = self._of.pop(live.id, None)
+        if recording is not None:
+            await recording.end()
+
+    async def finish(self) -> None:
+        """The same for all of them."""
+        for recording in list(self._of.values()):
+            await recording.end()
+        self._of.clear()

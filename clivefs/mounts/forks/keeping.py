@@ -1,0 +1,202 @@
+"""Before the live view changes an ignored file, its old version is kept for the forks that have inherited it.
+
+A `Keeper` stands at a tree of the live view, and is asked by the view before each change. It must be quick where there
+is nothing to keep: it looks at the ignore rules first, which are in memory, and only then at files. What is large is
+copied in a thread (`Blocked`, before anything has changed).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterable
+
+from clivefs.base.syscalls import RENAME_EXCHANGE
+from clivefs.mounts.forks.inherited import Copying
+from clivefs.mounts.forks.lower import ForkLower, ForkRef
+from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.overlay.copyup import INLINE_BYTES_MAX
+from clivefs.mounts.recording.parts import join
+from clivefs.mounts.tree import Attr, Blocked, Node, Tree, refuse
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS_MAX = 3
+
+Change = Callable[[], None]
+
+
+class Keeper:
+    """Of the tree that is shown at *prefix* of a workspace. Methods are called before the change that they name."""
+
+    def __init__(self, prefix: bytes, forks: Callable[[], Iterable[ForkLower]]) -> None:
+        self._prefix = prefix
+        self._forks = forks
+        self._copying: dict[bytes, tuple[Copying, Attr, int]] = {}
+
+    def making(self, directory: Node, name: bytes) -> None:
+        """*name* is about to come: no fork has inherited it."""
+        live = self._path(directory, name)
+        if live is None:
+            return
+        for fork in self._forks():
+            context = fork.context(live)
+            if context is None:
+                continue
+            above, own_name = context
+            if fork.child(above, own_name) is None:
+                fork.inherited.note_absent(join(above.at, own_name))
+
+    def changing(self, node: Node) -> None:
+        """The content or the attributes of *node* are about to change."""
+        if node.removed or node.parent is None:
+            return
+        for parent, name in node.places():
+            live = self._path(parent, name)
+            if live is not None:
+                self._keep(live, leaving=False)
+
+    def leaving(self, directory: Node, name: bytes) -> None:
+        """*name* is about to go."""
+        live = self._path(directory, name)
+        if live is not None:
+            self._keep(live, leaving=True)
+
+    def renaming(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> Change:
+        """*name* is about to become *new_name*: what is to be called when it has."""
+        old, new = self._path(src, name), self._path(dst, new_name)
+        if old is None or new is None:
+            return _nothing
+        exchange = flags == RENAME_EXCHANGE
+        changes: list[Change] = []
+        for fork in self._forks():
+            found = _what(fork, old)
+            if exchange:
+                if _is_directory(found) or _is_directory(_what(fork, new)):
+                    changes.append(functools.partial(fork.inherited.note_moved, old, new, exchanged=True))
+                    continue
+                self._keep_for(fork, new, leaving=False)
+                self._keep_for(fork, old, leaving=False)
+                continue
+            self._keep_for(fork, new, leaving=True)
+            if _is_directory(found):
+                changes.append(functools.partial(fork.inherited.note_moved, old, new))
+                continue
+            self._keep_for(fork, old, leaving=False)
+            context = fork.context(new)
+            if context is not None and fork.child(*context) is None:
+                fork.inherited.note_absent(join(context[0].at, context[1]))
+        if not changes:
+            return _nothing
+        return lambda: _all(changes)
+
+    def _path(self, directory: Node, name: bytes) -> bytes | None:
+        """Where the live view has *name*."""
+        if directory.removed:
+            return None
+        return join(self._prefix, join(directory.path(), name))
+
+    # Keeping one file
+
+    def _keep(self, live: bytes, *, leaving: bool) -> None:
+        for fork in self._forks():
+            self._keep_for(fork, live, leaving=leaving)
+
+    def _keep_for(self, fork: ForkLower, live: bytes, *, leaving: bool) -> None:
+        try:
+            found = fork.inherits_now(live)
+            if found is not None:
+                self._keep_one(fork, *found, live, leaving=leaving)
+        except OSError as error:
+            if not isinstance(error, PermissionError):
+                raise
+            log.info("the old version of %r cannot be kept: %s", live, error)
+
+    def _keep_one(
+        self, fork: ForkLower, ref: ForkRef, tree: Tree, node: Node, attr: Attr, live: bytes, *, leaving: bool
+    ) -> None:
+        inherited = fork.inherited
+        ways = fork.ways(ref)
+        xattrs = fork.xattrs(ref)
+        kind = stat.S_IFMT(attr.mode)
+        if kind == stat.S_IFDIR:
+            inherited.put_directory(ref.at, [*ways, (attr, xattrs)])
+            return
+        if kind == stat.S_IFREG:
+            if leaving and attr.nlink == 1 and isinstance(tree, HostTree) and self._link(fork, ref, tree, node, ways):
+                fork.kept(ref)
+                return
+            copy = self._copied(fork, ref, tree, node, attr, xattrs, live)
+        else:
+            target = tree.readlink(node) if kind == stat.S_IFLNK else None
+            copy = inherited.new_copy(attr, xattrs, None, target)
+            copy.run()
+        inherited.put(copy, ref.at, ways)
+        fork.kept(ref)
+
+    @staticmethod
+    def _link(
+        fork: ForkLower, ref: ForkRef, tree: Tree, node: Node, ways: list[tuple[Attr, dict[bytes, bytes]]]
+    ) -> bool:
+        file = tree.open(node, os.O_RDONLY)
+        try:
+            fd = file.fileno()
+            return fd is not None and fork.inherited.put_link(fd, ref.at, ways)
+        finally:
+            file.close()
+
+    def _copied(
+        self,
+        fork: ForkLower,
+        ref: ForkRef,
+        tree: Tree,
+        node: Node,
+        attr: Attr,
+        xattrs: dict[bytes, bytes],
+        live: bytes,
+    ) -> Copying:
+        """A finished copy of a regular file. `Blocked` while a thread makes a large one."""
+        key = b"%d\0%b" % (id(fork), live)
+        begun = self._copying.get(key)
+        attempts = 0
+        if begun is not None:
+            copy, before, attempts = begun
+            if not copy.done:
+                raise Blocked(copy.run, f"keeping {os.fsdecode(live)} for a fork")
+            del self._copying[key]
+            if (before.size, before.mtime_ns, before.mode) == (attr.size, attr.mtime_ns, attr.mode):
+                return copy
+            copy.close()
+            if attempts >= _ATTEMPTS_MAX:
+                raise refuse(errno.EBUSY, live)  # it changes all the time
+        copy = fork.inherited.new_copy(attr, xattrs, tree.open(node, os.O_RDONLY), None)
+        if attr.size <= INLINE_BYTES_MAX:
+            copy.run()
+            return copy
+        self._copying[key] = copy, attr, attempts + 1
+        raise Blocked(copy.run, f"keeping {os.fsdecode(live)} for a fork")
+
+
+def _what(fork: ForkLower, live: bytes) -> Attr | None:
+    """What the fork has inherited that is at *live* of the live view, or has a part of below a directory there."""
+    at = fork.inherited.own_path(live)
+    if not at or fork.inherited.is_absent(at):
+        return None
+    found = fork.in_live(at)
+    return found[2] if found is not None else None
+
+
+def _is_directory(attr: Attr | None) -> bool:
+    return attr is not None and stat.S_ISDIR(attr.mode)
+
+
+def _all(changes: list[Change]) -> None:
+    for change in changes:
+        change()
+
+
+def _nothing() -> None:
+    return None

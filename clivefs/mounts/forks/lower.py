@@ -1,0 +1,517 @@
+"""What a fork stands on: the tree of its point, and below that the ignored files of the live view.
+
+The point decides first. Where it has nothing, and its own ignore rules (those of `RulesOfThen` and of its `.gitignore`
+files) say that nothing is recorded there, the live view's file shows through, unless it came later. What the live view
+is about to change is kept before (`keeping`), so an inherited file is what it was; only who changes one behind the
+mount's back changes it here too.
+
+References are by path and find out anew where an inherited file lies, each time that they are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import stat
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+
+from clivefs.mounts.forks.inherited import Inherited
+from clivefs.mounts.git.space import Reader
+from clivefs.mounts.host.calls import HostFile, xattr_path
+from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.points.lower import PointLower, PointRef
+from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
+from clivefs.mounts.recording.layers import GITIGNORE, is_never
+from clivefs.mounts.recording.parts import join
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
+from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
+
+_HELD_MAX = 256
+_USED_MAX = 16
+_CONTEXTS_MAX = 4096
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.ELOOP)
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+Live = Callable[[], Mapping[bytes, Tree]]
+"""The trees of the live view by mount entry; that of the workspace's own directory is the empty path."""
+
+
+class ForkRef(LowerRef):
+    """One file of a fork's lower layer."""
+
+    __slots__ = ("at", "ignored", "name", "parent", "point", "rules")
+
+    def __init__(
+        self, kind: int, parent: ForkRef | None, name: bytes, at: bytes, point: PointRef | None, *, ignored: bool
+    ) -> None:
+        self.kind = kind
+        self.parent = parent
+        self.name = name
+        self.at = at
+        """The path."""
+        self.point = point
+        """The file in the point; None: it is inherited."""
+        self.ignored = ignored
+        """Of a directory: nothing in it is recorded but what the point has."""
+        self.rules: Rules | None = None
+        """Of a directory: its ignore rules, once they are known."""
+
+    def __hash__(self) -> int:
+        return hash(self.at)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ForkRef) and self.at == other.at and self.kind == other.kind and self.point == other.point
+        )
+
+
+class ForkLower(Lower):
+    """The point *point* with what *inherited* and the live view add. For the loop's thread."""
+
+    live = False
+
+    def __init__(
+        self,
+        point: PointLower,
+        reader: Reader,
+        inherited: Inherited,
+        table: NodeTable,
+        live: Live,
+        *,
+        entries: Iterable[bytes] = (),
+    ) -> None:
+        """It owns *point* and *inherited*. *entries*: the paths where ignore rules start anew."""
+        self._point = point
+        self._reader = reader
+        self.inherited = inherited
+        self._table = table
+        self._live = live
+        self._anew = frozenset(entries)
+        rules = inherited.rules
+        self._exclude = Exclude("\n".join(rules.exclude).encode("utf-8", "surrogateescape"))
+        self._held: OrderedDict[tuple[int, bytes], Node] = OrderedDict()
+        self._contexts: OrderedDict[bytes, ForkRef | None] = OrderedDict()
+        self._used: deque[Node] = deque()
+        self._open: dict[bytes, list[InheritedFile]] = {}
+        self._root: ForkRef | None = None
+
+    @property
+    def root(self) -> ForkRef:
+        if self._root is None:
+            self._root = ForkRef(stat.S_IFDIR, None, b"", b"", self._point.root, ignored=False)
+        return self._root
+
+    # Rules
+
+    def _rules(self, directory: ForkRef) -> Rules:
+        if directory.rules is not None:
+            return directory.rules
+        gitignore = self._gitignore(directory)
+        if directory.parent is None or directory.at in self._anew:
+            way = directory.at + b"/" if directory.at else b""
+            rules = self.inherited.rules
+            info_exclude = rules.info_exclude.get(os.fsdecode(directory.at)) if rules.obey else None
+            found = Rules.at_root(self._exclude, way, info_exclude, gitignore)
+        elif directory.ignored:
+            found = Rules()
+        else:
+            found = self._rules(directory.parent).enter(directory.name, gitignore)
+        directory.rules = found
+        return found
+
+    def _gitignore(self, directory: ForkRef) -> bytes | None:
+        if directory.point is None or not self.inherited.rules.obey:
+            return None
+        found = self._point.child(directory.point, GITIGNORE)
+        if found is None or found.kind != stat.S_IFREG or found.git is None:
+            return None
+        try:
+            return self._reader.read(found.git.entry.oid)[1][:FILE_BYTES_MAX]
+        except (ObjectMissing, CorruptObject, ObjectTooLarge):
+            return None
+
+    def ignores(self, directory: ForkRef, name: bytes, kind: int) -> bool:
+        """Whether nothing is recorded at *name*."""
+        if is_never(name) or join(directory.at, name) in self._anew:
+            return False
+        return directory.ignored or self._rules(directory).ignores(name, kind == stat.S_IFDIR)
+
+    def _may_inherit(self, directory: ForkRef, name: bytes) -> bool:
+        """Whether *name* could be inherited, whatever it is."""
+        return self.ignores(directory, name, stat.S_IFDIR) or self.ignores(directory, name, stat.S_IFREG)
+
+    # Names
+
+    def child(self, directory: LowerRef, name: bytes) -> ForkRef | None:
+        own = _own(directory)
+        if own.kind != stat.S_IFDIR or not name:
+            return None
+        found = self._point.child(own.point, name) if own.point is not None else None
+        at = join(own.at, name)
+        if found is not None:
+            ignored = found.kind == stat.S_IFDIR and self.ignores(own, name, stat.S_IFDIR)
+            return ForkRef(found.kind, own, name, at, found, ignored=ignored)
+        if not self._may_inherit(own, name):
+            return None
+        attr = self._kept(at) or self._shown_by_live(at)
+        if attr is None or not self.ignores(own, name, stat.S_IFMT(attr.mode)):
+            return None
+        return ForkRef(stat.S_IFMT(attr.mode), own, name, at, None, ignored=True)
+
+    def entries(self, directory: LowerRef) -> list[DirEntry]:
+        own = _own(directory)
+        if own.kind != stat.S_IFDIR:
+            raise refuse(errno.ENOTDIR, own.name)
+        found = self._point.entries(own.point) if own.point is not None else []
+        if not own.ignored and not self._rules(own):
+            return found
+        added = dict(self._live_entries(own))
+        added.update(self.inherited.names(own.at))
+        there = {entry.name for entry in found}
+        inherited = [
+            DirEntry(name, kind) for name, kind in added.items() if name not in there and self.ignores(own, name, kind)
+        ]
+        return sorted(found + inherited) if inherited else found
+
+    def names(self, directory: LowerRef) -> list[bytes]:
+        return [entry.name for entry in self.entries(directory)]
+
+    def _live_entries(self, directory: ForkRef) -> Iterator[tuple[bytes, int]]:
+        if self.inherited.is_absent(directory.at):
+            return
+        found = self.in_live(directory.at)
+        if found is None or not stat.S_ISDIR(found[2].mode):
+            return
+        tree, node, _ = found
+        try:
+            entries = tree.entries(node)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return
+        for name, kind in entries:
+            at = join(directory.at, name)
+            if not self.inherited.is_absent(at) and self.inherited.own_path(self._live_path(at) or b"") == at:
+                yield name, kind
+
+    # Where an inherited file lies
+
+    def _kept(self, at: bytes) -> Attr | None:
+        found = self.inherited.stat(at)
+        if found is None:
+            return None
+        attr = Attr.of(found)
+        attr.nlink = 1
+        return attr
+
+    def _live_path(self, at: bytes) -> bytes | None:
+        return self.inherited.live_path(at)
+
+    def _shown_by_live(self, at: bytes) -> Attr | None:
+        if self.inherited.is_absent(at):
+            return None
+        found = self.in_live(at)
+        if found is None:
+            return None
+        attr = copy.copy(found[2])
+        attr.nlink = 1
+        attr.reply = None
+        return attr
+
+    def in_live(self, at: bytes) -> tuple[Tree, Node, Attr] | None:
+        """What the live view has of the path *at*; None where it has nothing. May be `Blocked`."""
+        path = self._live_path(at)
+        if path is None:
+            return None
+        trees = self._live()
+        prefix = path
+        while prefix not in trees:
+            if not prefix:
+                return None
+            prefix = prefix.rpartition(b"/")[0]
+        tree = trees[prefix]
+        below = path[len(prefix) :].lstrip(b"/")
+        for _ in range(2):
+            try:
+                return self._walk(tree, below)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                if not self._forget_way(tree, below):
+                    break
+        return None
+
+    def _walk(self, tree: Tree, path: bytes) -> tuple[Tree, Node, Attr]:
+        if not path:
+            return tree, tree.root, tree.getattr(tree.root)
+        head, _, name = path.rpartition(b"/")
+        node, attr = tree.lookup(self._directory(tree, head), name)
+        self._use(node)
+        return tree, node, attr
+
+    def _use(self, node: Node) -> None:
+        """Hold a node for as long as its finder may need it."""
+        node.opens += 1
+        self._used.append(node)
+        if len(self._used) > _USED_MAX:
+            self._unuse(self._used.popleft())
+
+    def _unuse(self, node: Node) -> None:
+        node.opens -= 1
+        self._table.release(node)
+
+    def _directory(self, tree: Tree, path: bytes) -> Node:
+        """The directory *path* of *tree*, held so that the next look is quick. Iterative: paths may be deep."""
+        names = path.split(b"/") if path else []
+        at = len(names)
+        node = tree.root
+        while at:
+            known = self._held.get((id(tree), b"/".join(names[:at])))
+            if known is not None:
+                if known.tree is tree and not known.removed and known.path() == b"/".join(names[:at]):
+                    node = known
+                    break
+                self._let_go((id(tree), b"/".join(names[:at])))
+            at -= 1
+        for index in range(at, len(names)):
+            node, attr = tree.lookup(node, names[index])
+            if not stat.S_ISDIR(attr.mode):
+                self._table.release(node)
+                raise refuse(errno.ENOTDIR, names[index])
+            self._hold((id(tree), b"/".join(names[: index + 1])), node)
+        return node
+
+    def _hold(self, key: tuple[int, bytes], node: Node) -> None:
+        self._let_go(key)
+        node.opens += 1
+        self._held[key] = node
+        while len(self._held) > _HELD_MAX:
+            self._let_go(next(iter(self._held)))
+
+    def _let_go(self, key: tuple[int, bytes]) -> bool:
+        node = self._held.pop(key, None)
+        if node is None:
+            return False
+        node.opens -= 1
+        self._table.release(node)
+        return True
+
+    def _forget_way(self, tree: Tree, path: bytes) -> bool:
+        """Forget the held directories on the way to *path*; whether there were any."""
+        found = False
+        while path:
+            path = path.rpartition(b"/")[0]
+            found = self._let_go((id(tree), path)) or found
+        return found
+
+    # Files
+
+    def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
+        own = _own(ref)
+        if own.point is not None:
+            return self._point.attr(own.point, fetch=fetch)
+        if own.kind == stat.S_IFDIR:
+            attr = self._shown_by_live(own.at) or self._kept(own.at)
+        else:
+            attr = self._kept(own.at) or self._shown_by_live(own.at)
+        if attr is None or stat.S_IFMT(attr.mode) != own.kind:
+            raise refuse(errno.ESTALE, own.name)
+        return attr
+
+    def link(self, ref: LowerRef) -> int:
+        own = _own(ref)
+        return self._point.link(own.point) if own.point is not None else 0
+
+    def open(self, ref: LowerRef) -> OpenFile:
+        own = _own(ref)
+        if own.point is not None:
+            return self._point.open(own.point)
+        if self.inherited.stat(own.at) is not None:
+            fd, name = self.inherited.place(own.at)
+            return HostFile(os.open(name, _FILE_FLAGS, dir_fd=fd))
+        found = None if self.inherited.is_absent(own.at) else self.in_live(own.at)
+        if found is None or stat.S_IFMT(found[2].mode) != own.kind:
+            raise refuse(errno.ESTALE, own.name)
+        opened = self._open_live(found[0], found[1])
+        if opened is None:
+            raise refuse(errno.ESTALE, own.name)
+        file = InheritedFile(opened, self, own.at)
+        self._open.setdefault(own.at, []).append(file)
+        return file
+
+    @staticmethod
+    def _open_live(tree: Tree, node: Node) -> int | None:
+        """A descriptor of its own of a file of the live view; None where it has none."""
+        file = tree.open(node, os.O_RDONLY)
+        try:
+            fd = file.fileno()
+            return os.dup(fd) if fd is not None else None
+        finally:
+            file.close()
+
+    def closed(self, file: InheritedFile) -> None:
+        """*file* is open no more. May be called from a thread."""
+        files = self._open.get(file.at, [])
+        with suppress(ValueError):
+            files.remove(file)
+        if not files:
+            self._open.pop(file.at, None)
+
+    def readlink(self, ref: LowerRef) -> bytes:
+        own = _own(ref)
+        if own.point is not None:
+            return self._point.readlink(own.point)
+        if self.inherited.stat(own.at) is not None:
+            fd, name = self.inherited.place(own.at)
+            return os.readlink(name, dir_fd=fd)
+        found = None if self.inherited.is_absent(own.at) else self.in_live(own.at)
+        if found is None:
+            raise refuse(errno.ESTALE, own.name)
+        return found[0].readlink(found[1])
+
+    def xattrs(self, ref: LowerRef) -> dict[bytes, bytes]:
+        own = _own(ref)
+        if own.point is not None:
+            return self._point.xattrs(own.point)
+        if self.inherited.stat(own.at) is not None:
+            fd, name = self.inherited.place(own.at)
+            return _host_xattrs(fd, name)
+        found = None if self.inherited.is_absent(own.at) else self.in_live(own.at)
+        return _tree_xattrs(found[0], found[1]) if found is not None else {}
+
+    # About
+
+    def identity(self, ref: LowerRef) -> bytes:
+        own = _own(ref)
+        if own.point is not None:
+            return self._point.identity(own.point)
+        return own.at if own.kind == stat.S_IFDIR else b"inherited\0" + own.at
+
+    def path(self, ref: LowerRef) -> bytes:
+        return _own(ref).at
+
+    def describe(self, ref: LowerRef) -> dict[str, bytes]:
+        own = _own(ref)
+        return self._point.describe(own.point) if own.point is not None else {"layer": b"inherited"}
+
+    def close(self) -> None:
+        for key in list(self._held):
+            self._let_go(key)
+        while self._used:
+            self._unuse(self._used.popleft())
+        self._contexts.clear()
+        self.inherited.close()
+        self._point.close()
+
+    # Keeping: paths here are the live view's
+
+    def context(self, live: bytes) -> tuple[ForkRef, bytes] | None:
+        """The directory and the name that the fork has what the live view has at *live* under, if it may have inherited
+        that. Cheap, as every change of the live view asks."""
+        at = self.inherited.own_path(live)
+        if not at or self.inherited.is_absent(at):
+            return None
+        head, _, name = at.rpartition(b"/")
+        directory = self._context(head)
+        if directory is None or not self._may_inherit(directory, name):
+            return None
+        return directory, name
+
+    def _context(self, path: bytes) -> ForkRef | None:
+        if not path:
+            return self.root
+        if path in self._contexts:
+            self._contexts.move_to_end(path)
+            return self._contexts[path]
+        head, _, name = path.rpartition(b"/")
+        above = self._context(head)
+        found = self.child(above, name) if above is not None else None
+        if found is not None and found.kind != stat.S_IFDIR:
+            found = None
+        if found is not None:
+            self._contexts[path] = found
+            while len(self._contexts) > _CONTEXTS_MAX:
+                self._contexts.popitem(last=False)
+        return found
+
+    def inherits_now(self, live: bytes) -> tuple[ForkRef, Tree, Node, Attr] | None:
+        """The file at *live* of the live view, if the fork shows this very file. May be `Blocked`."""
+        context = self.context(live)
+        if context is None:
+            return None
+        directory, name = context
+        ref = self.child(directory, name)
+        if ref is None or ref.point is not None:
+            return None
+        if ref.kind != stat.S_IFDIR and self.inherited.stat(ref.at) is not None:
+            return None
+        found = self.in_live(ref.at)
+        return (ref, *found) if found is not None else None
+
+    def ways(self, ref: ForkRef) -> list[tuple[Attr, dict[bytes, bytes]]]:
+        """The attributes of the directories above *ref*, from the top on."""
+        found: list[tuple[Attr, dict[bytes, bytes]]] = []
+        at = ref.parent
+        while at is not None and at.parent is not None:
+            found.append((self.attr(at, fetch=True), self.xattrs(at)))
+            at = at.parent
+        return found[::-1]
+
+    def kept(self, ref: ForkRef) -> None:
+        """The old version of *ref* is kept now: who has it open reads that from now on."""
+        files = self._open.pop(ref.at, [])
+        if not files:
+            return
+        dir_fd, name = self.inherited.place(ref.at)
+        fd = os.open(name, _FILE_FLAGS, dir_fd=dir_fd)
+        try:
+            for file in files:
+                os.dup2(fd, file.fd, inheritable=False)
+        finally:
+            os.close(fd)
+
+
+class InheritedFile(HostFile):
+    """An open file of the live view."""
+
+    __slots__ = ("_lower", "at")
+
+    def __init__(self, fd: int, lower: ForkLower, at: bytes) -> None:
+        super().__init__(fd)
+        self._lower = lower
+        self.at = at
+
+    def close(self) -> None:
+        self._lower.closed(self)
+        super().close()
+
+
+def _host_xattrs(dir_fd: int, name: bytes) -> dict[bytes, bytes]:
+    path = xattr_path(dir_fd, name)
+    try:
+        names = [os.fsencode(each) for each in os.listxattr(path, follow_symlinks=False)]
+        return {each: os.getxattr(path, each, follow_symlinks=False) for each in names if each.startswith(b"user.")}
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA):
+            return {}
+        raise
+
+
+def _tree_xattrs(tree: Tree, node: Node) -> dict[bytes, bytes]:
+    try:
+        names = [each for each in tree.listxattr(node) if each.startswith(b"user.")]
+        return {each: tree.getxattr(node, each) for each in names}
+    except Blocked:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA, *_GONE):
+            return {}
+        raise
+
+
+def _own(ref: LowerRef) -> ForkRef:
+    assert isinstance(ref, ForkRef)
+    return ref

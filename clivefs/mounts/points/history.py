@@ -1,0 +1,189 @@
+"""What happened between points: which files differ, which points changed a path, when a text came or went."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from clivefs.mounts.edits.diff import Changed
+from clivefs.mounts.edits.diff import Version as FileVersion
+from clivefs.mounts.git.joined import JoinedObjects, blob_content
+from clivefs.mounts.git.treeeditor import Version, differences
+from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.points.names import MS_MAX
+from clivefs.mounts.points.point import Point
+from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK, MODE_TREE, TreeEntry
+from clivefs.objects.errors import ObjectMissing
+
+_PAGE = 256
+_TREES_MAX = 4096
+
+
+class AtPath(NamedTuple):
+    """What a tree has at a path: git's mode and the object."""
+
+    mode: int
+    oid: bytes
+
+    @property
+    def is_tree(self) -> bool:
+        return self.mode == MODE_TREE
+
+
+class PathFinder:
+    """Looks paths up in trees. Trees that were read last are kept: neighbouring points share most of theirs."""
+
+    def __init__(self, reader: JoinedObjects) -> None:
+        self._reader = reader
+        self._trees: OrderedDict[bytes, dict[bytes, TreeEntry]] = OrderedDict()
+
+    def find(self, tree: bytes, path: bytes) -> AtPath | None:
+        """What *tree* has at *path* (b"" is itself), or None. ObjectMissing."""
+        found = AtPath(MODE_TREE, tree)
+        for name in path.split(b"/") if path else ():
+            entry = self._entries(found.oid).get(name) if found.is_tree else None
+            if entry is None:
+                return None
+            found = AtPath(entry.mode, entry.oid)
+        return found
+
+    def _entries(self, tree: bytes) -> dict[bytes, TreeEntry]:
+        known = self._trees.get(tree)
+        if known is None:
+            entries = () if tree == EMPTY_TREE else self._reader.read_tree(tree)
+            known = self._trees[tree] = {entry.name: entry for entry in entries}
+            if len(self._trees) > _TREES_MAX:
+                self._trees.popitem(last=False)
+        else:
+            self._trees.move_to_end(tree)
+        return known
+
+
+class Difference(NamedTuple):
+    """A path that two states do not have alike; None where there is no file."""
+
+    path: bytes
+    before: Version | None
+    after: Version | None
+
+    @property
+    def status(self) -> str:
+        """`A`, `D`, `M`, or `T` where the kind changed, as git says."""
+        if self.before is None:
+            return "A"
+        if self.after is None:
+            return "D"
+        return "M" if self.before.mode & 0o170000 == self.after.mode & 0o170000 else "T"
+
+
+def differences_at(reader: JoinedObjects, before: bytes, after: bytes, path: bytes = b"") -> Iterator[Difference]:
+    """The files at and below *path* that differ between two trees, sorted by path within a directory's reading."""
+    finder = PathFinder(reader)
+    old, new = finder.find(before, path), finder.find(after, path)
+    if old == new:
+        return
+    if (old is not None and not old.is_tree) or (new is not None and not new.is_tree):
+        yield Difference(path, _version(old), _version(new))
+    one = old.oid if old is not None and old.is_tree else EMPTY_TREE
+    two = new.oid if new is not None and new.is_tree else EMPTY_TREE
+    prefix = path + b"/" if path else b""
+    for name, left, right in differences(reader, one, two):
+        yield Difference(prefix + name, left, right)
+
+
+def _version(found: AtPath | None) -> Version | None:
+    return Version(found.mode, found.oid) if found is not None and not found.is_tree else None
+
+
+def with_content(reader: JoinedObjects, differences: Iterator[Difference]) -> Iterator[Changed]:
+    """The same with the files' content, for `edits.diff.patch_of`; submodules are left out."""
+    for path, before, after in differences:
+        yield Changed(path, _file(reader, before), _file(reader, after))
+
+
+def _file(reader: JoinedObjects, version: Version | None) -> FileVersion | None:
+    if version is None or version.mode == MODE_GITLINK:
+        return None
+    return FileVersion(version.mode, blob_content(reader, version.oid))
+
+
+class Step(NamedTuple):
+    """A point and the one before it."""
+
+    point: Point
+    before: Point | None
+
+
+def steps(points: Points, *, start_ms: int = 0, end_ms: int = MS_MAX) -> Iterator[Step]:
+    """The points from the newest at *end_ms* to the oldest at *start_ms*, each with the one before it in time."""
+    newer: Point | None = None
+    for found in _newest_first(points, end_ms):
+        point = points.load(found.oid)
+        if newer is not None:
+            yield Step(newer, point)
+            newer = None
+        if point.ms < start_ms:
+            return
+        newer = point
+    if newer is not None:
+        yield Step(newer, None)
+
+
+def _newest_first(points: Points, end_ms: int) -> Iterator[IndexedPoint]:
+    while True:
+        page = points.between(0, end_ms, reverse=True, limit=_PAGE)
+        yield from page
+        if len(page) < _PAGE:
+            return
+        end_ms = page[-1].ms - 1
+
+
+def changed_at(
+    points: Points, reader: JoinedObjects, path: bytes, *, start_ms: int = 0, end_ms: int = MS_MAX
+) -> Iterator[Step]:
+    """The points that changed what is at *path*, newest first; all of them for b"".
+
+    A point names the paths that it changed; only one that names no path at or below *path*, and no more than it names,
+    is passed over without a look into its tree.
+    """
+    finder = PathFinder(reader)
+    for step in steps(points, start_ms=start_ms, end_ms=end_ms):
+        point, before = step
+        if not path:
+            yield step
+            continue
+        if before is not None and not point.more_paths and not any(_related(each, path) for each in point.paths):
+            continue
+        if finder.find(point.tree, path) != (finder.find(before.tree, path) if before is not None else None):
+            yield step
+
+
+def _related(one: bytes, other: bytes) -> bool:
+    """One of the paths is the other, or above it."""
+    return one == other or one.startswith(other + b"/") or other.startswith(one + b"/") or not one
+
+
+def content_changes(
+    points: Points, reader: JoinedObjects, path: bytes, text: bytes
+) -> Iterator[tuple[Step, bytes, bool]]:
+    """The points at which a file at or below *path* began or ceased to hold *text*, newest first: (step, the file's
+    path, whether it holds it from then on). A blob is searched once."""
+    holds: dict[bytes, bool] = {}
+
+    def has(version: Version | None) -> bool:
+        if version is None or version.mode == MODE_GITLINK:
+            return False
+        if version.oid not in holds:
+            try:
+                holds[version.oid] = text in blob_content(reader, version.oid)
+            except ObjectMissing:
+                holds[version.oid] = False
+        return holds[version.oid]
+
+    for step in changed_at(points, reader, path):
+        old = step.before.tree if step.before is not None else EMPTY_TREE
+        for difference in sorted(differences_at(reader, old, step.point.tree, path)):
+            after = has(difference.after)
+            if has(difference.before) != after:
+                yield step, difference.path, after

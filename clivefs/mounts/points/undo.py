@@ -1,0 +1,98 @@
+"""Undo and redo over points: where in its past a workspace stands, and what can be taken back.
+
+An undo brings the state of an earlier point and is a new point itself, so the chain of points does not tell where one
+stands. That is noted in the store's records, namespace `undo`, by workspace (JSON, see `Position`), and counts only as
+long as the newest point is the one that the last undo or redo made: whatever else changes ends it, as in an editor.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from clivefs.base.errors import ClivefsError
+from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.point import Point
+from clivefs.objects.errors import ObjectMissing
+from clivefs.objects.interface import ObjectStore
+
+_NAMESPACE = "undo"
+
+
+class Position(NamedTuple):
+    """Where a workspace stands after an undo or a redo. Ids of points."""
+
+    after: bytes
+    """What was the newest point then."""
+    at: bytes
+    """The point whose state it is."""
+    redo: tuple[bytes, ...]
+    """What can be taken back, the next one last."""
+
+
+def note_position(store: ObjectStore, workspace_id: str, position: Position) -> None:
+    """Remember where the workspace stands; durable."""
+    record = {
+        "after": position.after.hex(),
+        "at": position.at.hex(),
+        "redo": [oid.hex() for oid in position.redo],
+    }
+    with store.batch() as batch:
+        batch.meta_put(_NAMESPACE, workspace_id.encode(), json.dumps(record).encode())
+
+
+def _position(store: ObjectStore, workspace_id: str, head: Point) -> Position:
+    record = store.meta_get(_NAMESPACE, workspace_id.encode())
+    if record is not None:
+        facts = json.loads(record)
+        if facts["after"] == head.oid.hex():
+            redo = tuple(bytes.fromhex(oid) for oid in facts["redo"])
+            return Position(head.oid, bytes.fromhex(facts["at"]), redo)
+    return Position(head.oid, head.oid, ())
+
+
+def undone(
+    store: ObjectStore, points: Points, workspace_id: str, head: Point, count: int
+) -> tuple[Point, tuple[bytes, ...]]:
+    """The point that *count* undos lead to from the newest point *head*, and what can be redone then. Points that
+    changed nothing do not count. ClivefsError where there is nothing before."""
+    position = _position(store, workspace_id, head)
+    redo = list(position.redo)
+    point = points.load(position.at)
+    for _ in range(count):
+        before = _changed_before(points, point)
+        if before is None:
+            raise ClivefsError(
+                "there is nothing to undo" if point.oid == position.at else "there are not so many points before",
+                remedy="`clivefs log` shows what was recorded; `clivefs restore . --at EXPR` goes anywhere",
+            )
+        redo.append(point.oid)
+        point = before
+    return point, tuple(redo)
+
+
+def _changed_before(points: Points, point: Point) -> Point | None:
+    """The nearest point before *point* that is another state."""
+    before: Point | None = point
+    while before is not None and (before.tree, before.meta) == (point.tree, point.meta):
+        if before.parent is None:
+            return None
+        try:
+            before = points.load(before.parent)
+        except ObjectMissing:  # thinned away
+            return None
+    return before
+
+
+def redone(
+    store: ObjectStore, points: Points, workspace_id: str, head: Point, count: int
+) -> tuple[Point, tuple[bytes, ...]]:
+    """The point that *count* redos lead to, and what can be redone after that. ClivefsError where there is nothing."""
+    position = _position(store, workspace_id, head)
+    if len(position.redo) < count:
+        raise ClivefsError(
+            "there is nothing to redo" if not position.redo else f"only {len(position.redo)} can be redone",
+            remedy="a change after an undo ends that; `clivefs log` still shows every point",
+        )
+    kept = position.redo[: len(position.redo) - count]
+    return points.load(position.redo[len(kept)]), kept

@@ -1,0 +1,134 @@
+"""A mounted ref shows what a checkout would: conversions, submodules; whatever the user's own git is set to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import Bench, write_files
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def origin(bench: Bench) -> Path:
+    path = bench.repository("thing", {"README": "hello\n", "src/a.c": "int a;\n"})
+    bench.git("tag", "v1", cwd=path)
+    return path
+
+
+def mount(bench: Bench, more: str = "") -> Path:
+    bench.write_toml(f'[workspace]\nname = "shop"\n\n[mounts."lib/thing"]\ngit = "../thing"\nref = "main"\n{more}')
+    bench.mount()
+    return bench.live / "lib/thing"
+
+
+def test_submodules_do_not_confuse_git(bench: Bench, origin: Path) -> None:
+    bench.repository("inner", {"in": "in\n"})
+    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../inner", "sub", cwd=origin)
+    bench.git("commit", "-qm", "with a submodule", cwd=origin)
+    with (origin / ".gitmodules").open("a") as file:
+        file.write('[submodule "gone"]\n\tpath = gone\n\turl = ../not-there\n')
+    bench.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},gone", cwd=origin)
+    bench.git("add", ".gitmodules", cwd=origin)
+    bench.git("commit", "-qm", "and one that cannot be had", cwd=origin)
+    tree = mount(bench)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    assert (tree / "sub/in").read_text() == "in\n"
+    assert os.listdir(tree / "gone") == []
+    assert "submodule" in os.getxattr(tree / "gone", "user.clive.layer").decode()
+    (tree / "README").write_text("x\n")
+    (tree / "new").write_text("x\n")
+    bench.git("add", "-A", cwd=tree)
+    bench.git("commit", "-qm", "beside a submodule", cwd=tree)
+    assert bench.git("ls-tree", "HEAD", "sub", "gone", cwd=tree).count("160000 commit") == 2
+    bench.git("switch", "-q", "--detach", "v1", cwd=tree)
+    bench.git("switch", "-q", "main", cwd=tree)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_line_endings_and_ident_give_what_a_checkout_gives(bench: Bench) -> None:
+    path = bench.repository(
+        "thing",
+        {
+            ".gitattributes": "*.txt text\n*.bat text eol=crlf\n*.id ident\n*.bin -text\n"
+            "*.u16 working-tree-encoding=UTF-16LE eol=lf\n",
+            "a.txt": "one\ntwo\n",
+            "b.bat": "one\r\ntwo\r\n",
+            "c.id": "$Id$\nrest\n",
+            "e.bin": b"\r\n\0\n",
+            "sub/.gitattributes": "*.sh text eol=crlf\n",
+            "sub/d.sh": "echo\r\n",
+        },
+    )
+    write_files(path, {"d.u16": "wide\n".encode("utf-16-le")})
+    bench.git("add", "-A", cwd=path)
+    bench.git("commit", "-qm", "wide", cwd=path)
+    bench.git("clone", "-q", str(path), "plain", cwd=bench.base)
+    tree = mount(bench)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    for name in bench.git("ls-files", "-z", cwd=tree).split("\0")[:-1]:
+        assert (tree / name).read_bytes() == (bench.base / "plain" / name).read_bytes(), name
+        assert (tree / name).stat().st_size == (bench.base / "plain" / name).stat().st_size
+    bench.run("touch b.bat sub/d.sh c.id d.u16", cwd=tree)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_lfs_pointers_are_shown_as_they_are(bench: Bench) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
+    path = bench.repository("thing", {"big.bin": pointer})
+    write_files(path, {".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"})
+    bench.git("add", "-A", cwd=path)
+    bench.git("commit", "-qm", "attributes", cwd=path)
+    tree = mount(bench)
+    assert (tree / "big.bin").read_text() == pointer
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+@pytest.mark.parametrize("option", ["autocrlf = true", "autocrlf = input", "eol = crlf", "symlinks = false"])
+def test_the_users_own_conversions_change_nothing(bench: Bench, option: str) -> None:
+    """What a ref shows is the same for all of its users, and git in it agrees."""
+    path = bench.repository(
+        "thing",
+        {".gitattributes": "*.t text\n*.auto text=auto\n", "unix": "a\nb\n", "dos": "a\r\nb\r\n", "x.t": "a\nb\n"},
+    )
+    write_files(path, {"y.auto": "a\nb\n", "sub/z.auto": "a\nb\n"})
+    (path / "link").symlink_to("unix")
+    bench.git("add", "-A", cwd=path)
+    bench.git("commit", "-qm", "more", cwd=path)
+    (bench.home / ".gitconfig").write_text(f"[core]\n\t{option}\n\tsafecrlf = true\n")
+    tree = mount(bench)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    for name in ("unix", "x.t", "y.auto", "sub/z.auto"):
+        assert (tree / name).read_bytes() == b"a\nb\n"
+    assert (tree / "dos").read_bytes() == b"a\r\nb\r\n"
+    bench.run("touch unix dos x.t y.auto sub/z.auto", cwd=tree)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    bench.git("switch", "-q", "--detach", "HEAD~1", cwd=tree)
+    bench.git("switch", "-q", "main", cwd=tree)
+    assert (tree / "y.auto").read_bytes() == b"a\nb\n"
+    assert os.readlink(tree / "link") == "unix"
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    (tree / "unix").write_bytes(b"a\r\nb\n")
+    bench.git("commit", "-qam", "as written", cwd=tree)
+    assert bench.run("git show HEAD:unix | od -An -c", cwd=tree).stdout.split() == ["a", "\\r", "\\n", "b", "\\n"]
+
+
+def test_submodules_in_submodules(bench: Bench, origin: Path) -> None:
+    for name, inner in (("inner", None), ("middle", "inner")):
+        path = bench.repository(name, {f"{name}.txt": f"{name}\n"})
+        if inner is not None:
+            bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", f"../{inner}", "i", cwd=path)
+            bench.git("commit", "-qm", "with a submodule", cwd=path)
+    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../middle", "m", cwd=origin)
+    bench.git("commit", "-qm", "with a submodule", cwd=origin)
+    tree = mount(bench)
+    assert (tree / "m/i/inner.txt").read_text() == "inner\n"
+    assert (tree / "m/middle.txt").read_text() == "middle\n"
+    assert os.getxattr(tree / "m/i/inner.txt", "user.clive.layer").startswith(b"submodule:")
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    (tree / "m/i/inner.txt").write_text("edited\n")
+    assert (tree / "m/i/inner.txt").read_text() == "edited\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == ""  # git does not look into what has no `.git`
+    bench.check_sound()
