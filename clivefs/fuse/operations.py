@@ -28,6 +28,7 @@ from clivefs.mounts.view import View, written
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
 UNTOLD_CACHE_S = 0.1
+LISTED_DIRECTORY_CACHE_S = 0.01
 ABSENT_NAMES_MAX = 200_000
 
 
@@ -104,7 +105,9 @@ class Operations:
         if attr.unsized:
             return Entry(node.nodeid, attr, 0.0, 0.0)
         if (stat.S_ISDIR(attr.mode) or attr.nlink > 1) and not node.tree.told_of(node):
-            return Entry(node.nodeid, attr, CACHE_S, UNTOLD_CACHE_S)
+            return Entry(
+                node.nodeid, attr, CACHE_S, LISTED_DIRECTORY_CACHE_S if stat.S_ISDIR(attr.mode) else UNTOLD_CACHE_S
+            )
         return Entry(node.nodeid, attr, CACHE_S, CACHE_S)
 
     def _absent(self, directory: Node, name: bytes) -> Entry:
@@ -162,7 +165,18 @@ class Operations:
             node, attr = self.view.lookup(directory, name)
         except FileNotFoundError:
             return self._absent(directory, name)
-        return self._entry(node, attr)
+        return self._entry(node, self._told(node, attr))
+
+    def _told(self, node: Node, attr: Attr) -> Attr:
+        """*attr*; from now on a change of a directory is noticed though nobody has looked into it yet: somebody may
+        want to be told of it. What was only listed is not watched: it is asked for before it is used."""
+        if not stat.S_ISDIR(attr.mode) or node.tree.told_of(node):
+            return attr
+        try:
+            node.tree.watch(node)
+            return self.view.getattr(node)
+        except OSError:
+            return attr
 
     def forget(self, nodeid: int, count: int) -> None:
         self._table.forget(nodeid, count)
@@ -202,7 +216,7 @@ class Operations:
             for opened in self._files.values():
                 if opened.node is node:
                     return self._shown(node, node.tree.getattr_open(node, opened.file))
-        return self._shown(node, self.view.getattr(node))
+        return self._shown(node, self._told(node, self.view.getattr(node)))
 
     def setattr(self, nodeid: int, change: SetAttr, handle: int | None, *, drop_privileges: bool = False) -> Entry:
         """*drop_privileges*: a file that is cut loses its set-user-ID. One that is given away does so by chown(2)."""

@@ -280,6 +280,9 @@ class Tree(ABC):
         other directories."""
         return True
 
+    def watch(self, directory: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
+        """Watch *directory* from now on, though nobody has looked into it yet, if changes underneath are watched."""
+
     @abstractmethod
     def readlink(self, node: Node) -> bytes: ...
 

@@ -28,7 +28,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 def test_bash_completes() -> None:
     assert {"mount", "attach", "overlay"} <= _complete("clivefs", "")
-    assert _complete("clivefs", "un") == {"unmount"}
+    assert _complete("clivefs", "unm") == {"unmount"}
     assert _complete("clivefs", "overlay", "") == {
         "diff", "export", "commit", "rebase", "resolve", "reset",
     }  # fmt: skip

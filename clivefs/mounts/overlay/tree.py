@@ -275,6 +275,11 @@ class OverlayTree(Tree):
             return True
         return own.is_dir and self.lower.watches(own.lower)
 
+    def watch(self, directory: Node) -> None:
+        own = _own(directory)
+        if isinstance(self.lower, LocalLower) and own.is_dir and own.lower is not None:
+            self.lower.watch(own.lower)
+
     # The edits as a whole
 
     def changes(self) -> Iterator[OverlayChange]:
