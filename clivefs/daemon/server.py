@@ -292,6 +292,7 @@ class Daemon:
                 self._forget_everything()
                 continue
             self.workspaces.caches.apply(change)
+            self.forks.noticed(change)
             self.following.noticed(change)
 
     def _forget_everything(self) -> None:

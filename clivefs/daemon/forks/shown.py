@@ -6,8 +6,10 @@ stays in the list with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 
@@ -19,17 +21,27 @@ from clivefs.base.syscalls import make_directories
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.forks.inherited import Inherited, RulesOfThen
+from clivefs.mounts.forks.keeping import Keeper
+from clivefs.mounts.forks.lower import ForkLower
 from clivefs.mounts.forks.recorded import ForkRecorder
 from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, Forks
 from clivefs.mounts.forks.tree import ForkTree
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.host.lower import LocalLower
+from clivefs.mounts.host.watch import Outside
+from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.overlay.discard import destroy
+from clivefs.mounts.overlay.nodes import OverlayNode
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.points.compare import State
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.lower import lower_of_point
 from clivefs.mounts.points.point import Point
+from clivefs.mounts.recording.ignore import FILE_BYTES_MAX
+from clivefs.mounts.recording.parts import join
 from clivefs.mounts.synthetic import SyntheticDirectory
-from clivefs.mounts.tree import Blocked
+from clivefs.mounts.tree import Blocked, Node, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.errors import CorruptObject, ObjectMissing
 from clivefs.objects.store import Store
@@ -68,6 +80,7 @@ class ShownForks:
         self._unpacked = unpacked
         self._tops: dict[str, SyntheticDirectory] = {}
         self._shown: dict[str, dict[str, ShownFork]] = {}
+        self._live: dict[str, tuple[LiveWorkspace, dict[str, ShownFork]]] = {}
         self._errors: dict[str, dict[str, str]] = {}
         self._making = threading.Lock()
         """Held while an upper is there and its record may not be."""
@@ -81,10 +94,12 @@ class ShownForks:
 
     def begin(self, live: LiveWorkspace) -> None:
         """Show the forks of *live*, if they are not shown yet. May wait: a damaged or large one for its objects."""
+        self.keep(live)
         if live.control is None or live.id in self._tops:
             return
         self._tops[live.id] = self._view.synthetic.directory(live.control, NAME)
         self._shown[live.id] = {}
+        self._live[live.id] = live, self._shown[live.id]
         self._errors[live.id] = {}
         for record in self.forks(live).all():
             try:
@@ -108,13 +123,41 @@ class ShownForks:
             return
         for name in list(self._shown[live.id]):
             self.hide(live, name)
-        del self._shown[live.id], self._errors[live.id]
+        del self._shown[live.id], self._errors[live.id], self._live[live.id]
 
     def close(self) -> None:
         for tree in self.trees():
             tree.close()
         self._shown.clear()
         self._tops.clear()
+
+    # What forks inherit
+
+    def keep(self, live: LiveWorkspace) -> None:
+        """See that every tree of *live* keeps what the forks have inherited: to be called whenever either is another."""
+        forks = self._shown.get(live.id, {})
+        for prefix, tree in _trees(live).items():
+            tree.keeper = Keeper(prefix, lambda: [_lower(each) for each in forks.values()]) if forks else None
+
+    def noticed(self, change: Outside) -> None:
+        """Something was changed behind the mount's back: what forks have inherited of it changes with it."""
+        for live, forks in list(self._live.values()):
+            if not forks:
+                continue
+            for prefix, tree in _trees(live).items():
+                path = _changed_path(change, tree)
+                if path is not None:
+                    for shown in forks.values():
+                        self._forget(shown, join(prefix, path))
+
+    def _forget(self, shown: ShownFork, live_path: bytes) -> None:
+        at = _lower(shown).inherited.own_path(live_path)
+        node: Node | None = shown.tree.root
+        for name in at.split(b"/") if at else ():
+            node = (node.children or {}).get(name) if node is not None else None
+        if isinstance(node, OverlayNode) and node is not shown.tree.root and not node.upper and node.parent is not None:
+            self._caches.forget_names([(node.parent, node.name, node)])
+            self._caches.forget_tree(node.nodeid, ())
 
     # Single forks
 
@@ -147,29 +190,43 @@ class ShownForks:
         except (ObjectMissing, CorruptObject) as error:
             raise ClivefsError(f"its point is not there: {error}", place=record.name) from error
         make_directories(self._unpacked)
-        lower = lower_of_point(start, self.reader(), owner=self._view.owner, cache_dir=self._unpacked)
+        reader = self.reader()
+        point = lower_of_point(start, reader, owner=self._view.owner, cache_dir=self._unpacked)
         try:
-            lower.attr(lower.root, fetch=True)  # what must be waited for is waited for here
+            point.attr(point.root, fetch=True)  # what must be waited for is waited for here
             upper = os.open(self.directory(live, record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            point.close()
+            raise
+        try:
+            lower = ForkLower(
+                point,
+                reader,
+                Inherited(upper),
+                self._view.table,
+                lambda: _trees(live),
+                entries=map(os.fsencode, record.entries),
+            )
             try:
                 identity = f"{live.id}\0fork\0{record.upper}".encode()
                 tree = ForkTree(lower, upper, self._view.table, entry=identity, source=b"fork")
-            finally:
-                os.close(upper)
-        except BaseException:
-            lower.close()
-            raise
-        settings = live.settings.sessions
+            except BaseException:
+                lower.close()
+                raise
+        finally:
+            os.close(upper)
+        rules = lower.inherited.rules
         recorder = ForkRecorder(
             self._store,
             self.reader,
             State(start.tree, start.meta),
             entries=record.entries,
-            exclude=settings.exclude,
-            ignored=settings.ignored,
+            exclude=rules.exclude,
+            ignored=not rules.obey,
         )
         shown = self._shown[live.id][record.name] = ShownFork(self.forks(live), record, start, tree, recorder)
         self._errors[live.id].pop(record.name, None)
+        self.keep(live)
         parent, name = self._view.set_entry(self._tops[live.id], record.name.encode(), tree)
         self._caches.forget_way(parent, name)
         return shown
@@ -180,6 +237,7 @@ class ShownForks:
         shown = self._shown[live.id].pop(name, None)
         if shown is None:
             return
+        self.keep(live)
         parent, entry = self._view.remove_entry(self._tops[live.id], name.encode())
         self._caches.forget_way(parent, entry)
         DetachedTree(shown.tree, self._view.table, shown.tree.close)
@@ -196,13 +254,15 @@ class ShownForks:
     def make(self, live: LiveWorkspace, record: ForkRecord) -> None:
         """Make the upper and the record of a new fork; durable. For threads. MetaConflict: the name is taken."""
         directory = self.directory(live, record)
+        rules = _rules_now(live)
         with self._making:
             make_directories(directory)
+            Inherited.write_rules(directory, rules)
             FAULTS.hit("fork.upper")
             try:
                 self.forks(live).add(record)
             except BaseException:
-                os.rmdir(directory)
+                shutil.rmtree(directory)
                 raise
         FAULTS.hit("fork.made")
 
@@ -229,6 +289,50 @@ class ShownForks:
                     destroy(fd, os.fsencode(name), lambda inode: None, _rubbish_name)
         finally:
             os.close(fd)
+
+
+def _trees(live: LiveWorkspace) -> dict[bytes, Tree]:
+    """The trees of a live view by mount entry."""
+    trees: dict[bytes, Tree] = {b"": live.root_tree}
+    trees.update((os.fsencode(path), mounted.tree) for path, mounted in live.entries.items())
+    return trees
+
+
+def _lower(shown: ShownFork) -> ForkLower:
+    lower = shown.tree.lower
+    assert isinstance(lower, ForkLower)
+    return lower
+
+
+def _changed_path(change: Outside, tree: Tree) -> bytes | None:
+    """The path below *tree* of what has changed in it; None for a change of another."""
+    if change.tree is tree and isinstance(change.directory, Node):
+        path = change.directory.path()
+    elif (
+        isinstance(tree, OverlayTree)
+        and isinstance(tree.lower, LocalLower)
+        and change.tree is tree.lower
+        and isinstance(change.directory, LowerRef)
+    ):
+        path = tree.lower.path(change.directory)
+    else:
+        return None
+    return join(path, change.name) if change.name else path
+
+
+def _rules_now(live: LiveWorkspace) -> RulesOfThen:
+    """What is ignored now, beside the `.gitignore` files. For threads."""
+    settings = live.settings.sessions
+    directories = {"": os.path.join(live.root, ".git")}
+    directories.update((path, each.git_dir.path) for path, each in live.entries.items() if each.git_dir is not None)
+    found: dict[str, str] = {}
+    for path, directory in directories.items():
+        with contextlib.suppress(OSError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(os.path.join(directory, "info", "exclude"), flags)
+            with open(fd, "rb") as file:
+                found[path] = file.read(FILE_BYTES_MAX).decode("latin-1")
+    return RulesOfThen(exclude=tuple(settings.exclude), obey=not settings.ignored, info_exclude=found)
 
 
 def _rubbish_name() -> bytes:

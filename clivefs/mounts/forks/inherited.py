@@ -45,8 +45,8 @@ class RulesOfThen(msgspec.Struct, frozen=True, kw_only=True):
     """`[sessions] exclude`."""
     obey: bool = True
     """Whether `.gitignore` counts."""
-    info_exclude: dict[str, bytes] = {}
-    """`info/exclude` by mount entry; the workspace's own directory is the empty path."""
+    info_exclude: dict[str, str] = {}
+    """`info/exclude` by mount entry, in Latin-1; the workspace's own directory is the empty path."""
 
 
 class Inherited:
@@ -200,8 +200,8 @@ class Inherited:
         return Copying(os.dup(self._work_fd), self._work_name(), attr, xattrs, source, target)
 
     def put(self, copy: Copying, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
-        """Publish a finished copy at *path*. *directories*: the attributes of those above, from the top on, for those that
-        are not there yet."""
+        """Publish a finished copy at *path*. *directories*: the attributes of those above, from the top on: those that
+        are not there yet are made."""
         self._ways(path, directories)
         fd, name = self.place(path)
         os.rename(copy.name, name, src_dir_fd=self._work_fd, dst_dir_fd=fd)

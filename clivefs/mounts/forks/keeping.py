@@ -71,24 +71,20 @@ class Keeper:
         if old is None or new is None:
             return _nothing
         exchange = flags == RENAME_EXCHANGE
+        moves = _is_directory(src, name) or (exchange and _is_directory(dst, new_name))
         changes: list[Change] = []
         for fork in self._forks():
-            found = _what(fork, old)
-            if exchange:
-                if _is_directory(found) or _is_directory(_what(fork, new)):
-                    changes.append(functools.partial(fork.inherited.note_moved, old, new, exchanged=True))
-                    continue
-                self._keep_for(fork, new, leaving=False)
-                self._keep_for(fork, old, leaving=False)
-                continue
-            self._keep_for(fork, new, leaving=True)
-            if _is_directory(found):
-                changes.append(functools.partial(fork.inherited.note_moved, old, new))
+            if not exchange:
+                self._keep_for(fork, new, leaving=True)
+            if moves:
+                if _has(fork, old) or (exchange and _has(fork, new)):
+                    changes.append(functools.partial(fork.inherited.note_moved, old, new, exchanged=exchange))
                 continue
             self._keep_for(fork, old, leaving=False)
-            context = fork.context(new)
-            if context is not None and fork.child(*context) is None:
-                fork.inherited.note_absent(join(context[0].at, context[1]))
+            if exchange:
+                self._keep_for(fork, new, leaving=False)
+        if not exchange and not moves:
+            self.making(dst, new_name)
         if not changes:
             return _nothing
         return lambda: _all(changes)
@@ -180,17 +176,18 @@ class Keeper:
         raise Blocked(copy.run, f"keeping {os.fsdecode(live)} for a fork")
 
 
-def _what(fork: ForkLower, live: bytes) -> Attr | None:
-    """What the fork has inherited that is at *live* of the live view, or has a part of below a directory there."""
+def _has(fork: ForkLower, live: bytes) -> bool:
+    """Whether the fork may have inherited something at or below *live*."""
     at = fork.inherited.own_path(live)
-    if not at or fork.inherited.is_absent(at):
-        return None
-    found = fork.in_live(at)
-    return found[2] if found is not None else None
+    return bool(at) and not fork.inherited.is_absent(at or b"")
 
 
-def _is_directory(attr: Attr | None) -> bool:
-    return attr is not None and stat.S_ISDIR(attr.mode)
+def _is_directory(directory: Node, name: bytes) -> bool:
+    try:
+        _, attr = directory.tree.listed(directory, name)
+    except OSError:
+        return False
+    return stat.S_ISDIR(attr.mode)
 
 
 def _all(changes: list[Change]) -> None:

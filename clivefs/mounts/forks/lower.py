@@ -113,8 +113,8 @@ class ForkLower(Lower):
         if directory.parent is None or directory.at in self._anew:
             way = directory.at + b"/" if directory.at else b""
             rules = self.inherited.rules
-            info_exclude = rules.info_exclude.get(os.fsdecode(directory.at)) if rules.obey else None
-            found = Rules.at_root(self._exclude, way, info_exclude, gitignore)
+            info_exclude = rules.info_exclude.get(os.fsdecode(directory.at), "") if rules.obey else ""
+            found = Rules.at_root(self._exclude, way, info_exclude.encode("latin-1") or None, gitignore)
         elif directory.ignored:
             found = Rules()
         else:
@@ -138,6 +138,17 @@ class ForkLower(Lower):
         if is_never(name) or join(directory.at, name) in self._anew:
             return False
         return directory.ignored or self._rules(directory).ignores(name, kind == stat.S_IFDIR)
+
+    def ignores_at(self, names: list[bytes]) -> bool:
+        """Whether no directory at the path *names* is recorded, going by the rules of the point."""
+        at: ForkRef | None = self.root
+        for name in names:
+            if at is None:
+                return False
+            if self.ignores(at, name, stat.S_IFDIR):
+                return True
+            at = self.child(at, name)
+        return False
 
     def _may_inherit(self, directory: ForkRef, name: bytes) -> bool:
         """Whether *name* could be inherited, whatever it is."""
