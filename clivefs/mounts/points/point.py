@@ -207,10 +207,16 @@ def _subject(paths: Sequence[bytes], more: int, session: str | None) -> str:
     if not paths:
         return "nothing changed" if not more else f"{more} paths"
     others = len(paths) - 1 + more
-    first = quote_path(paths[0]).decode()
+    first = quote_path(min(paths, key=_is_aside)).decode()
     if len(first) > _SUBJECT_BYTES_MAX:
         first = "..." + first[-_SUBJECT_BYTES_MAX:]
     return f"{first} and {others} more" if others else first
+
+
+def _is_aside(path: bytes) -> bool:
+    """Whether a path is of what an editor keeps beside a file: others tell more of what a point is about."""
+    name = path.rpartition(b"/")[2]
+    return name.startswith(b".") or name.endswith(b"~")
 
 
 def quote_path(path: bytes) -> bytes:

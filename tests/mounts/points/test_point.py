@@ -205,3 +205,9 @@ def test_machines_are_called_what_an_address_can_hold() -> None:
     assert machine_name("desk.example.org") == "desk.example.org"
     assert machine_name("größe <x>") == "gr--e--x-"
     assert machine_name("...") == machine_name("") == "unknown"
+
+
+def test_the_subject_is_not_an_editors_swap_file() -> None:
+    found = a_point(paths=(b"src/.main.py.swp", b"src/main.py", b"src/main.py~"))
+    assert found.message == "src/main.py and 2 more"
+    assert a_point(paths=(b".profile",)).message == ".profile"
