@@ -18,6 +18,7 @@ from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.git import exclude as gitexclude
 from clivefs.mounts.ownfiles import HostFiles
+from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Owner
 from clivefs.objects import fsck as checks
@@ -167,7 +168,7 @@ def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[checks.
     objects = 0
     with _opened(store_path, create=False) as store:
         extra = [Repository(path) for path in _repositories(store.path)]
-        for step in checks.fsck_steps(store, extra=extra):
+        for step in checks.fsck_steps(store, extra=extra, roots=StoreRoots(store).fresh()):
             if isinstance(step, checks.Problem):
                 problems.append(step)
             else:

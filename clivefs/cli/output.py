@@ -121,6 +121,16 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def size(count: int) -> str:
+    """*count* bytes, for people."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
 def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
     """*rows* as lines whose columns stand below each other."""
     if not rows:

@@ -83,6 +83,13 @@ def opened(call: Call, *, fresh: bool = True) -> Iterator[Past]:
     place = locate.find(call)
     if fresh and place.daemon is not None:
         _settle(call, place, place.daemon)
+    with opened_at(call, place) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def opened_at(call: Call, place: Workspace) -> Iterator[Past]:
+    """The past of a workspace that has been found already, whatever became of it meanwhile."""
     try:
         store = Store.open(call.store, create=False)
     except StoreError as error:

@@ -37,6 +37,7 @@ _KNOWN_S = 2.0
 """For how long what was seen to be watched is believed to be."""
 _SCAN_SHARE = 5
 """At most one part in so many of the time goes into looking who watches."""
+_FAILURES_MAX = 2
 _RESTART_S = (0.1, 30.0)
 _LINE_BYTES_MAX = 4 << 20
 _PROGRAM = os.path.join(os.path.dirname(__file__), "applier_process.py")
@@ -78,6 +79,9 @@ class Applier:
         self._scan_at = 0.0
         self._start_at = 0.0
         self._pause_s = _RESTART_S[0]
+        self._failures = 0
+        self._unfinished: set[int] = set()
+        """The directories of what is being told."""
 
     # What happened
 
@@ -123,13 +127,24 @@ class Applier:
                 try:
                     await self._tell()
                 except _Failed as failed:
-                    log.warning("watchers were not told of a change: %s", failed)
                     self._end()
-                    self._queue = Queue()
-                    self._start_at = trio.current_time() + self._pause_s
-                    self._pause_s = min(self._pause_s * 2, _RESTART_S[1])
+                    self._again(failed)
         finally:
             self._end()
+
+    def _again(self, failed: _Failed) -> None:
+        """Tell of the directories at least, by another applier; if that fails too, of nothing for a while."""
+        self._failures += 1
+        if self._failures <= _FAILURES_MAX:
+            log.info("telling watchers again: %s", failed)
+            self._queue.folders |= self._unfinished
+            self._asked.set()
+        else:
+            log.warning("watchers were not told of a change: %s", failed)
+            self._queue = Queue()
+            self._start_at = trio.current_time() + self._pause_s
+            self._pause_s = min(self._pause_s * 2, _RESTART_S[1])
+        self._unfinished = set()
 
     async def _tell(self) -> None:
         while self._queue:
@@ -139,12 +154,14 @@ class Applier:
                 watched = await self._look()
                 known, self._queue = self._queue, Queue()
             while known:
+                self._unfinished = known.folders | {directory for directory, _ in known.names}
                 plan = self._planner.plan(known, watched, ROUND_ACTS)
                 if plan.acts:
                     await self._round(plan)
                 for place, each in plan.later.names.items():
                     known.names[place] = each
                 known.folders |= plan.later.folders
+            self._unfinished = set()
 
     async def _look(self) -> Watched:
         """Who is watched now."""
@@ -179,6 +196,7 @@ class Applier:
             if left[main] > 0 and main != ("touch", directory, b""):
                 plan.later.folders.add(directory)
         self._pause_s = _RESTART_S[0]
+        self._failures = 0
 
     # The process
 

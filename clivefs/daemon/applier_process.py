@@ -10,7 +10,8 @@ Messages are JSON, one a line; bytes are written as Latin-1.
     {"root": PATH, "device": MINOR, "acts": [...]}           -> {"failed": [[INDEX, ERRNO], ...]}
 
 An act is `[WHAT, [COMPONENT, ...], NAME, ...]`: `make` + kind, `remove` + kind, `move` + components and name of the new
-place, `modify` + whether it may be opened for writing, `attr`, `folder`.
+place and, if it is new content for that place, what `modify` has; `modify` + whether it may be opened for writing,
+`attr`, `folder`.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _act(directories: _Directories, what: str, components: list[bytes], name: by
         target = directories.open([_bytes(each) for each in more[0]])
         try:
             os.rename(name, _bytes(more[1]), src_dir_fd=fd, dst_dir_fd=target)
+            if len(more) > 2:
+                _modify(target, _bytes(more[1]), more[2])
         finally:
             os.close(target)
     elif what == "modify":

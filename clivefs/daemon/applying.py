@@ -86,22 +86,25 @@ class LiveChanges:
         and ChangedMeanwhile is raised."""
         by_tree, refused = _by_tree(live, targets)
         applyings = {path: Applying(_tree(live, path), self._view.table, self._view.owner) for path in by_tree}
+        await self._keep(live, applyings)  # without steps: what is left of the staging is to be removed
         try:
             for path, parts in by_tree.items():
                 await self._stage(applyings[path], parts, reader)
                 await _waiting_for(path, applyings[path].check)
-            record = _Record(1, tuple((path, applying.steps) for path, applying in applyings.items()))
-            await self._keep(live, record)
+            FAULTS.hit("apply.staged")
+            await self._keep(live, applyings)
             FAULTS.hit("apply.recorded")
-            try:
-                await _waiting(lambda: self._publish(live, applyings, still))
-            finally:
-                await self._keep(live, None)
+            await _waiting(lambda: self._publish(live, applyings, still))
+            FAULTS.hit("apply.published")
         finally:
-            for applying in applyings.values():
-                self._caches.forget_names(await _waiting(applying.finish))
+            with trio.CancelScope(shield=True):
+                for applying in applyings.values():
+                    self._caches.forget_names(await _waiting(applying.finish))
+                FAULTS.hit("apply.finished")
+                await self._keep(live, {})
         await self._caches.settled()
-        done = tuple(target.wanted.path for target in targets if target.wanted.path not in dict(refused))
+        left_alone = {path for path, _ in refused}
+        done = tuple(target.wanted.path for target in targets if target.wanted.path not in left_alone)
         return Applied(done, tuple(refused))
 
     def _publish(self, live: LiveWorkspace, applyings: dict[str, Applying], still: Callable[[], bool]) -> None:
@@ -131,8 +134,10 @@ class LiveChanges:
                     applying.staged(wanted, file)
             await trio.lowlevel.checkpoint()
 
-    async def _keep(self, live: LiveWorkspace, record: _Record | None) -> None:
-        value = msgspec.msgpack.encode(record) if record is not None else None
+    async def _keep(self, live: LiveWorkspace, applyings: dict[str, Applying]) -> None:
+        """Note durably what a crash must not leave half done."""
+        record = _Record(1, tuple((path, applying.steps) for path, applying in applyings.items()))
+        value = msgspec.msgpack.encode(record) if applyings else None
         with self._store.batch(wait=False) as batch:
             batch.meta_put(NAMESPACE, live.id.encode(), value)
         assert batch.future is not None
@@ -143,21 +148,20 @@ class LiveChanges:
         kept = self._store.meta_get(NAMESPACE, live.id.encode())
         if kept is None:
             return
+        applyings: dict[str, Applying] = {}
         for path, steps in msgspec.msgpack.decode(kept, type=_Record).trees:
             entry = live.entries.get(path)
             if path and (entry is None or not entry.tree.writable):
                 log.warning("%s: an interrupted change of %s cannot be finished: it is not mounted", live.name, path)
                 continue
-            applying = Applying.resume(_tree(live, path), self._view.table, self._view.owner, steps)
-            while True:
-                try:
-                    applying.publish()
-                    applying.finish()
-                except Blocked as blocked:
-                    blocked.job()
-                else:
-                    break
-            log.info("%s: finished an interrupted change of %s", live.name, path or "the workspace's directory")
+            tree = _tree(live, path)
+            applyings[path] = _wait_for(partial(Applying.resume, tree, self._view.table, self._view.owner, steps))
+        begun = any(each.has_begun for each in applyings.values())
+        for path, applying in applyings.items():
+            if begun and applying.is_left:
+                _wait_for(applying.publish)
+                log.info("%s: finished an interrupted change of %s", live.name, path or "the workspace's directory")
+            _wait_for(applying.finish)
         with self._store.batch() as batch:
             batch.meta_put(NAMESPACE, live.id.encode(), None)
 
@@ -233,6 +237,15 @@ async def _waiting(call: Callable[[], T]) -> T:
             return call()
         except Blocked as blocked:
             await trio.to_thread.run_sync(blocked.job)
+
+
+def _wait_for(call: Callable[[], T]) -> T:
+    """As `_waiting`, before the loop runs."""
+    while True:
+        try:
+            return call()
+        except Blocked as blocked:
+            blocked.job()
 
 
 async def _waiting_for(entry: str, call: Callable[[], None]) -> None:

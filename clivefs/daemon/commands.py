@@ -21,6 +21,7 @@ from clivefs.daemon.overlays.commands import Overlays
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
+from clivefs.daemon.watching import Watching
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import State
 from clivefs.mounts.config import config
@@ -41,6 +42,7 @@ class Commands:
         recording: Recording,
         sessions: Sessions,
         forking: Forking,
+        watching: Watching,
         settings: Settings,
         stop: Callable[[], None],
     ) -> None:
@@ -52,6 +54,7 @@ class Commands:
         self._settings = settings
         self._stop = stop
         self._overlays = Overlays(workspaces, _from_thread)
+        self._watching = watching
         self._locking = Locking(workspaces, following, _from_thread)
 
     def table(self) -> dict[str, Command]:
@@ -80,6 +83,7 @@ class Commands:
             "redo": self._sessions.redo,
             "fork": self._forking.make,
             "fork_list": self._forking.list_all,
+            "fork_audit": self._forking.audit,
             "fork_where": self._forking.where,
             "fork_show": self._forking.show,
             "fork_diff": self._forking.diff,
@@ -87,6 +91,8 @@ class Commands:
             "merge": self._forking.merge,
             "run_begin": self._forking.begin,
             "run_end": self._forking.end,
+            "watch": self._watching.watch,
+            "changed": self._watching.changed,
             "fsck": self._fsck,
         }
 

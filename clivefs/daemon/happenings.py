@@ -256,15 +256,23 @@ class Planner:
         kind = stat.S_IFMT(mode)
         plan._add(("make", *place), place[0], "make", way, _text(place[1]), kind, not mode & _EXECUTABLE)
         if kind == stat.S_IFREG:
-            plan.script.acts[("touch", number, b"")] += 1
-            plan.script.acts[("open", number, b"")] += 1
+            self._allow_modify(plan, number)
 
     def _arrive(self, plan: Plan, place: Place, way: list[str], happened: Happening, found: Found) -> None:
-        """It is renamed into its place."""
+        """It is renamed into its place; where that was another file's, it is told as a change of content too."""
         wing = self._wing()
         plan.script.looks[(self._wings, wing)] = Look(found.number, found.kind, place)
         plan.script.looks[place] = Look(happened.old, happened.kind) if happened.old else NOWHERE
-        plan._add(("move", self._wings, wing), place[0], "move", [_text(WINGS)], _text(wing), way, _text(place[1]))
+        words: list[Any] = ["move", [_text(WINGS)], _text(wing), way, _text(place[1])]
+        if happened.was and found.kind == stat.S_IFREG:
+            words.append(not found.mode & _EXECUTABLE)
+            self._allow_modify(plan, found.number)
+        plan._add(("move", self._wings, wing), place[0], *words)
+
+    @staticmethod
+    def _allow_modify(plan: Plan, number: int) -> None:
+        plan.script.acts[("touch", number, b"")] += 1
+        plan.script.acts[("open", number, b"")] += 1
 
     def _modify(self, plan: Plan, place: Place, way: list[str], number: int, mode: int) -> None:
         if not stat.S_ISREG(mode):

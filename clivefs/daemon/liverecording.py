@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import trio
@@ -35,6 +36,7 @@ from clivefs.mounts.assembly.recorded import LivePart, live_part
 from clivefs.mounts.journal import Journal
 from clivefs.mounts.points.clock import HybridClock
 from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.points.objects import kept_repositories
 from clivefs.mounts.points.point import Point, make_point
 from clivefs.mounts.recording.layers import Hidden
 from clivefs.mounts.recording.outside import OutsideWatch
@@ -146,6 +148,7 @@ class LiveRecording:
             ignored=self._settings.ignored,
             hidden=self._around.hidden,
             watch=self._outside.watch,
+            kept=partial(kept_repositories, self._store),
         )
 
     # What there is to record
@@ -385,23 +388,39 @@ class LiveRecording:
 
     def is_still(self, oid: bytes, paths: Collection[bytes]) -> bool:
         """Whether the point *oid* is the newest, and nothing is known to have happened since at or around *paths*."""
-        self._around.tell_open()
-        self._hear_now()
-        if self.head is None or self.head.oid != oid or self._everything or self._scanning:
+        dirty = self.unrecorded()
+        if dirty is None or self.head is None or self.head.oid != oid:
             return False
-        dirty = {join(each.prefix, each.path) for each in (*self._dirty, *self._being_recorded)}
-        for prefix, part in self._parts.items():
-            if part.tree.journal:
-                taken = part.tree.journal.peek()
-                if taken.everything:
-                    return False
-                dirty |= {join(prefix, path) for path in taken.paths}
         if not dirty:
             return True
         wanted = set(paths)
         return not any(each in wanted or within(dirty, each) for each in wanted) and not any(
             within(wanted, each) for each in dirty
         )
+
+    def unrecorded(self) -> set[bytes] | None:
+        """The paths that have changed since the newest point, as far as is known by now; a directory stands for all
+        that is in it. None: it may be anything."""
+        self._around.tell_open()
+        self._hear_now()
+        if self.head is None or self._everything or self._scanning:
+            return None
+        dirty = {join(each.prefix, each.path) for each in (*self._dirty, *self._being_recorded)}
+        for prefix, part in self._parts.items():
+            if part.tree.journal:
+                taken = part.tree.journal.peek()
+                if taken.everything:
+                    return None
+                dirty |= {join(prefix, path) for path in taken.paths}
+        return dirty
+
+    def hears_all(self) -> bool:
+        """Whether all changes are heard of and recorded, but for what `left_out` names."""
+        return not self._outside.degraded and self._settings.record
+
+    def left_out(self) -> set[bytes]:
+        """The paths that could not be recorded."""
+        return set(self._left_out)
 
     def claim(self, oid: bytes, paths: Collection[bytes], origin: str) -> bool:
         """`is_still`; where it is so, what is recorded next was done by *origin*."""

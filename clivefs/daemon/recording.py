@@ -9,6 +9,7 @@ import trio
 
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.liverecording import LiveRecording, Settled, Surroundings
+from clivefs.mounts.points.index import IndexedPoint
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.layers import Hidden
 from clivefs.mounts.tree import Owner
@@ -55,6 +56,11 @@ class Recording:
     def of(self, live: LiveWorkspace) -> LiveRecording:
         """What records *live*."""
         return self._of[live.id]
+
+    def head_of(self, live: LiveWorkspace) -> IndexedPoint | None:
+        """The newest point of *live*; None where there is none, or it has left."""
+        recording = self._of.get(live.id)
+        return recording.head if recording is not None else None
 
     async def snapshot(self, live: LiveWorkspace, message: str | None = None) -> Point:
         """The barrier: a durable point in which everything is that was written before this call, but for files that

@@ -39,6 +39,7 @@ from clivefs.daemon.pasts import Pasts
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
+from clivefs.daemon.watching import Watching
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.native import NativeTransport
@@ -144,6 +145,7 @@ class Daemon:
             tell_open=self.operations.tell_open,
         )
         self.pasts = Pasts(store, self.view, unpacked)
+        self.watching = Watching(store, self.view, self.workspaces, self.recording, self.pasts.reader)
         self.workspaces.on_assembled = self._assembled
         self.forks = ShownForks(store, self.view, self.workspaces.caches, self.pasts.reader, unpacked)
         self.workspaces.other_trees = self.forks.trees
@@ -161,10 +163,12 @@ class Daemon:
     def _assembled(self, live: LiveWorkspace) -> None:
         self.recording.assembled(live)
         self.pasts.show(live)
+        self.watching.show(live)
         self.forks.begin(live)
 
     def _left(self, live: LiveWorkspace) -> None:
         self.forks.end(live)
+        self.watching.hide(live)
         self.pasts.hide(live)
 
     def _take_mountpoint(self, run: str) -> None:
@@ -228,7 +232,14 @@ class Daemon:
         sessions = Sessions(self.store, self.workspaces, self.recording, self.changes)
         forking = Forking(self.store, self.workspaces, self.recording, self.changes, self.forks)
         commands = Commands(
-            self.workspaces, self.following, self.recording, sessions, forking, self._settings, self.stop
+            self.workspaces,
+            self.following,
+            self.recording,
+            sessions,
+            forking,
+            self.watching,
+            self._settings,
+            self.stop,
         )
         try:
             async with trio.open_nursery() as nursery:

@@ -65,7 +65,8 @@ class Sessions:
         async with live.going_back:
             head = await self._recording.snapshot(live)
             points = self._recording.of(live).points
-            target, redo = await trio.to_thread.run_sync(undone, self._store, points, live.id, head, count)
+            reader = await trio.to_thread.run_sync(past_objects, self._store)
+            target, redo = await trio.to_thread.run_sync(undone, self._store, points, reader, live.id, head, count)
             return await self._step(live, target, redo, "command:undo", dry=bool(args["dry_run"]))
 
     async def redo(self, args: dict[str, Any], progress: Progress) -> Any:

@@ -34,6 +34,7 @@ from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.edits import journal, takeback
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Blocked, Owner, Tree
 from clivefs.mounts.view import View
@@ -373,7 +374,8 @@ class Workspaces:
             for mounted in live.entries.values()
             if mounted.resolved is not None
         ]
-        problems = [str(problem) for problem in check_store(self._store, extra=extra)]
+        roots = StoreRoots(self._store).fresh()
+        problems = [str(problem) for problem in check_store(self._store, extra=extra, roots=roots)]
         return {"problems": problems}
 
     # Telling

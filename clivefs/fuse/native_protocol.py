@@ -135,7 +135,9 @@ _ENTRY_OUT = Struct("=QQQQII" + "QQQqqq" + "IIIIIIIIII")
 _STATFS_OUT = Struct("=QQQQQIII28x")
 ENTRY_SIZE = _ENTRY_OUT.size
 NO_ENTRY = bytes(ENTRY_SIZE)
-"""Of `.` and `..` in a READDIRPLUS nothing is told."""
+"""Of `.` and `..` in a READDIRPLUS nothing is told, nor of a name whose attributes cannot be had."""
+UNKNOWN_INO = 0xFFFFFFFF
+"""The d_ino of a name whose file is not known, as in libfuse: to many programs 0 says that it was removed."""
 _ATTR_OFFSET = 40
 _BLOCK_BYTES = 4096
 _NS = 1_000_000_000
@@ -196,7 +198,7 @@ def dirent(name: bytes, entry: Entry, position: int) -> bytes:
     """`struct fuse_dirent` with its name and padding."""
     kind = stat.S_IFMT(entry.attr.mode) >> 12 if entry.attr is not None else 0
     length = len(name)
-    return DIRENT.pack(entry.nodeid, position, length, kind) + name + b"\0" * (-length & 7)
+    return DIRENT.pack(entry.nodeid or UNKNOWN_INO, position, length, kind) + name + b"\0" * (-length & 7)
 
 
 def dirent_size(name: bytes) -> int:

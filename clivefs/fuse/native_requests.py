@@ -287,7 +287,7 @@ class Requests:
             if size < 0:
                 return False
             parts.append(wire.dirent(name, entry, position))
-            if name not in DOTS:
+            if name not in DOTS and entry.nodeid:
                 listed.append(entry.nodeid)
             return True
 
@@ -305,7 +305,7 @@ class Requests:
             size -= wire.ENTRY_SIZE + wire.dirent_size(name)
             if size < 0:
                 return False
-            parts.append(wire.NO_ENTRY if name in DOTS else wire.entry_out(entry))
+            parts.append(wire.NO_ENTRY if name in DOTS or not entry.nodeid else wire.entry_out(entry))
             parts.append(wire.dirent(name, entry, position))
             return True
 

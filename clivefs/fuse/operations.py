@@ -268,7 +268,7 @@ class Operations:
         node.opens += 1
         self._files[handle] = OpenHandle(node, file)
         # What is made when it is read has no size that the kernel could go by.
-        return Opened(handle, file.keep_cache, node.tree is self.view.synthetic)
+        return Opened(handle, file.keep_cache, file.direct_io or node.tree is self.view.synthetic)
 
     def opened_for_nothing(self, nodeid: int, file: OpenFile) -> Opened:
         """A handle of *file*, which stands for the real one."""
@@ -352,7 +352,8 @@ class Operations:
 
     def readdir(self, handle: int, offset: int, add: Callable[[bytes, Entry, int], bool]) -> None:
         """Give *add* the names from position *offset* on, with their attributes and the position after each,
-        until it refuses one. Every accepted name but the dots is one more reference of the kernel."""
+        until it refuses one. Every accepted name but the dots is one more reference of the kernel; not so one
+        without attributes (number 0), which cannot be had though the name is there."""
         opened = self._directories[handle]
         directory = self._table.get(opened.nodeid)
         if opened.listing is None or offset == 0:
@@ -371,8 +372,13 @@ class Operations:
                 continue
             try:
                 node, attr = listed(name)
-            except OSError:
-                continue  # gone since the listing was made
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    continue  # gone since the listing was made
+                # In a directory that may be read but not searched, for one.
+                if not add(name, Entry(0, None, 0.0, 0.0), position):
+                    return
+                continue
             except Blocked:
                 if index == first:
                     raise

@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from clivefs.fuse.applied import AppliedOperations
+from clivefs.fuse.native_protocol import UNKNOWN_INO
 from clivefs.fuse.operations import Entry, Opened, Operations
 from clivefs.fuse.waiting import WORKERS, Jobs, Turns, Writes, in_thread
 from clivefs.mounts.tree import Blocked, Owner, SetAttr
@@ -119,6 +120,16 @@ def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:
     reply.st_atime_ns = attr.atime_ns
     reply.st_mtime_ns = attr.mtime_ns
     reply.st_ctime_ns = attr.ctime_ns
+    return reply
+
+
+def _nothing_known() -> pyfuse3.EntryAttributes:
+    """Of a name in a listing. pyfuse3 has one number for node and d_ino, and who lists leaves a name with d_ino 0 out.
+    The kernel refuses a node without a kind, and sends a FORGET for it, which finds nothing."""
+    reply = pyfuse3.EntryAttributes()
+    reply.st_ino = pyfuse3.InodeT(UNKNOWN_INO)
+    reply.st_mode = pyfuse3.ModeT(0)
+    reply.entry_timeout = reply.attr_timeout = 0.0
     return reply
 
 
@@ -254,7 +265,8 @@ class _Handlers(pyfuse3.Operations):
 
     async def readdir(self, fh: Any, start_id: int, token: Any) -> None:
         def add(name: bytes, entry: Entry, next_id: int) -> bool:
-            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), _attributes(entry), next_id)
+            shown = _attributes(entry) if entry.nodeid else _nothing_known()
+            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), shown, next_id)
 
         await self._finish(self._ops.readdir, fh, start_id, add)
 

@@ -2,12 +2,14 @@
 
     stage    every new file is made in a staging directory of the tree, in calls of its own: others go on meanwhile
     record   what is to be done, as `Steps`: whoever applies keeps it durable before the next step
-    publish  one span: removals, new directories, and renames of the staged files into their places
+    publish  one span: the staging directory gets its second name, which says that it has begun; then removals, new
+             directories, and renames of the staged files into their places
     finish   the staging directory goes
 
 All of it by the tree's ordinary operations, so that marks, nodes and open files stay right: who has a file open keeps
-what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps; each of them
-finds out by looking whether it has been done. A directory that is to go, but holds what is not ours to remove
+what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps where publishing
+had begun; each of them finds out by looking whether it has been done. What somebody else has changed since then is his.
+Where it had not begun, nothing has changed, and nothing does. A directory that is to go, but holds what is not ours to remove
 (ignored files, say), stays, as git leaves it.
 """
 
@@ -21,9 +23,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from clivefs.base.ports import FAULTS
 from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
 
 STAGING = b".clive-new-"
+_BEGUN = b".begun"
 
 
 class Wanted(NamedTuple):
@@ -73,6 +77,9 @@ class Applying:
         self._table = table
         self._owner = owner
         self.staging = staging or STAGING + os.urandom(6).hex().encode()
+        self._begun = self.staging + _BEGUN
+        self._begun_ns: int | None = None
+        """Of one that is resumed: when publishing began, if it did."""
         self._held: list[Node] = []
         self._directories: dict[bytes, Node] = {}
         self._stage: Node | None = None
@@ -82,10 +89,7 @@ class Applying:
 
     def _staging(self) -> Node:
         if self._stage is None:
-            try:
-                self._stage = self._tree.mkdir(self._tree.root, self.staging, 0o700, self._owner)[0]
-            except FileExistsError:
-                self._stage = self._tree.lookup(self._tree.root, self.staging)[0]
+            self._stage = self._tree.mkdir(self._tree.root, self.staging, 0o700, self._owner)[0]
             self._hold(self._stage)
         return self._stage
 
@@ -151,6 +155,7 @@ class Applying:
         upon: EROFS, and ENOTEMPTY for a directory that is to become a file and holds what nobody said shall go."""
         if not self._tree.writable:
             raise refuse(errno.EROFS)
+        self._staging()
         leaving = {step.path for step in self._steps if not stat.S_ISDIR(step.mode)}
         for step in self._steps:
             parent = self._directory(step.path.rpartition(b"/")[0])
@@ -171,11 +176,17 @@ class Applying:
         """Do it: one span. What was done before a crash is found done."""
         affected: list[Affected] = []
         self._directories.clear()
+        if self._begun_ns is None:
+            self._tree.rename(self._tree.root, self.staging, self._tree.root, self._begun, 0)
+            affected += [Affected(self._tree.root, self.staging), Affected(self._tree.root, self._begun)]
+        FAULTS.hit("apply.begun")
         for step in sorted(self._steps, key=lambda each: each.path, reverse=True):
             affected += self._clear(step)
+        FAULTS.hit("apply.cleared")
         for step in sorted(self._steps, key=lambda each: each.path):
             if step.mode:
                 affected += self._put(step)
+        FAULTS.hit("apply.put")
         for step in sorted(self._steps, key=lambda each: each.path, reverse=True):
             if stat.S_ISDIR(step.mode):
                 self._dress(step)
@@ -192,6 +203,8 @@ class Applying:
         is_directory = stat.S_ISDIR(attr.mode)
         if step.mode and stat.S_ISDIR(step.mode) == is_directory:
             return []  # a rename takes its place
+        if not is_directory and self._is_of_others(attr):
+            return []
         if not is_directory:
             self._tree.unlink(parent, name)
             return [Affected(parent, name, node)]
@@ -214,9 +227,15 @@ class Applying:
         found = self._child(parent, name)
         if self._child(self._staging(), step.staged) is None:
             return affected  # done before the crash
+        if found is not None and self._is_of_others(found[1]):
+            return affected
         self._tree.rename(self._staging(), step.staged, parent, name, 0)
         affected.append(Affected(parent, name, found[0] if found is not None else None))
         return affected
+
+    def _is_of_others(self, attr: Attr) -> bool:
+        """Whether somebody has changed a file after the crash that we finish the work of."""
+        return self._begun_ns is not None and attr.mtime_ns > self._begun_ns
 
     def _make_directories(self, path: bytes, affected: list[Affected]) -> Node:
         node = self._directory(path)
@@ -272,13 +291,15 @@ class Applying:
     def finish(self) -> list[Affected]:
         """Remove the staging directory and what is left in it, and let go of everything."""
         affected: list[Affected] = []
-        found = self._child(self._tree.root, self.staging)
-        if found is not None:
+        for name in (self.staging, self._begun):
+            found = self._child(self._tree.root, name)
+            if found is None:
+                continue
             directory = found[0]
             for entry in self._tree.entries(directory):
                 self._tree.unlink(directory, entry.name)
-            self._tree.rmdir(self._tree.root, self.staging)
-            affected.append(Affected(self._tree.root, self.staging, directory))
+            self._tree.rmdir(self._tree.root, name)
+            affected.append(Affected(self._tree.root, name, directory))
         held, self._held = self._held, []
         self._directories.clear()
         for node in held:
@@ -287,12 +308,32 @@ class Applying:
         self._stage = None
         return affected
 
+    # After a crash
+
     @classmethod
     def resume(cls, tree: Tree, table: NodeTable, owner: Owner, steps: Steps) -> Applying:
-        """The same once more, after a crash: to be published and finished."""
+        """The same once more, after a crash. `publish` it if it `is_left` and it, or that of another tree which belongs
+        to it, `has_begun`; `finish` it in any case."""
         applying = cls(tree, table, owner, staging=steps.staging)
         applying._steps = list(steps.steps)
+        for name in (applying.staging, applying._begun):
+            found = applying._child(tree.root, name)
+            if found is not None:
+                applying._stage = found[0]
+                applying._hold(found[0])
+                if name == applying._begun:
+                    applying._begun_ns = found[1].ctime_ns
         return applying
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of it can be seen."""
+        return self._begun_ns is not None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it was not finished."""
+        return self._stage is not None
 
 
 def decode_steps(record: bytes) -> Steps:

@@ -64,6 +64,12 @@ def workspace_id(store: ObjectStore, root: str) -> str:
     return number
 
 
+def root_path(store: ObjectStore, workspace: str) -> str | None:
+    """Where the workspace of that id was last seen."""
+    record = store.meta_get(_NAMESPACE, b"id/" + workspace.encode())
+    return str(json.loads(record)["path"]) if record is not None else None
+
+
 def moved_from(store: ObjectStore, root: str) -> str | None:
     """The path that *root* had when it was last seen, if it was moved since: `relink` is what is wanted then.
     To be asked before `workspace_id`, which notes the new path."""

@@ -6,7 +6,7 @@ look again, not what happened: paths are worked out when they are taken, from wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from clivefs.mounts.tree import Node
@@ -26,17 +26,21 @@ class Taken(NamedTuple):
 class Journal:
     """Of one tree. *on_change* is called with every change, in the loop's thread: it must be quick."""
 
-    __slots__ = ("_everything", "_names", "_nodes", "_on_change")
+    __slots__ = ("_everything", "_left", "_left_names", "_names", "_nodes", "_on_change")
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._names: dict[tuple[Node, bytes], None] = {}
+        self._names: dict[Node, dict[bytes, None]] = {}
+        """By the directory."""
         self._nodes: dict[Node, None] = {}
+        self._left_names: set[bytes] = set()
+        self._left: set[bytes] = set()
+        """The paths of names and of nodes that were forgotten meanwhile."""
         self._everything = False
 
     def name(self, directory: Node, name: bytes) -> None:
         """*name* in *directory* came, went, or leads to another file now."""
-        self._names[directory, name] = None
+        self._names.setdefault(directory, {})[name] = None
         self._on_change()
 
     def node(self, node: Node) -> None:
@@ -46,44 +50,54 @@ class Journal:
 
     def moved(self, source: Node, name: bytes, target: Node, new_name: bytes) -> None:
         """What was *name* in *source* is *new_name* in *target*."""
-        self._names[source, name] = None
-        self._names[target, new_name] = None
-        self._on_change()
+        self._names.setdefault(source, {})[name] = None
+        self.name(target, new_name)
 
     def everything(self) -> None:
         """The tree stands on another source."""
         self._everything = True
         self._on_change()
 
+    def dropping(self, node: Node) -> None:
+        """The table is about to forget *node*: what is noted of it is told by path from now on. Where one of the
+        directories above is renamed afterwards, that is a change of its own, of all that is below."""
+        if node in self._names:
+            self._left_names.update(_paths_of(node, self._names.pop(node)))
+        if node in self._nodes:
+            del self._nodes[node]
+            self._left.update(_places(node))
+
     def __bool__(self) -> bool:
-        return bool(self._names or self._nodes or self._everything)
+        return bool(self._names or self._nodes or self._left_names or self._left or self._everything)
 
     def take(self) -> Taken:
         """All of it; the journal is empty afterwards."""
         taken = self.peek()
         self._names = {}
         self._nodes = {}
+        self._left_names = set()
+        self._left = set()
         self._everything = False
         return taken
 
     def peek(self) -> Taken:
         """All of it; the journal stays as it is."""
-        named = {self.names_of(directory, name) for directory, name in self._names}
-        names = frozenset(path for path in named if path is not None)
-        paths = {path for node in self._nodes for path in self._places(node) if path is not None}
-        return Taken(names | paths, names, self._everything)
+        names = self._left_names.union(*(_paths_of(directory, found) for directory, found in self._names.items()))
+        paths = names.union(self._left, *(_places(node) for node in self._nodes))
+        return Taken(frozenset(paths), frozenset(names), self._everything)
 
-    @staticmethod
-    def names_of(directory: Node, name: bytes) -> bytes | None:
-        """The path of *name* in *directory*; None if that is gone, which whoever removed it has told."""
-        if directory.removed:
-            return None
-        above = directory.path()
-        return above + b"/" + name if above else name
 
-    def _places(self, node: Node) -> set[bytes | None]:
-        if node.removed:
-            return set()
-        if node.parent is None:
-            return {b""}
-        return {self.names_of(parent, name) for parent, name in node.places()}
+def _paths_of(directory: Node, names: Iterable[bytes]) -> list[bytes]:
+    """The paths of *names* in *directory*; none if that is gone, which whoever removed it has told."""
+    if directory.removed:
+        return []
+    above = directory.path()
+    return [above + b"/" + name for name in names] if above else list(names)
+
+
+def _places(node: Node) -> list[bytes]:
+    if node.removed:
+        return []
+    if node.parent is None:
+        return [b""]
+    return [path for parent, name in node.places() for path in _paths_of(parent, (name,))]

@@ -152,6 +152,8 @@ class OpenFile(ABC):
     __slots__ = ()
     keep_cache = False
     """Whether the kernel may keep the pages it has of this inode from before this open."""
+    direct_io = False
+    """Whether it is to be read whatever size its attributes tell."""
 
     @abstractmethod
     def read(self, offset: int, size: int) -> bytes:
@@ -450,6 +452,8 @@ class NodeTable:
                 return
             if self._nodes.get(current.nodeid) is not current:
                 return
+            if current.tree.journal is not None:
+                current.tree.journal.dropping(current)
             del self._nodes[current.nodeid]
             parent = current.parent
             if parent is not None and parent.children is not None:
@@ -474,6 +478,8 @@ class NodeTable:
         new.nodeid = old.nodeid
         new.lookups += old.lookups
         new.opens += old.opens
+        if old.tree.journal is not None:
+            old.tree.journal.dropping(old)
         old.lookups = old.opens = old.nodeid = 0  # who lets go of the old one must not let go of the new
         old.removed = True
         self._nodes[new.nodeid] = new

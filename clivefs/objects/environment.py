@@ -82,6 +82,11 @@ class ReadTransaction:
                 return []
             return list(itertools.islice(cursor.iternext(keys=True, values=False), count))
 
+    def pages(self, database: str) -> dict[str, int]:
+        """How many pages it takes: `branch_pages`, `leaf_pages`, `overflow_pages`; `psize`: their bytes."""
+        found: dict[str, int] = self._transaction.stat(self._databases[database])
+        return found
+
     def count(self, database: str) -> int:
         """How many records there are."""
         return int(self._transaction.stat(self._databases[database])["entries"])
@@ -206,6 +211,24 @@ class Environment:
         while keys := self.read(chunk):
             yield from keys
             start = keys[-1] + b"\0"
+
+    def last_change(self) -> int:
+        """The number of the last transaction that changed anything, whoever's it was."""
+        if self._closed:
+            raise self._unusable()
+        return int(self._environment.info()["last_txnid"])
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes of the file, bytes of it that hold something)."""
+
+        def count(transaction: ReadTransaction) -> tuple[int, int]:
+            pages = 2
+            stats = [self._environment.stat()]
+            stats += [transaction.pages(database) for database in self._databases]
+            pages += sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in stats)
+            return os.path.getsize(os.path.join(self.path, "data.mdb")), pages * int(stats[0]["psize"])
+
+        return self.read(count)
 
     def reader_check(self) -> int:
         """Free the reader slots of processes that died; how many there were."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from clivefs.objects.encode import decode_commit, decode_tag, decode_tree, hash_object, object_hasher
@@ -23,6 +23,8 @@ from clivefs.objects.refnames import check_ref_name
 
 _PROGRESS_OBJECTS = 1000
 _SUSPECTS_MAX = 100_000
+_POINT = b"\nClive-Seq: "
+"""A commit with this trailer is a point of a session: the one before may have been thinned, and is then not missing."""
 
 
 class Elsewhere(Protocol):
@@ -60,13 +62,17 @@ class _Suspect(NamedTuple):
     kind: str
 
 
-def fsck(store: ObjectStore, *, extra: Sequence[Elsewhere] = ()) -> list[Problem]:
-    """Everything that is wrong with a store; *extra* are repositories that may hold objects it names."""
-    return [step for step in fsck_steps(store, extra=extra) if isinstance(step, Problem)]
+def fsck(store: ObjectStore, *, extra: Sequence[Elsewhere] = (), roots: Iterable[bytes] = ()) -> list[Problem]:
+    """Everything that is wrong with a store; *extra* are repositories that may hold objects it names, *roots* lead to
+    objects that must be there as refs do."""
+    return [step for step in fsck_steps(store, extra=extra, roots=roots) if isinstance(step, Problem)]
 
 
-def fsck_steps(store: ObjectStore, *, extra: Sequence[Elsewhere] = ()) -> Iterator[Problem | Progress]:
-    """`fsck` in steps: problems as they are found, and progress about every thousand objects."""
+def fsck_steps(
+    store: ObjectStore, *, extra: Sequence[Elsewhere] = (), roots: Iterable[bytes] = ()
+) -> Iterator[Problem | Progress]:
+    """`fsck` in steps: problems as they are found, and progress about every thousand objects. *roots* are asked for
+    only when something is missing."""
     for where, message in store.tier_problems():
         yield Problem("tier", where, message)
     refs = store.refs("")
@@ -91,7 +97,7 @@ def fsck_steps(store: ObjectStore, *, extra: Sequence[Elsewhere] = ()) -> Iterat
         if count % _PROGRESS_OBJECTS == 0:
             yield Progress(count, len(refs))
     if suspects:
-        yield from _judge(store, refs.values(), suspects, extra)
+        yield from _judge(store, (*refs.values(), *roots), suspects, extra)
     yield Progress(count, len(refs))
 
 
@@ -114,7 +120,10 @@ def _check_object(store: ObjectStore, oid: bytes) -> list[tuple[bytes, str]]:
         return []
     if hash_object(kind, payload) != oid:
         raise CorruptObject("its content has another name", oid=oid)  # also when the key is no name at all
-    return _children(kind, payload)
+    children = _children(kind, payload)
+    if kind == "commit" and _POINT in payload:
+        return [child for child in children if child[1] != "commit"]
+    return children
 
 
 def _children(kind: str, payload: bytes) -> list[tuple[bytes, str]]:

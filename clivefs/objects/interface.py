@@ -180,10 +180,10 @@ class ObjectStore(ABC):
 
     # Relying on what is there
 
-    def hold(self) -> None:
+    def hold(self) -> None:  # noqa: B027 - a store in memory removes nothing
         """Until `let_go`, no object is removed. Every batch does this by itself; may be nested, from any thread."""
 
-    def let_go(self) -> None:
+    def let_go(self) -> None:  # noqa: B027
         """The end of a `hold`."""
 
     @contextmanager

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -108,6 +109,27 @@ class LargeFiles:
             return piece
 
         return self.put(read, len(payload))
+
+    def remove(self, oid: bytes) -> None:
+        """Remove an object's file, if it is there. Who has it open keeps it."""
+        folder, name = _place(oid)
+        with suppress(FileNotFoundError):
+            os.unlink(folder + b"/" + name, dir_fd=self._fd)
+
+    def sweep_orphans(self, is_named: Callable[[bytes], bool], age_s: float) -> int:
+        """Remove files older than *age_s* that are not named; how many. A younger one may yet be."""
+        removed = 0
+        before = time.time() - age_s
+        for oid in list(self.names()):
+            if is_named(oid):
+                continue
+            folder, name = _place(oid)
+            with suppress(FileNotFoundError):
+                st = os.stat(folder + b"/" + name, dir_fd=self._fd, follow_symlinks=False)
+                if st.st_mtime < before and not is_named(oid):
+                    os.unlink(folder + b"/" + name, dir_fd=self._fd)
+                    removed += 1
+        return removed
 
     def names(self) -> Iterator[bytes]:
         """The names of all objects here, in order."""

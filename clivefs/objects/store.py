@@ -7,6 +7,7 @@
                        meta      small records by namespace and key, see `values`
                        sizes     object name -> size (8 bytes, little-endian) of blobs that are kept elsewhere
     STORE/large/     blobs over 1 MiB, see `large`
+    STORE/packs/     history that was sealed, see `sealed`
     STORE/gc.lock    empty; who relies on what is there, see `gcgate`
 
 Other packages keep what is theirs in directories of their own beside these (`Store.directory`).
@@ -19,16 +20,19 @@ A change that an older clivefs could not read, or would damage by writing, raise
 from __future__ import annotations
 
 import fcntl
+import heapq
 import itertools
 import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import NamedTuple
 
 from clivefs import __version__
+from clivefs.base.ports import FAULTS
 from clivefs.objects import values
 from clivefs.objects.encode import OID_BYTES
 from clivefs.objects.environment import Environment, ReadTransaction, WriteTransaction, open_environment
@@ -36,7 +40,6 @@ from clivefs.objects.errors import (
     CorruptObject,
     InvalidName,
     MetaConflict,
-    ObjectMissing,
     ObjectTooLarge,
     RefConflict,
     StoreError,
@@ -45,11 +48,19 @@ from clivefs.objects.gcgate import Gate
 from clivefs.objects.interface import ANY, Changes, ObjectStore
 from clivefs.objects.large import LargeFiles
 from clivefs.objects.refnames import check_ref_name
+from clivefs.objects.sealed import Sealed
 
 FORMAT = 1
 _DATABASES = ("objects", "refs", "meta", "sizes")
 _FORMAT_LINE = re.compile(rb"clivefs store (\d{1,9})\n")
 _SIZE = struct.Struct("<Q")
+
+
+class Removed(NamedTuple):
+    """What was removed: objects, and their bytes as they were kept."""
+
+    objects: int
+    bytes: int
 
 
 class Store(ObjectStore):
@@ -60,6 +71,7 @@ class Store(ObjectStore):
         self._environment = environment
         self._large = large
         self.gate = gate
+        self._sealed = Sealed(path)
         self._closed = False
 
     @classmethod
@@ -108,7 +120,9 @@ class Store(ObjectStore):
     # Objects
 
     def read(self, oid: bytes) -> tuple[str, bytes]:
-        value = self._value(oid)
+        value = self._environment.get("objects", oid)
+        if value is None:
+            return self._sealed.read(oid)
         kind, size, tier = values.header(oid, value)
         if tier == values.LARGE:
             raise ObjectTooLarge(oid, size, self.path)
@@ -119,7 +133,7 @@ class Store(ObjectStore):
         return kind, size
 
     def has(self, oid: bytes) -> bool:
-        return self._environment.peek("objects", oid, 0) is not None
+        return self._environment.peek("objects", oid, 0) is not None or oid in self._sealed
 
     def open_large(self, oid: bytes) -> int | None:
         _, size, tier = self._header(oid)
@@ -134,19 +148,17 @@ class Store(ObjectStore):
         return fd
 
     def names(self) -> Iterator[bytes]:
-        return self._environment.scan_keys("objects")
+        sealed = {*self._sealed.names()}
+        if not sealed:
+            return self._environment.scan_keys("objects")
+        # What is sealed meanwhile is still in the database, or in both.
+        return heapq.merge((oid for oid in self.hot_names() if oid not in sealed), sorted(sealed))
 
     def _header(self, oid: bytes) -> tuple[str, int, int]:
         start = self._environment.peek("objects", oid, values.HEADER.size)
         if start is None:
-            raise ObjectMissing(oid, self.path)
+            return (*self._sealed.header(oid), values.SEALED)
         return values.header(oid, start)
-
-    def _value(self, oid: bytes) -> bytes:
-        value = self._environment.get("objects", oid)
-        if value is None:
-            raise ObjectMissing(oid, self.path)
-        return value
 
     # Refs and records
 
@@ -231,12 +243,89 @@ class Store(ObjectStore):
     def let_go(self) -> None:
         self.gate.leave()
 
+    # Collecting, for `gc` alone
+
+    def hot_names(self) -> Iterator[bytes]:
+        """The names of the objects of the database, in order: not of what is sealed."""
+        return self._environment.scan_keys("objects")
+
+    def is_large(self, oid: bytes) -> bool:
+        """Whether an object is a file of its own. ObjectMissing."""
+        return self._header(oid)[2] == values.LARGE
+
+    def hot_bytes(self, oid: bytes) -> int:
+        """What an object of the database takes, with its file; 0 where it is not there."""
+
+        def measure(transaction: ReadTransaction) -> int:
+            value = transaction.get("objects", oid)
+            return _kept_bytes(oid, value) if value is not None else 0
+
+        return self._environment.read(measure)
+
+    def remove(self, oids: Sequence[bytes]) -> Removed:
+        """Remove objects from the database, and the files of large ones; durable."""
+
+        def job(transaction: WriteTransaction) -> tuple[int, int, list[bytes]]:
+            count = size = 0
+            files: list[bytes] = []
+            for oid in oids:
+                value = transaction.get("objects", oid)
+                if value is None:
+                    continue
+                transaction.delete("objects", oid)
+                count += 1
+                size += _kept_bytes(oid, value)
+                if _is_large(value):
+                    files.append(oid)
+            return count, size, files
+
+        count, size, files = self._environment.write(job)
+        FAULTS.hit("store.removed")
+        for oid in files:
+            self._large.remove(oid)
+        return Removed(count, size)
+
+    def sweep_large(self, age_s: float) -> int:
+        """Remove the files of large blobs that no record names and that are older than *age_s*; how many."""
+        return self._large.sweep_orphans(lambda oid: self._environment.peek("objects", oid, 0) is not None, age_s)
+
+    def last_change(self) -> int:
+        """Another number after every change of the database, whoever made it."""
+        return self._environment.last_change()
+
+    @property
+    def sealed(self) -> Sealed:
+        """The sealed tier."""
+        return self._sealed
+
+    def is_sealed(self, oid: bytes) -> bool:
+        """Whether an object is in the sealed tier, with all that it leads to."""
+        return oid in self._sealed
+
+    def beside_sealed(self) -> Iterator[bytes]:
+        """The objects of the database that sealed ones lead to."""
+        return self._sealed.beside()
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes of the database's file, bytes of it that hold something)."""
+        return self._environment.usage()
+
     def tier_problems(self) -> Iterator[tuple[str, str]]:
         for name in self._large.strangers():
             yield f"large/{name}", "this file has no place there"
+        yield from self._sealed.problems()
         for key, value in self._environment.scan("sizes"):
             if len(key) != OID_BYTES or len(value) != _SIZE.size:
                 yield "db: sizes", f"the record {key.hex()} is malformed"
+
+
+def _is_large(value: bytes) -> bool:
+    return bool(value) and value[0] & 0xF0 == values.LARGE
+
+
+def _kept_bytes(oid: bytes, value: bytes) -> int:
+    """What a record takes, with its file."""
+    return len(oid) + len(value) + (values.header(oid, value)[1] if _is_large(value) else 0)
 
 
 def _write(transaction: WriteTransaction, database: str, key: bytes, value: bytes | None) -> None:

@@ -27,6 +27,8 @@ HEADER = struct.Struct("<BQ")
 RAW = 0x00
 ZLIB = 0x10
 LARGE = 0x20
+SEALED = -1
+"""Never in a record: the object is in a pack."""
 
 LARGE_BYTES = 1 << 20
 """Blobs above this size are files of their own."""

@@ -100,8 +100,11 @@ apt_install() {
 install_test_programs() {
     wanted=
     for pair in make:make rsync:rsync tmux:tmux vim:vim nano:nano fio:fio strace:strace sqlite3:sqlite3 npm:npm \
-        patch:patch setfattr:attr zsh:zsh fish:fish setpriv:util-linux; do
+        patch:patch setfattr:attr zsh:zsh fish:fish setpriv:util-linux inotifywait:inotify-tools entr:entr; do
         command -v "${pair%%:*}" >/dev/null || wanted="$wanted ${pair#*:}"
+    done
+    for pair in /usr/lib/python3/dist-packages/watchdog:python3-watchdog /usr/share/nodejs/chokidar:node-chokidar; do
+        [ -e "${pair%%:*}" ] || wanted="$wanted ${pair#*:}"
     done
     [ -n "$wanted" ] || return 0
     as_root=

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def shown(top: Path, *, ignored: Callable[[bytes], bool] = lambda path: False) -> dict[bytes, Any]:
-    """Everything below *top* but `.git`: path -> (kind, permissions, content, mtime, attributes, names of the same file).
+    """Everything below *top* but `.git`: path -> (kind, permissions, content, mtime, attributes, other names of it).
 
     Of a directory neither time nor size count: its time changes with every name, and is recorded with the next point.
     """

@@ -142,6 +142,36 @@ def test_a_layer_shows_the_same(lib: Bench, entry: str) -> None:
     lib.check_sound()
 
 
+@pytest.mark.parametrize("entry", ["lib", "mod", "over"])
+def test_what_is_ignored_is_no_part_of_a_patch(lib: Bench, entry: str) -> None:
+    top = lib.live / entry
+    (top / "new.py").write_text("import this\n")
+    (top / "more").mkdir()
+    (top / "more/.gitignore").write_text("*.log\n!__pycache__/\n")
+    left = ["more/__pycache__/m.cpython-311.pyc", "more/a.log"]
+    for name in left:
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).write_bytes(b"\0junk")
+    before = shown(top)
+    taken = ["more/.gitignore", "new.py"]
+    diff = answer(lib, "overlay", "diff", entry, "--stat")
+    assert ([each["path"] for each in diff["files"]], diff["ignored"]) == (taken, left)
+    full = answer(lib, "overlay", "diff", entry, "--stat", "--ignored")
+    assert ([each["path"] for each in full["files"]], full["ignored"]) == (sorted(taken + left), [])
+    said = lib.cli("overlay", "export", entry, "-o", lib.base / "plain.patch")
+    assert "2 new files left out" in said.stderr
+    assert "__pycache__" not in (lib.base / "plain.patch").read_text()
+    if entry != "over":
+        done = answer(lib, "overlay", "export", entry, "-o", "patches/two.patch", "--as-layer")
+        assert (done["files"], done["stay"], done["ignored"]) == (taken, [], left)
+        assert shown(top) == before
+        assert answer(lib, "overlay", "diff", entry, "--stat") == {"path": entry, "files": [], "ignored": left}
+        nothing = answer(lib, "overlay", "export", entry, "-o", "patches/three.patch", "--as-layer")
+        assert (nothing["file"], nothing["ignored"]) == (None, left)
+        assert answer(lib, "overlay", "commit", entry, "-m", "m", "--dry-run")["ignored"] == left
+    lib.check_sound()
+
+
 def test_a_layer_needs_a_place(lib: Bench) -> None:
     edit(lib.live / "lib")
     changed = (lib.live / "lib/src/a.c").read_text().replace("patched 2", "mine 2")

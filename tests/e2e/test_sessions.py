@@ -24,12 +24,6 @@ def points(bench: Bench, *path: str, **more: Any) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_of(point: dict[str, Any]) -> float:
-    """When a point was made, in seconds of an arbitrary day."""
-    hours, minutes, seconds = point["name"].rstrip("Z").partition("T")[2].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
 def snapshot(bench: Bench) -> Path:
     """The barrier; the directory of the point."""
     name = json.loads(bench.cli("snapshot", "--json").stdout)["name"]
@@ -136,7 +130,8 @@ def test_editors_and_archives(recorded: Bench, tmp_path: Path) -> None:
         recorded.run(f"tar -xf '{tmp_path}/t.tar'", cwd=recorded.live / place)
     assert_recorded(recorded)
     for place in (".", "over", "lib/thing"):
-        recorded.run("mv pkg kgp; cp -a kgp again; rm -rf kgp/d3; mkdir kgp/d3; echo > kgp/d3/new", cwd=recorded.live / place)
+        command = "mv pkg kgp; cp -a kgp again; rm -rf kgp/d3; mkdir kgp/d3; echo > kgp/d3/new"
+        recorded.run(command, cwd=recorded.live / place)
     assert_recorded(recorded)
     for place in (".", "over", "lib/thing"):
         recorded.run("rm -rf kgp again", cwd=recorded.live / place)
@@ -175,7 +170,8 @@ def test_git_inside_a_checkout(recorded: Bench) -> None:
         recorded.run(
             """
             for i in 1 2 3 4; do echo $i > f$i; git add f$i; git commit -qm $i; done
-            git checkout -q -b topic HEAD~2; echo t > t; git add t; git commit -qm t; git rebase -q - ; git checkout -q -; git merge -q topic
+            git checkout -q -b topic HEAD~2; echo t > t; git add t; git commit -qm t
+            git rebase -q - ; git checkout -q -; git merge -q topic
             """,
             cwd=recorded.live / place,
         )
@@ -252,7 +248,7 @@ def test_a_mapped_file_is_recorded(recorded: Bench) -> None:
 def test_a_file_that_grows_all_the_time_is_never_torn(recorded: Bench) -> None:
     """Every point of a file that is written in whole lines has whole lines, in order."""
     writer = subprocess.Popen(
-        ["sh", "-c", "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line-$i-end; done > growing; echo done > finished"],
+        ["sh", "-c", "for i in $(seq 3000); do echo line-$i-end; done > growing; echo done > finished"],
         cwd=recorded.live / "over",
     )
     until(lambda: (recorded.live / "over/finished").exists(), "the writer", 60)
@@ -310,9 +306,12 @@ def test_ignored_files(recorded: Bench) -> None:
 
 
 def test_exclude_and_ignored_of_clive_toml(recorded: Bench) -> None:
-    write_files(recorded.live, {".gitignore": "*.o\n", "x.o": "o", "x.tmp": "t", "over/y.tmp": "t", "lib/thing/z.tmp": "t"})
+    files = {"x.o": "o", "x.tmp": "t", "over/y.tmp": "t", "lib/thing/z.tmp": "t"}
+    write_files(recorded.live, {".gitignore": "*.o\n", **files})
     past = snapshot(recorded)
-    assert (past / "x.tmp").exists() and (past / "over/y.tmp").exists() and not (past / "x.o").exists()
+    assert (past / "x.tmp").exists()
+    assert (past / "over/y.tmp").exists()
+    assert not (past / "x.o").exists()
     toml = recorded.root / "Clive.toml"
     toml.write_text(toml.read_text() + '\n[sessions]\nexclude = ["*.tmp"]\nignored = true\n')
     until(lambda: not (snapshot(recorded) / "x.tmp").exists(), "the new settings")
@@ -336,8 +335,7 @@ def test_the_mount_table_changes_while_recording(recorded: Bench) -> None:
     assert_recorded(recorded)
     recorded.cli("replace", "lib/thing", f"git+{second}@main", "-w", "shop", check=False)
     assert_recorded(recorded)
-    edited = [each for each in points(recorded, "vendor/second/only")]
-    assert len(edited) >= 2
+    assert len(points(recorded, "vendor/second/only")) >= 2
     recorded.check_sound(allowed="thing|second")
 
 
@@ -360,14 +358,17 @@ def test_sessions(recorded: Bench) -> None:
     recorded.cli("session", "new", "refactor")
     (recorded.live / "plain.txt").write_text("in the second\n")
     listed = json.loads(recorded.cli("session", "list", "--json").stdout)
-    assert [each["name"] for each in listed][0] == "refactor"
-    assert listed[0]["end"] is None and listed[1]["end"] is not None
+    assert listed[0]["name"] == "refactor"
+    assert listed[0]["end"] is None
+    assert listed[1]["end"] is not None
     assert (recorded.live / ".clive/at/refactor:start/plain.txt").read_text() == "in the first\n"
     assert (recorded.live / ".clive/sessions/refactor/latest/plain.txt").read_text() == "in the second\n"
     wrong = recorded.cli("session", "new", "refactor", check=False)
-    assert wrong.returncode == 1 and "already" in wrong.stderr
+    assert wrong.returncode == 1
+    assert "already" in wrong.stderr
     wrong = recorded.cli("session", "new", "No Such/Name", check=False)
-    assert wrong.returncode in (1, 2) and "a-z" in wrong.stderr
+    assert wrong.returncode in (1, 2)
+    assert "a-z" in wrong.stderr
     recorded.cli("session", "end")
     assert json.loads(recorded.cli("session", "list", "--json").stdout)[1]["end"] is not None
     recorded.check_sound()

@@ -11,9 +11,10 @@ import pytest
 from clivefs.fuse import listing
 from clivefs.fuse.operations import CACHE_S, DEGRADED_CACHE_S, Entry, Operations
 from clivefs.mounts.journal import Journal
+from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Attr, Blocked, NodeTable, Owner, SetAttr
 from clivefs.mounts.view import View
 
 OWNER = Owner(os.geteuid(), os.getegid())
@@ -22,9 +23,9 @@ OWNER = Owner(os.geteuid(), os.getegid())
 class Kernel:
     """Asks as the kernel does, and counts the references that it was given."""
 
-    def __init__(self, upper: Path | None = None) -> None:
+    def __init__(self, upper: Path | None = None, lower: MemoryLower | None = None) -> None:
         os.umask(0)
-        self.lower = MemoryLower()
+        self.lower = lower or MemoryLower()
         self.table = NodeTable()
         self.view = View(self.table, OWNER, 0)
         fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY) if upper is not None else None
@@ -72,6 +73,31 @@ class Kernel:
         for nodeid, count in self.references.items():
             self.operations.forget(nodeid, count)
         self.references.clear()
+
+
+class ClosedLower(MemoryLower):
+    """Names can be had, the attributes of `b` cannot: as of a directory that may be read but not searched."""
+
+    failure = errno.EACCES
+
+    def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
+        if self.path(ref) == b"d/b":
+            raise OSError(self.failure, os.strerror(self.failure))
+        return super().attr(ref, fetch=fetch)
+
+
+@pytest.mark.parametrize("failure", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOENT, errno.ESTALE])
+def test_only_what_is_gone_is_left_out_of_a_listing(failure: int) -> None:
+    lower = ClosedLower()
+    lower.failure = failure
+    kernel = Kernel(lower=lower)
+    lower.file(b"d/c", b"c")
+    directory = kernel.lookup(b"w", b"d").nodeid
+    gone = failure in (errno.ENOENT, errno.ESTALE)
+    assert kernel.list_all(directory) == [b".", b".."] + ([] if gone else [b"b"]) + [b"c"]
+    assert kernel.references.pop(0, 0) == (0 if gone else 1)  # number 0: nothing that the kernel could refer to
+    kernel.forget_all()
+    assert kernel.table.find(directory) is None
 
 
 def test_an_absent_name_is_remembered_as_absent() -> None:
@@ -250,6 +276,24 @@ def test_names_are_told_where_they_are_when_asked(tmp_path: Path) -> None:
     assert {b"one", b"two"} <= taken.names
     assert not taken.everything
     assert not journal.take().paths
+
+
+def test_what_was_noted_of_a_file_is_told_after_the_kernel_has_forgotten_it(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    root = kernel.lookup(b"w").nodeid
+    tree = kernel.view.table.get(root).tree
+    tree.journal = journal = Journal(lambda: None)
+    one = kernel.operations.mkdir(root, b"one", 0o755, Owner(0, 0)).nodeid
+    opened, entry = kernel.operations.create(one, b"file", 0o644, os.O_WRONLY, Owner(0, 0))
+    kernel.operations.release(opened.handle)
+    journal.take()
+    kernel.operations.setattr(entry.nodeid, SetAttr(mode=0o600), None)
+    made = kernel.operations.mkdir(one, b"two", 0o755, Owner(0, 0)).nodeid
+    for number in (entry.nodeid, made, one):
+        kernel.operations.forget(number, 100)
+    assert kernel.view.table.find(one) is None
+    assert journal.take().paths == {b"one/file", b"one/two"}
+    assert not journal
 
 
 def test_unknown_numbers_and_handles_are_refused() -> None:

@@ -271,13 +271,23 @@ def test_patches_move_with_it(tmp_path: Path) -> None:
     }
     store = MemoryStore()
     made = plan(store, tmp_path, old, new, three, series, three)
-    assert [layer.state for layer in made.layers] == ["same", "empty", "split"]
+    assert [layer.state for layer in made.layers] == ["same", "empty", "edits"]
     assert [conflict.path for conflict in made.conflicts] == [b"f", b"g"]
     assert get_world(store, made.lower)[b"f"] == text("start\n" * 3 + changed((3, "one\n"), (16, "new\n")))
     aside = {write.path: store.read(write.version.oid)[1].decode() for write in made.aside}
     assert aside[b"g.ours"] == changed((9, "three\n"))
     assert aside[b"g.orig"] == changed()
     assert aside[b"f.orig"] == changed((3, "one\n"))
+
+
+def test_a_patch_of_nothing_but_conflicting_files_is_no_patch_of_the_release(tmp_path: Path) -> None:
+    old = {b"f": text(changed())}
+    one = {b"f": text(changed((3, "one\n")))}
+    two = {b"f": text(changed((3, "one\n"), (15, "two\n")))}
+    series = [("one", diff(old, one, tmp_path)), ("two", diff(one, two, tmp_path))]
+    made = plan(MemoryStore(), tmp_path, old, {b"f": text(changed((3, "new\n")))}, two, series, two)
+    assert [(layer.state, layer.patch) for layer in made.layers] == [("edits", None), ("edits", None)]
+    assert [conflict.path for conflict in made.conflicts] == [b"f"]
 
 
 # Rebases, carried out

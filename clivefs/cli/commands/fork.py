@@ -11,6 +11,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
+from clivefs.cli.forks import commit_lines
 from clivefs.cli.locate import Workspace, find
 from clivefs.cli.output import table
 from clivefs.mounts.edits.diff import patch_of
@@ -42,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions.add_argument("--drop", metavar="NAME", help="remove a fork and all that was written in it")
     actions.add_argument("--diff", metavar="NAME", help="print what a fork changed as a git patch")
     actions.add_argument("--path", metavar="NAME", help="print where a fork is")
+    parser.add_argument("--audit", action="store_true", help="with `show`: what its sandboxed command read and wrote")
     past.add_place(parser)
     calls.add_json(parser)
 
@@ -62,8 +64,8 @@ def run(call: Call) -> int:
     if args.words[:1] == ["show"]:
         if len(args.words) != 2 or args.moment is not None:
             raise UsageError("which fork?", remedy="clivefs fork show NAME")
-        return _show(call, args.words[1])
-    if len(args.words) != 1:
+        return _audit(call, args.words[1]) if args.audit else _show(call, args.words[1])
+    if len(args.words) != 1 or args.audit:
         raise UsageError("a fork has one name", remedy="clivefs fork NAME")
     return _make(call, args.words[0])
 
@@ -146,6 +148,18 @@ def _show(call: Call, name: str) -> int:
     return 0
 
 
+def _audit(call: Call, name: str) -> int:
+    place, daemon = _place(call)
+    result = daemon.ask("fork_audit", workspace=place.name, name=name)
+    call.out.line(f"{result['command']}: exit {result['status']}")
+    for kind in ("read", "listed", "missing", "written", "removed"):
+        call.out.lines(f"{kind:<8} {path or '.'}" for path in result[kind])
+    if result["more"]:
+        call.out.line(f"and {result['more']} more")
+    call.out.json(result)
+    return 0
+
+
 def _diff(call: Call, name: str) -> int:
     place, daemon = _place(call)
     result = daemon.ask("fork_diff", call.out.progress, workspace=place.name, name=name)
@@ -162,6 +176,7 @@ def _drop(call: Call, name: str) -> int:
     place, daemon = _place(call)
     result = daemon.ask("fork_drop", call.out.progress, workspace=place.name, name=name)
     call.out.line(f"dropped {name}")
+    call.out.lines(commit_lines(result["commits"]))
     call.out.json(result)
     return 0
 

@@ -8,6 +8,7 @@ from clivefs.base.errors import UsageError
 from clivefs.cli import call as calls
 from clivefs.cli import locate
 from clivefs.cli.call import Call
+from clivefs.cli.forks import commit_lines
 
 DESCRIPTION = """\
 Bring what a fork changed into the live view, in one step: a three-way merge with the point that it stands on, or with
@@ -54,5 +55,6 @@ def run(call: Call) -> int:
         call.out.note(f"conflict: {each['path']}: {each['kind']}{beside}")
     for path, why in refused.items():
         call.out.note(f"left alone: {path}: {why}")
+    call.out.lines(commit_lines(result.get("commits", [])))
     call.out.json(result)
     return 1 if result["conflicts"] or refused else 0

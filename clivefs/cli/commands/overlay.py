@@ -45,6 +45,9 @@ _GIT_VARIABLES = (
 )
 
 
+_IGNORED = "also new files that git ignores, or that Python keeps in __pycache__"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -59,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     diff = action("diff", "print your edits as a patch", None)
     diff.add_argument("--stat", action="store_true", help="only how many lines of each file were added and removed")
+    diff.add_argument("--ignored", action="store_true", help=_IGNORED)
     export = action("export", "write your edits to a patch file", "only say what would be written")
     export.add_argument("-o", "--output", metavar="FILE", required=True, help="the patch file")
     export.add_argument(
@@ -66,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make FILE the last of the entry's `patches` and forget the edits: what is shown stays the same",
     )
+    export.add_argument("--ignored", action="store_true", help=_IGNORED)
     commit = action("commit", "commit what the entry shows, on top of what is mounted", "only say what would be in it")
     commit.add_argument("-m", "--message", metavar="MSG", required=True, help="the commit's message")
     commit.add_argument("--branch", metavar="B", help="let the branch B lead to it (default: HEAD's)")
@@ -97,16 +102,26 @@ Ask = Callable[..., dict[str, Any]]
 
 def _diff(call: Call, place: Workspace, ask: Ask) -> int:
     if call.args.stat:
-        result = ask("overlay_diff", stat=True)
+        result = ask("overlay_diff", stat=True, ignored=call.args.ignored)
         _tell_stat(call, result["files"])
+        _tell_ignored(call, result)
         call.out.json(result)
         return 0
-    result = ask("overlay_diff")
+    result = ask("overlay_diff", ignored=call.args.ignored)
     if call.out.as_json:
-        call.out.json({"path": result["path"], "patch_b64": result["patch"]})
+        call.out.json({"path": result["path"], "patch_b64": result["patch"], "ignored": result["ignored"]})
     else:
         call.out.raw(base64.b64decode(result["patch"]))
+        _tell_ignored(call, result)
     return 0
+
+
+def _tell_ignored(call: Call, result: dict[str, Any]) -> None:
+    count = len(result["ignored"])
+    if count and not call.out.as_json:
+        call.out.note(
+            f"{_count(count, 'new file')} left out, as git ignores it or Python cached it (--ignored takes all)"
+        )
 
 
 def _tell_stat(call: Call, files: list[dict[str, Any]]) -> None:
@@ -122,13 +137,22 @@ def _tell_stat(call: Call, files: list[dict[str, Any]]) -> None:
 def _export(call: Call, place: Workspace, ask: Ask) -> int:
     args = call.args
     if not args.as_layer:
-        result = ask("overlay_diff")
+        result = ask("overlay_diff", ignored=args.ignored)
         patch = base64.b64decode(result["patch"])
         if patch and not args.dry_run:
             _write(call.absolute(args.output), patch)
         verb = "would write" if args.dry_run else "wrote"
         call.out.line(f"{verb} {len(patch)} bytes to {args.output}" if patch else "there are no edits")
-        call.out.json({"path": result["path"], "file": args.output, "bytes": len(patch), "dry_run": args.dry_run})
+        _tell_ignored(call, result)
+        call.out.json(
+            {
+                "path": result["path"],
+                "file": args.output,
+                "bytes": len(patch),
+                "ignored": result["ignored"],
+                "dry_run": args.dry_run,
+            }
+        )
         return 0
     file = patch_path(call, place, args.output)
     if file == ".." or file.startswith("../"):
@@ -137,13 +161,14 @@ def _export(call: Call, place: Workspace, ask: Ask) -> int:
             place=args.output,
             remedy=f"name a file below {place.root}, or leave --as-layer out",
         )
-    result = ask("overlay_export", file=file, dry_run=args.dry_run)
+    result = ask("overlay_export", file=file, ignored=args.ignored, dry_run=args.dry_run)
     verb = "would become" if args.dry_run else "became"
     if result["file"] is None:
         call.out.line("there are no edits")
     else:
         call.out.line(f"the edits of {_count(len(result['files']), 'file')} {verb} the patch {result['file']}")
         call.out.lines(f"stays in the overlay, as a patch cannot hold all of it: {each}" for each in result["stay"])
+    _tell_ignored(call, result)
     call.out.json(result)
     return 0
 
@@ -176,7 +201,7 @@ def _commit(call: Call, place: Workspace, ask: Ask) -> int:
         if args.push is not None:
             _push(call, result, args.push)
             result["pushed"] = args.push
-    call.out.lines(f"left out, as git ignores it: {each}" for each in result["ignored"])
+    call.out.lines(f"left out, as git ignores it or Python cached it: {each}" for each in result["ignored"])
     call.out.json(result)
     return 0
 
@@ -211,6 +236,7 @@ _PATCH_STATES = {
     "same": "applies as it is",
     "moved": "is rewritten",
     "split": "is rewritten without the files that conflict",
+    "edits": "goes: all its files conflict, what it did to them is among your edits",
     "empty": "goes: the release has it",
 }
 

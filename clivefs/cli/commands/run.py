@@ -11,20 +11,25 @@ from typing import Any
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import locate
+from clivefs.cli import locate, sandbox
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
+from clivefs.cli.forks import commit_lines
 from clivefs.cli.locate import Workspace
 
 DESCRIPTION = """\
 Run a command in the workspace. With --fork it runs in a fork made for it, in the directory that corresponds to the
 present one: when it exits with 0, what it wrote comes into the live view all at once, otherwise it is dropped. If
 others have changed one of the same files meanwhile, nothing is committed and the fork stays. Ignored files that it
-wrote are not brought back. The exit code is the command's, or 125 when clivefs itself failed."""
+wrote are not brought back. With --sandbox it can write nowhere but in its fork.
+
+The exit code is the command's, or 125 when clivefs itself failed."""
 
 EXAMPLES = """\
 clivefs run --fork -- make format
 clivefs run --fork --dry-run -- ./upgrade.sh     run it, and show what it would change
+clivefs run --fork --name n1 --sandbox -- ./agent.sh
+clivefs fork show n1 --audit                     what it read and wrote
 clivefs run -- make                              in the live view, between two recorded points"""
 
 OWN_FAILURE = 125
@@ -33,6 +38,12 @@ OWN_FAILURE = 125
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fork", action="store_true", help="in a fork: all of its writes are committed, or none")
     parser.add_argument("--name", metavar="NAME", help="what the fork is called")
+    parser.add_argument(
+        "--sandbox",
+        action="store_true",
+        help="it can write nowhere but in the fork (bubblewrap), and what it reads and writes there is kept for "
+        "`clivefs fork show NAME --audit`",
+    )
     parser.add_argument("--dry-run", action="store_true", help="run it, print what it changed as a patch, and drop it")
     calls.add_place(parser)
     calls.add_json(parser)
@@ -44,8 +55,8 @@ def run(call: Call) -> int:
     words = args.command_line[1:] if args.command_line[:1] == ["--"] else args.command_line
     if not words:
         raise UsageError("which command?", remedy="clivefs run --fork -- make")
-    if not args.fork and (args.name is not None or args.dry_run):
-        raise UsageError("--name and --dry-run go with --fork")
+    if not args.fork and (args.name is not None or args.dry_run or args.sandbox):
+        raise UsageError("--name, --dry-run and --sandbox go with --fork")
     try:
         place = locate.find(call)
         daemon = place.served("commands run in the mount")
@@ -66,7 +77,8 @@ def _run_live(call: Call, place: Workspace, daemon: Daemon, words: list[str]) ->
     """Run it between two points."""
     before = daemon.ask("snapshot", workspace=place.name)
     assert place.shown_at is not None
-    status = _execute(call, words, os.path.join(place.shown_at, place.directory))
+    directory = os.path.join(place.shown_at, place.directory).rstrip("/")
+    status = _execute(call, words, directory, dict(call.around.environ))
     after = daemon.ask("snapshot", workspace=place.name)
     call.out.json({"status": status, "before": before, "after": after})
     return status
@@ -75,18 +87,41 @@ def _run_live(call: Call, place: Workspace, daemon: Daemon, words: list[str]) ->
 def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str]) -> int:
     args = call.args
     text = " ".join(words)
-    fork = daemon.ask("run_begin", call.out.progress, workspace=place.name, name=args.name, text=text)
+    fork = daemon.ask(
+        "run_begin", call.out.progress, workspace=place.name, name=args.name, text=text, audit=args.sandbox
+    )
+    directory = os.path.join(fork["path"], place.directory).rstrip("/")
+    environ = dict(call.around.environ)
     try:
-        status = _execute(call, words, os.path.join(fork["path"], place.directory))
+        if args.sandbox:
+            words = [*_sandbox(call, fork, daemon, directory), *words]
+            environ = sandbox.environment(environ)
+        status = _execute(call, words, directory, environ)
     except BaseException:
-        daemon.ask("run_end", workspace=place.name, name=fork["name"], commit=False)
+        daemon.ask("run_end", workspace=place.name, name=fork["name"], commit=False, status=OWN_FAILURE)
         raise
     commit = status == 0 and not args.dry_run
     result = daemon.ask(
-        "run_end", call.out.progress, workspace=place.name, name=fork["name"], commit=commit, diff=args.dry_run
+        "run_end",
+        call.out.progress,
+        workspace=place.name,
+        name=fork["name"],
+        commit=commit,
+        diff=args.dry_run,
+        status=status,
     )
     result["status"] = status
     return _told(call, result)
+
+
+def _sandbox(call: Call, fork: dict[str, Any], daemon: Daemon, directory: str) -> list[str]:
+    return sandbox.arguments(
+        directory,
+        writable=[fork["path"], fork["git"]],
+        readable=[daemon.mountpoint, call.store],
+        hidden=[daemon.run],
+        path=call.around.environ.get("PATH"),
+    )
 
 
 def _told(call: Call, result: dict[str, Any]) -> int:
@@ -106,15 +141,16 @@ def _told(call: Call, result: dict[str, Any]) -> int:
             f"`clivefs fork --drop {name}` removes it"
         )
         return OWN_FAILURE
+    call.out.lines(commit_lines(result["commits"]))
     if status and not call.args.dry_run:
         call.out.note(f"clivefs: the command failed ({status}): nothing of what it wrote is kept")
     return status
 
 
-def _execute(call: Call, words: list[str], directory: str) -> int:
+def _execute(call: Call, words: list[str], directory: str, environ: dict[str, str]) -> int:
     """The command's exit status, as a shell gives it."""
     call.out.flush()
-    environ = {**call.around.environ, "PWD": directory}
+    environ["PWD"] = directory
     children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:

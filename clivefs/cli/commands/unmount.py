@@ -107,7 +107,7 @@ def _end(call: Call, daemon: Daemon) -> int:
     pidfd = _pidfd(daemon.pid)
     try:
         result: dict[str, Any] = daemon.ask("unmount", call.out.progress) or {}
-        users = result.get("users") or []
+        users = [each for each in result.get("users") or [] if each["pid"] != os.getpid()]
         if users:
             call.out.note("still at work in it: " + ", ".join(f"{each['command']} ({each['pid']})" for each in users))
         if pidfd is not None:

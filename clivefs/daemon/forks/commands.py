@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,15 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.daemon.applying import ChangedMeanwhile, LiveChanges, Target, entry_of
 from clivefs.daemon.control import Progress
+from clivefs.daemon.forks import gitsources
 from clivefs.daemon.forks.listing import Listing, status_of
 from clivefs.daemon.forks.shown import ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.edits.diff import patch_of, scratch_directory
+from clivefs.mounts.forks import gitdirs
+from clivefs.mounts.forks.audit import Audit
 from clivefs.mounts.forks.merging import MergePlan, both_wrote, changes, plan_merge
 from clivefs.mounts.forks.recorded import ForkState, fork_part
 from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, check_fork_name
@@ -27,11 +31,14 @@ from clivefs.mounts.git.treemerge import Labels
 from clivefs.mounts.points.compare import State, compare
 from clivefs.mounts.points.facts import point_facts
 from clivefs.mounts.points.history import differences_at, with_content
+from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.point import Point, make_point
 from clivefs.mounts.tree import Blocked, Node, Tree
-from clivefs.objects.errors import MetaConflict
+from clivefs.objects.errors import MetaConflict, ObjectMissing
 from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -52,12 +59,22 @@ class Forking:
         self._recording = recording
         self._changes = changes
         self._shown = shown
+        self._nursery: trio.Nursery | None = None
         self._listing = Listing(store, recording, shown, self.state_of)
 
     async def run(self) -> None:
-        """Once: delete what is left of forks that were dropped or not finished before."""
-        for live in list(self._workspaces.live.values()):
-            await trio.to_thread.run_sync(self._shown.clear, live)
+        """Until cancelled: what need not be waited for. First what is left of forks that were dropped is deleted."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for live in list(self._workspaces.live.values()):
+                nursery.start_soon(self._aside, "deleting dropped forks", self._shown.clear, live)
+            await trio.sleep_forever()
+
+    async def _aside(self, what: str, call: Callable[..., None], *args: Any) -> None:
+        try:
+            await trio.to_thread.run_sync(call, *args)
+        except (OSError, ClivefsError) as error:
+            log.warning("%s failed: %s", what, error)
 
     # Making, showing, dropping
 
@@ -91,6 +108,11 @@ class Forking:
             raise _taken(name) from None
         shown = await _waiting(lambda: self._shown.show(live, record))
         await self._workspaces.caches.settled()
+        if self._nursery is not None:
+            directory = self._shown.directory(live, record)
+            self._nursery.start_soon(
+                self._aside, "keeping what a fork borrows", gitsources.keep_sources, self._store, live, directory
+            )
         return shown
 
     def _told(self, live: LiveWorkspace, shown: ShownFork) -> dict[str, Any]:
@@ -103,6 +125,11 @@ class Forking:
     async def list_all(self, args: dict[str, Any], progress: Progress) -> Any:
         """All forks, with what they changed and what of it conflicts."""
         return await self._listing.all(self._workspaces.get(args["workspace"]))
+
+    async def audit(self, args: dict[str, Any], progress: Progress) -> Any:
+        """What the command of the sandboxed transaction `name` read and wrote."""
+        live = self._workspaces.get(args["workspace"])
+        return await trio.to_thread.run_sync(self._shown.audit, live, args["name"])
 
     async def where(self, args: dict[str, Any], progress: Progress) -> Any:
         """Where the fork `name` is."""
@@ -124,14 +151,33 @@ class Forking:
         """Forget the fork `name` and what was written in it."""
         live = self._workspaces.get(args["workspace"])
         async with live.going_back:
-            await self._drop(live, self._shown.forks(live).get(args["name"]))
-        return {"name": args["name"]}
+            name = args["name"]
+            if self._shown.forks(live).find(name) is None and self._shown.has_audit(live, name):
+                await trio.to_thread.run_sync(self._shown.drop_audit, live, name)
+                return {"name": name, "commits": []}
+            commits = await self._drop(live, self._shown.forks(live).get(name))
+            await trio.to_thread.run_sync(self._shown.drop_audit, live, name)
+        return {"name": args["name"], "commits": commits}
 
-    async def _drop(self, live: LiveWorkspace, record: ForkRecord) -> None:
+    async def _drop(self, live: LiveWorkspace, record: ForkRecord) -> list[dict[str, Any]]:
         # What a thread deletes must not be shown: hide it first. A crash in between shows it again, whole.
+        commits = await self._keep_commits(live, record)
         self._shown.hide(live, record.name)
         await self._workspaces.caches.settled()
         await trio.to_thread.run_sync(self._shown.drop, live, record)
+        return commits
+
+    async def _keep_commits(self, live: LiveWorkspace, record: ForkRecord) -> list[dict[str, Any]]:
+        """See that what was committed in a fork outlives it; ClivefsError where that cannot be."""
+        directory = self._shown.directory(live, record)
+        targets = gitsources.keepers(live)
+        kept = await trio.to_thread.run_sync(
+            gitsources.keep_commits, self._store, live.id, record.name, directory, targets
+        )
+        return [
+            {"entry": each.entry, "ref": each.ref, "commit": each.commit.hex(), "repository": each.repository}
+            for each in kept
+        ]
 
     # What a fork is now
 
@@ -178,10 +224,10 @@ class Forking:
     async def _merge(self, live: LiveWorkspace, shown: ShownFork, *, dry: bool) -> dict[str, Any]:
         record = shown.record
         points = self._recording.of(live).points
-        base = await trio.to_thread.run_sync(points.load, bytes.fromhex(record.base))
         theirs, reader = await self._whole_state(shown)
         for _ in range(_ATTEMPTS_MAX):
             before = await self._recording.snapshot(live)
+            base = await trio.to_thread.run_sync(_merge_base, points, reader, record, before)
             plan = await trio.to_thread.run_sync(
                 self._plan, live, reader, record.name, _state(base), _state(before), theirs.state
             )
@@ -197,12 +243,14 @@ class Forking:
             except ChangedMeanwhile:
                 continue
             FAULTS.hit("merge.applied")
-            if not refused:  # what was left alone is to be merged another time
-                await self._remember(shown, base, theirs.state)
+            after = before
             if plan.puts:
                 self._recording.of(live).as_origin("command:merge")
                 after = await self._recording.snapshot(live, f"merge of the fork {record.name}")
                 result["after"] = point_facts(after)
+            if not refused:  # what was left alone is to be merged another time
+                await self._remember(shown, base, theirs.state, before, after)
+            result["commits"] = await self._keep_commits(live, record)
             return result
         raise ClivefsError(
             "the live view is being written to all the time at what the fork changed",
@@ -232,7 +280,7 @@ class Forking:
             targets = [Target(put.wanted, put.oid) for put in plan.puts]
             await self._changes.apply(live, targets, reader, lambda: recording.is_still(before.oid, paths))
 
-    async def _remember(self, shown: ShownFork, base: Point, theirs: State) -> None:
+    async def _remember(self, shown: ShownFork, base: Point, theirs: State, before: Point, after: Point) -> None:
         """The next merge is to bring only what the fork changes from now on."""
         if theirs == _state(base):
             return
@@ -248,7 +296,13 @@ class Forking:
             message=f"the fork {shown.record.name} when it was merged",
         )
         old = shown.record
-        new = _replaced(old, base=point.oid.hex())
+        new = _replaced(
+            old,
+            base=point.oid.hex(),
+            base_before=base.oid.hex(),
+            merged_from=before.oid.hex(),
+            merged_to=after.oid.hex(),
+        )
         shown.record = new
         await trio.to_thread.run_sync(lambda: shown.forks.update(old, new, point))
 
@@ -283,7 +337,9 @@ class Forking:
         live = self._workspaces.get(args["workspace"])
         name = args.get("name") or self._free_name(live)
         shown = await self._make(live, name, None, command=args["text"])
-        return self._told(live, shown)
+        if args.get("audit"):
+            shown.tree.audit = Audit()
+        return {**self._told(live, shown), "git": os.path.join(self._shown.directory(live, shown.record), gitdirs.NAME)}
 
     def _free_name(self, live: LiveWorkspace) -> str:
         return f"run-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
@@ -293,6 +349,9 @@ class Forking:
         live = self._workspaces.get(args["workspace"])
         shown = self._shown.get(live, args["name"])
         result: dict[str, Any] = {"name": args["name"], "changes": [], "committed": False, "kept": False}
+        if shown.tree.audit is not None:
+            facts = {"command": shown.record.command, "status": args["status"], **shown.tree.audit.describe()}
+            await trio.to_thread.run_sync(self._shown.keep_audit, live, args["name"], facts)
         async with live.going_back:
             if args["commit"]:
                 refusal = await self._commit(live, shown, result)
@@ -306,7 +365,7 @@ class Forking:
                 before = shown.start
                 result["changes"] = await trio.to_thread.run_sync(_changed, reader, _state(before), state.state)
                 result["patch"] = await trio.to_thread.run_sync(self._patch, reader, before.tree, state.state.tree)
-            await self._drop(live, shown.record)
+            result["commits"] = await self._drop(live, shown.record)
         return result
 
     async def _commit(self, live: LiveWorkspace, shown: ShownFork, result: dict[str, Any]) -> str | None:
@@ -364,6 +423,20 @@ class Forking:
 def _replaced(record: ForkRecord, **fields: Any) -> ForkRecord:
     values = {name: getattr(record, name) for name in record.__struct_fields__}
     return ForkRecord(**{**values, **fields})
+
+
+def _merge_base(points: Points, reader: JoinedObjects, record: ForkRecord, now: Point) -> Point:
+    """What the fork is compared with: what it was when it was last merged, unless that merge was undone."""
+    if record.merged_to != record.merged_from:
+        try:
+            before, after = (points.load(bytes.fromhex(each)) for each in (record.merged_from, record.merged_to))
+            brought = changes(reader, _state(before), _state(after))
+            moved_on = changes(reader, _state(before), _state(now))
+            if brought and not brought.keys() & moved_on.keys():
+                return points.load(bytes.fromhex(record.base_before))
+        except ObjectMissing:  # thinned away
+            log.info("the points of the last merge of %s are gone", record.name)
+    return points.load(bytes.fromhex(record.base))
 
 
 def _taken(name: str) -> ClivefsError:

@@ -7,36 +7,42 @@ stays in the list with the reason.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import make_directories
+from clivefs.daemon.forks import gitsources
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.forks import gitdirs
 from clivefs.mounts.forks.inherited import Inherited, RulesOfThen
 from clivefs.mounts.forks.keeping import Keeper
 from clivefs.mounts.forks.lower import ForkLower
 from clivefs.mounts.forks.recorded import ForkRecorder
 from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, Forks
 from clivefs.mounts.forks.tree import ForkTree
+from clivefs.mounts.git.fetch import write_whole
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.host.watch import Outside
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.overlay.discard import destroy
-from clivefs.mounts.overlay.nodes import OverlayNode
+from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.points.compare import State
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.lower import lower_of_point
+from clivefs.mounts.points.names import is_session_name
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.ignore import FILE_BYTES_MAX
 from clivefs.mounts.recording.parts import join
@@ -134,7 +140,7 @@ class ShownForks:
     # What forks inherit
 
     def keep(self, live: LiveWorkspace) -> None:
-        """See that every tree of *live* keeps what the forks have inherited: to be called whenever either is another."""
+        """Let the trees of *live* keep what its forks have inherited: to be called whenever either are others."""
         forks = self._shown.get(live.id, {})
         for prefix, tree in _trees(live).items():
             tree.keeper = Keeper(prefix, lambda: [_lower(each) for each in forks.values()]) if forks else None
@@ -194,7 +200,8 @@ class ShownForks:
         point = lower_of_point(start, reader, owner=self._view.owner, cache_dir=self._unpacked)
         try:
             point.attr(point.root, fetch=True)  # what must be waited for is waited for here
-            upper = os.open(self.directory(live, record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = self.directory(live, record)
+            upper = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             point.close()
             raise
@@ -206,6 +213,8 @@ class ShownForks:
                 self._view.table,
                 lambda: _trees(live),
                 entries=map(os.fsencode, record.entries),
+                git={path: gitdirs.dot_git_content(gitdir) for path, gitdir in gitdirs.places(directory).items()},
+                made_ns=record.made_ms * 1_000_000,
             )
             try:
                 identity = f"{live.id}\0fork\0{record.upper}".encode()
@@ -255,9 +264,11 @@ class ShownForks:
         """Make the upper and the record of a new fork; durable. For threads. MetaConflict: the name is taken."""
         directory = self.directory(live, record)
         rules = _rules_now(live)
+        sources = gitsources.sources(live)
         with self._making:
             make_directories(directory)
             Inherited.write_rules(directory, rules)
+            gitdirs.make(directory, sources)
             FAULTS.hit("fork.upper")
             try:
                 self.forks(live).add(record)
@@ -289,6 +300,34 @@ class ShownForks:
                     destroy(fd, os.fsencode(name), lambda inode: None, _rubbish_name)
         finally:
             os.close(fd)
+
+    # Audits, which outlive their forks
+
+    def _audit_file(self, live: LiveWorkspace, name: str) -> str:
+        return os.path.join(self._store.directory(f"audits/{live.id}"), f"{name}.json")
+
+    def has_audit(self, live: LiveWorkspace, name: str) -> bool:
+        """Whether the audit of a sandboxed command is kept under that name."""
+        return is_session_name(name) and os.path.exists(self._audit_file(live, name))
+
+    def keep_audit(self, live: LiveWorkspace, name: str, facts: dict[str, Any]) -> None:
+        """Keep what a command has read and written. For threads."""
+        write_whole(self._audit_file(live, name), json.dumps(facts).encode())
+
+    def audit(self, live: LiveWorkspace, name: str) -> dict[str, Any]:
+        """What was kept. For threads. ClivefsError where there is none."""
+        if self.has_audit(live, name):
+            with open(self._audit_file(live, name), "rb") as file:
+                facts: dict[str, Any] = json.load(file)
+            return facts
+        raise ClivefsError(
+            f"no audit is kept of {name!r}", remedy=f"clivefs run --fork --name {name} --sandbox -- CMD makes one"
+        )
+
+    def drop_audit(self, live: LiveWorkspace, name: str) -> None:
+        """Forget it. For threads."""
+        if self.has_audit(live, name):
+            os.unlink(self._audit_file(live, name))
 
 
 def _trees(live: LiveWorkspace) -> dict[bytes, Tree]:

@@ -11,7 +11,7 @@ import trio
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.daemon.control import Progress
-from clivefs.daemon.overlays import target
+from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.blaming import Blaming
 from clivefs.daemon.overlays.committing import Committing
 from clivefs.daemon.overlays.exporting import Exporting
@@ -39,14 +39,21 @@ class Overlays:
 
     async def diff(self, args: dict[str, Any], progress: Progress) -> Any:
         """`{"patch": base64}`: the edits at or below a path as a git patch, relative to the entry. With `stat` the
-        number of lines of each file instead."""
+        number of lines of each file instead. `ignored`: also what git ignores."""
         there = target.find(self._workspaces, args)
         found = [each async for each in changed(there.tree, there.below)]
+        left_out: frozenset[bytes] = frozenset()
+        if not args.get("ignored"):
+            new = {each.path for each in found if each.after} - {each.path for each in found if each.before}
+            git_dir = there.mounted.git_dir.path if there.mounted and there.mounted.git_dir else None
+            left_out = await reading.left_out(there.tree, new, git_dir=git_dir, scratch=self._workspaces.scratch())
+            found = [each for each in found if each.path not in left_out]
+        facts = {"path": there.path, "ignored": sorted(os.fsdecode(each) for each in left_out)}
         if args.get("stat"):
             files = await trio.to_thread.run_sync(stat_of, found, self._workspaces.scratch())
-            return {"path": there.path, "files": [{**each._asdict(), "path": os.fsdecode(each.path)} for each in files]}
+            return {**facts, "files": [{**each._asdict(), "path": os.fsdecode(each.path)} for each in files]}
         patch = await trio.to_thread.run_sync(patch_of, found, self._workspaces.scratch())
-        return {"path": there.path, "patch": base64.b64encode(patch).decode(), "files": len(found)}
+        return {**facts, "patch": base64.b64encode(patch).decode(), "files": len(found)}
 
     async def reset(self, args: dict[str, Any], progress: Progress) -> Any:
         """Forget the edits of an entry, or of the given files of it."""
@@ -79,7 +86,11 @@ class Overlays:
         """Make the edits of an entry the patch `file` of it."""
         there = target.based(target.find(self._workspaces, args), "--as-layer")
         return await self._exporting.as_layer(
-            there, args["file"], self._say(progress), dry_run=bool(args.get("dry_run"))
+            there,
+            args["file"],
+            self._say(progress),
+            with_ignored=bool(args.get("ignored")),
+            dry_run=bool(args.get("dry_run")),
         )
 
     async def commit(self, args: dict[str, Any], progress: Progress) -> Any:

@@ -14,6 +14,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.daemon import ownconfig
 from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
+from clivefs.daemon.overlays.reading import Edits
 from clivefs.daemon.overlays.target import Based
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.config import config
@@ -37,10 +38,10 @@ class Exporting:
         self._moving = moves
 
     async def as_layer(
-        self, based: Based, file: str, progress: Callable[[str], None], *, dry_run: bool
+        self, based: Based, file: str, progress: Callable[[str], None], *, with_ignored: bool, dry_run: bool
     ) -> dict[str, Any]:
         """Write the edits of *based* to the patch *file* (relative to the workspace), make it the last of the entry's
-        `patches`, and forget them."""
+        `patches`, and forget them. What git ignores stays an edit, unless *with_ignored*."""
         live, path = based.target.live, based.target.path
         target.whole_entry(based.target, "--as-layer")
         target.refuse_own_overlay(live, "--as-layer")
@@ -53,8 +54,11 @@ class Exporting:
             for _ in range(ATTEMPTS_MAX):
                 seen = await self._moving.settled_look(based)
                 edits = await reading.edits(based.target.tree)
+                left_out = frozenset[bytes]() if with_ignored else await self._left_out(based, edits)
+                edits = edits.without(left_out)
+                ignored = [os.fsdecode(each) for each in sorted(left_out)]
                 if not edits.files:
-                    return {"path": path, "file": None, "files": [], "stay": [], "dry_run": dry_run}
+                    return {"path": path, "file": None, "files": [], "stay": [], "ignored": ignored, "dry_run": dry_run}
                 layer = await trio.to_thread.run_sync(
                     lambda files: plan_layer(
                         based.reader,
@@ -71,7 +75,8 @@ class Exporting:
                     "path": path,
                     "file": file,
                     "files": [os.fsdecode(each) for each in sorted(edits.files)],
-                    "stay": [os.fsdecode(each) for each in what.stays],
+                    "stay": [os.fsdecode(each) for each in what.stays if each not in left_out],
+                    "ignored": ignored,
                     "dry_run": dry_run,
                 }
                 if dry_run:
@@ -88,6 +93,13 @@ class Exporting:
                     continue
                 return result
         raise ClivefsError("it is being written to all the time", place=path, remedy="stop what writes there first")
+
+    async def _left_out(self, based: Based, edits: Edits) -> frozenset[bytes]:
+        lower, git_dir = based.lower, based.mounted.git_dir
+        new = [path for path, file in edits.files.items() if file is not None and lower.find(path) is None]
+        return await reading.left_out(
+            based.target.tree, new, git_dir=git_dir.path if git_dir else None, scratch=self._workspaces.scratch()
+        )
 
     def _plan(self, based: Based, plan: RebasePlan) -> RebasePlan:
         """What can go now, in the span that lets it go: a file may have been opened meanwhile."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import NamedTuple, TypeVar
 
 import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.edits.diff import Changed, Version, git_mode
+from clivefs.mounts.edits.ignored import ignored_paths, rules_for
 from clivefs.mounts.edits.plan import shown_files
 from clivefs.mounts.git.joined import CONTENT_BYTES_MAX
 from clivefs.mounts.git.treeeditor import check_path
@@ -33,7 +34,12 @@ class Edits(NamedTuple):
     files: dict[bytes, Version | None]
     """What it shows at each changed path; None where it hides what the lower has."""
     kept: frozenset[bytes]
-    """Files that no tree can hold: a repository's `.git`, what is too large."""
+    """Files that no tree can hold (a repository's `.git`, what is too large), or that stay edits for another reason."""
+
+    def without(self, paths: frozenset[bytes]) -> Edits:
+        """These, with *paths* among those that are kept."""
+        files = {path: file for path, file in self.files.items() if path not in paths}
+        return Edits(files, self.kept | paths)
 
 
 async def edits(tree: OverlayTree) -> Edits:
@@ -89,6 +95,16 @@ async def all_changes(tree: OverlayTree) -> list[OverlayChange]:
             continue
         break
     return found
+
+
+async def left_out(tree: OverlayTree, new: Collection[bytes], *, git_dir: str | None, scratch: str) -> frozenset[bytes]:
+    """Of the files *new*, which the lower layer has not, those that are no part of a patch, by the rules as shown."""
+    rules = {}
+    for path in rules_for(new):
+        version = await shown_version(tree, path)
+        if version is not None and stat.S_ISREG(version.mode):
+            rules[path] = version.content
+    return await trio.to_thread.run_sync(lambda: ignored_paths(git_dir, new, rules, scratch=scratch))
 
 
 async def delete_discarded(tree: OverlayTree) -> None:
@@ -154,14 +170,20 @@ async def shown_version(tree: OverlayTree, path: bytes) -> Version | None:
     try:
         for name in path.split(b"/"):
             node, attr = await waiting(lambda n=node, x=name: tree.lookup(n, x))  # type: ignore[misc]
+        mode = git_mode(attr.mode)
+        if mode is None:
+            return None
+        if mode == 0o120000:
+            return Version(mode, await waiting(lambda: tree.readlink(node)))
+        return Version(mode, await _content(lambda: tree.open(node, os.O_RDONLY)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    mode = git_mode(attr.mode)
-    if mode is None:
-        return None
-    if mode == 0o120000:
-        return Version(mode, await waiting(lambda: tree.readlink(node)))
-    return Version(mode, await _content(lambda: tree.open(node, os.O_RDONLY)))
+    except PermissionError as error:
+        raise ClivefsError(
+            "its mode, or that of a directory on the way to it, does not let you read it",
+            place=os.fsdecode(path),
+            remedy="chmod it, or forget it with `clivefs overlay reset`",
+        ) from error
 
 
 async def _content(open_it: Callable[[], OpenFile]) -> bytes:

@@ -170,7 +170,7 @@ class Rebasing:
         patches = []
         toml = onto.toml
         for layer in plan.layers:
-            gone = layer.state == "empty" or (layer.state == "split" and layer.patch is None)
+            gone = layer.state in ("empty", "edits")
             if gone or layer.patch is not None:
                 patches.append(PatchChange.of(layer.name, contents[layer.name], None if gone else layer.patch))
             if gone:

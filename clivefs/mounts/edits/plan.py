@@ -85,8 +85,9 @@ class LayerPlan:
 
     name: str
     state: str
-    """`same`: the patch file stays as it is. `moved`: `patch` is what it must say. `split`: so too, and paths of it
-    conflict; if `patch` is None nothing is left of it. `empty`: the new release has all of it, it can go."""
+    """`same`: the patch file stays as it is. `moved`: `patch` is what it must say. `split`: so too, without
+    the paths that conflict or did in a patch before. `edits`: all its paths are such, nothing is left of it. `empty`:
+    the new release has all of it, it can go."""
     tree: bytes
     """With it and all before it applied on the new release."""
     patch: bytes | None = None
@@ -189,12 +190,14 @@ class _Layers:
                 self.dropped[conflict.path] = before.get(conflict.path)
             now = TreeEditor(reader, self.new)
             tree = _with(reader, store, tree, {path: now.get(path) for path in self.dropped})
-            state = "split" if conflicts else "moved"
         if tree == as_it_is:
             state = "same"
-        elif tree == self.new and state == "moved":
+        elif tree == self.new:
             state = "empty"
         patch = None
+        dropped = conflicts or any(path in self.dropped for path, _, _ in differences(reader, self.old, old))
+        if state != "same" and dropped:
+            state = "edits" if tree == self.new else "split"
         if state in ("moved", "split") and tree != self.new:
             patch = _preamble(name, data) + patch_of(tree_changes(reader, self.new, tree), self._scratch)
         self.old, self.new = old, tree

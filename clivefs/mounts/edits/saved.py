@@ -21,7 +21,7 @@ from clivefs.base.syscalls import RENAME_EXCHANGE, rename_at, sync_fs
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, chmod_at, get_xattr, list_xattrs, set_xattr, stat_at
 from clivefs.mounts.overlay.intentlog import IntentLog
 from clivefs.mounts.overlay.marks import Edit, EditKind
-from clivefs.mounts.overlay.upper import TREE, WORK, PathFds, Upper, list_directory
+from clivefs.mounts.overlay.upper import TREE, WORK, PathFds, Upper, list_directory, list_for_us, stat_for_us
 from clivefs.objects.encode import MODE_TREE, TreeEntry
 from clivefs.objects.interface import ObjectStore
 
@@ -43,9 +43,9 @@ def save_upper(upper: Upper, store: ObjectStore) -> bytes:
             waiting = [b""]
             while waiting:
                 directory = waiting.pop()
-                for name, _ in sorted(list_directory(fds.open(directory))):
+                for name, _ in sorted(list_for_us(fds.open(directory))):
                     fd = fds.open(directory)
-                    found = stat_at(fd, name)
+                    found = stat_for_us(fd, name)
                     path = directory + b"/" + name if directory else name
                     facts = _facts(found, os.fsdecode(path))
                     if stat.S_ISDIR(found.st_mode):

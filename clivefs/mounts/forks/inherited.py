@@ -63,6 +63,8 @@ class Inherited:
             destroy(self._work_fd, os.fsencode(name), lambda inode: None, self._work_name)
         self._absent: set[bytes] = set()
         self._moves: list[tuple[bytes, bytes, bytes]] = []
+        self._moved: dict[bytes, set[bytes]] = {}
+        """By directory of the fork, the names of what the live view has elsewhere now."""
         self._log_fd = os.open(_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         self._load()
         self.any_kept = bool(os.listdir(self._tree_fd))
@@ -102,6 +104,11 @@ class Inherited:
         if kind == _ABSENT:
             self._absent.add(paths[0])
         else:
+            for path in paths if kind == _SWAPPED else paths[:1]:
+                own = self.own_path(path)
+                if own:
+                    head, _, name = own.rpartition(b"/")
+                    self._moved.setdefault(head, set()).add(name)
             self._moves.append((kind, paths[0], paths[1]))
 
     def _note(self, kind: bytes, *paths: bytes) -> None:
@@ -157,6 +164,10 @@ class Inherited:
                     return None
                 at = target + below
         return at
+
+    def moved_names(self, path: bytes) -> set[bytes]:
+        """The names in the directory *path* of what the live view may have elsewhere now."""
+        return self._moved.get(path, set())
 
     # What was kept
 

@@ -29,6 +29,7 @@ from clivefs.mounts.recording.parts import join
 from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 
+DOT_GIT = b".git"
 _HELD_MAX = 256
 _USED_MAX = 16
 _CONTEXTS_MAX = 4096
@@ -82,8 +83,11 @@ class ForkLower(Lower):
         live: Live,
         *,
         entries: Iterable[bytes] = (),
+        git: Mapping[bytes, bytes] | None = None,
+        made_ns: int = 0,
     ) -> None:
-        """It owns *point* and *inherited*. *entries*: the paths where ignore rules start anew."""
+        """It owns *point* and *inherited*. *entries*: the paths where ignore rules start anew. *git*: the content of
+        the `.git` file in each git working tree; *made_ns*: their time."""
         self._point = point
         self._reader = reader
         self.inherited = inherited
@@ -91,6 +95,8 @@ class ForkLower(Lower):
         self._live = live
         self._anew = frozenset(entries)
         rules = inherited.rules
+        self._git = {path: _GitFile(content) for path, content in (git or {}).items()}
+        self._made_ns = made_ns
         self._exclude = Exclude("\n".join(rules.exclude).encode("utf-8", "surrogateescape"))
         self._held: OrderedDict[tuple[int, bytes], Node] = OrderedDict()
         self._contexts: OrderedDict[bytes, ForkRef | None] = OrderedDict()
@@ -162,6 +168,8 @@ class ForkLower(Lower):
             return None
         found = self._point.child(own.point, name) if own.point is not None else None
         at = join(own.at, name)
+        if name == DOT_GIT and found is None:
+            return ForkRef(stat.S_IFREG, own, name, at, None, ignored=True) if own.at in self._git else None
         if found is not None:
             ignored = found.kind == stat.S_IFDIR and self.ignores(own, name, stat.S_IFDIR)
             return ForkRef(found.kind, own, name, at, found, ignored=ignored)
@@ -177,6 +185,8 @@ class ForkLower(Lower):
         if own.kind != stat.S_IFDIR:
             raise refuse(errno.ENOTDIR, own.name)
         found = self._point.entries(own.point) if own.point is not None else []
+        if own.at in self._git:
+            found = sorted([*found, DirEntry(DOT_GIT, stat.S_IFREG)])
         if not own.ignored and not self._rules(own):
             return found
         added = dict(self._live_entries(own))
@@ -191,8 +201,14 @@ class ForkLower(Lower):
         return [entry.name for entry in self.entries(directory)]
 
     def _live_entries(self, directory: ForkRef) -> Iterator[tuple[bytes, int]]:
-        if self.inherited.is_absent(directory.at):
+        """What the live view shows of a directory, but for what came later."""
+        inherited = self.inherited
+        if inherited.is_absent(directory.at):
             return
+        for name in inherited.moved_names(directory.at):
+            attr = self._shown_by_live(join(directory.at, name))
+            if attr is not None:
+                yield name, stat.S_IFMT(attr.mode)
         found = self.in_live(directory.at)
         if found is None or not stat.S_ISDIR(found[2].mode):
             return
@@ -203,9 +219,10 @@ class ForkLower(Lower):
             if error.errno not in _GONE:
                 raise
             return
+        top = self._live_path(directory.at)
         for name, kind in entries:
             at = join(directory.at, name)
-            if not self.inherited.is_absent(at) and self.inherited.own_path(self._live_path(at) or b"") == at:
+            if top is not None and inherited.own_path(join(top, name)) == at and not inherited.is_absent(at):
                 yield name, kind
 
     # Where an inherited file lies
@@ -320,10 +337,19 @@ class ForkLower(Lower):
 
     # Files
 
+    def _git_file(self, ref: ForkRef) -> _GitFile | None:
+        if ref.name != DOT_GIT or ref.parent is None:
+            return None
+        return self._git.get(ref.parent.at)
+
     def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
         own = _own(ref)
         if own.point is not None:
             return self._point.attr(own.point, fetch=fetch)
+        git = self._git_file(own)
+        if git is not None:
+            top = self._point.attr(self._point.root, fetch=fetch)
+            return Attr(stat.S_IFREG | 0o644, len(git.content), self._made_ns, uid=top.uid, gid=top.gid)
         if own.kind == stat.S_IFDIR:
             attr = self._shown_by_live(own.at) or self._kept(own.at)
         else:
@@ -340,6 +366,9 @@ class ForkLower(Lower):
         own = _own(ref)
         if own.point is not None:
             return self._point.open(own.point)
+        git = self._git_file(own)
+        if git is not None:
+            return git
         if self.inherited.stat(own.at) is not None:
             fd, name = self.inherited.place(own.at)
             return HostFile(os.open(name, _FILE_FLAGS, dir_fd=fd))
@@ -390,6 +419,8 @@ class ForkLower(Lower):
         if self.inherited.stat(own.at) is not None:
             fd, name = self.inherited.place(own.at)
             return _host_xattrs(fd, name)
+        if self._git_file(own) is not None:
+            return {}
         found = None if self.inherited.is_absent(own.at) else self.in_live(own.at)
         return _tree_xattrs(found[0], found[1]) if found is not None else {}
 
@@ -483,6 +514,19 @@ class ForkLower(Lower):
                 os.dup2(fd, file.fd, inheritable=False)
         finally:
             os.close(fd)
+
+
+class _GitFile(OpenFile):
+    """The `.git` file of a git working tree."""
+
+    __slots__ = ("content",)
+    keep_cache = True
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.content[offset : offset + size]
 
 
 class InheritedFile(HostFile):

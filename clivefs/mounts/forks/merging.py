@@ -178,9 +178,11 @@ class _Live:
 def _file(path: bytes, version: Version, theirs: Differs | None, live: _Live) -> Put:
     """A file that the merged tree has otherwise than the live view."""
     kind_and_mode = ST_MODES[version.mode]
+    now = live.file(path)
     file = theirs.after if theirs is not None else None
-    if file is None or file.oid is None or not _goes_with(file.mode, kind_and_mode):
-        file = live.file(path)
+    ours_too = theirs is not None and theirs.before is not None and now is not None and now.mode != theirs.before.mode
+    if ours_too or file is None or file.oid is None or not _goes_with(file.mode, kind_and_mode):
+        file = now
     if file is None or not _goes_with(file.mode, kind_and_mode):
         return Put(Wanted(path, kind_and_mode), version.oid)
     facts = file.facts

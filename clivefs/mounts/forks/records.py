@@ -39,6 +39,12 @@ class ForkRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The point that it stands on."""
     base: str
     """What a merge compares it with: `start`, or what the fork was when it was last merged."""
+    base_before: str = ""
+    """What `base` was before the last merge; empty where there was none."""
+    merged_from: str = ""
+    """The live view's point before the last merge, and"""
+    merged_to: str = ""
+    """after it: where the live view is back at the former in all that differs, the merge was undone."""
     entries: tuple[str, ...] = ()
     """The mount entries of the workspace when it was made: ignore rules start anew there."""
     command: str = ""

@@ -6,17 +6,27 @@ the name from it otherwise, so that its holders keep what they opened and the na
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from clivefs.mounts.host.calls import stat_at
+from clivefs.mounts.host.calls import chmod_at
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.copyup import directory_extra_mode
 from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind, split
 from clivefs.mounts.overlay.node import OverlayNode, directory_only
 from clivefs.mounts.overlay.nodes import OverlayNodes
-from clivefs.mounts.overlay.upper import WORK, PathFds, Upper, list_directory, tree_path
+from clivefs.mounts.overlay.upper import (
+    WORK,
+    PathFds,
+    Upper,
+    list_for_us,
+    stat_for_us,
+    tree_path,
+    writable_for_us,
+)
 
 PRIVATE = b".git"
 """The mount's own file in the upper's root: no edit of the user."""
@@ -79,7 +89,7 @@ def changes(nodes: OverlayNodes) -> Iterator[OverlayChange]:
 
 
 def _level_changes(nodes: OverlayNodes, fds: PathFds, level: _Level) -> tuple[list[OverlayChange], list[_Level]]:
-    in_upper = dict(list_directory(fds.open(level.path))) if level.in_upper else {}
+    in_upper = dict(list_for_us(fds.open(level.path))) if level.in_upper else {}
     names = set(in_upper) | set((level.mark.children if level.mark else None) or ())
     if level.base is not level.shown:
         names |= _names(nodes.lower, level.base) | _names(nodes.lower, level.shown)
@@ -121,7 +131,7 @@ def _path_changes(
     if kind == stat.S_IFDIR:
         if not in_upper:
             return []
-        mode = stat_at(fds.open(level.path), path.rpartition(b"/")[2]).st_mode
+        mode = stat_for_us(fds.open(level.path), path.rpartition(b"/")[2]).st_mode
         same = mode == nodes.lower.attr(base, fetch=False).mode
         return [] if same else [OverlayChange(path, "modified", kind)]
     if in_upper or behind is not base:
@@ -145,7 +155,7 @@ def reset(nodes: OverlayNodes, upper: Upper, paths: Iterable[bytes] | None) -> I
     """
     wanted = list(paths) if paths is not None else [b""]
     if b"" in wanted:
-        wanted = sorted({entry.name for entry in list_directory(upper.tree_fd)} | set(upper.root_mark.children or ()))
+        wanted = sorted({entry.name for entry in list_for_us(upper.tree_fd)} | set(upper.root_mark.children or ()))
         wanted = [name for name in wanted if name != PRIVATE]
     for path in wanted:
         yield _reset_one(nodes, upper, path)
@@ -156,7 +166,7 @@ def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]
     fds = PathFds(upper.tree_fd)
     try:
         fd = fds.open(head)
-        found: os.stat_result | None = stat_at(fd, name)
+        found: os.stat_result | None = stat_for_us(fd, name)
     except (FileNotFoundError, NotADirectoryError):
         fds.close()
         fd, found = -1, None
@@ -167,20 +177,17 @@ def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]
     hidden = _hidden_names(parent, name)
     for node in _known_from(nodes, parent, name):
         if node.upper and not node.is_dir:
-            node.last = nodes.attr(node)
+            with contextlib.suppress(PermissionError):  # in a directory that may not be searched
+                node.last = nodes.attr(node)
     edits = [Edit(EditKind.FORGET, path)]
     gone = upper.work_name()
     if found is None:
         upper.note(edits, "overlay.reset")
     else:
         action = Action(ActionKind.RENAME, tree_path(path), WORK + b"/" + gone, found.st_ino)
+        taken = found
         try:
-            upper.perform(
-                edits,
-                action,
-                lambda: os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=upper.work_fd),
-                "overlay.reset",
-            )
+            upper.perform(edits, action, lambda: _take_away(fd, name, taken, upper.work_fd, gone), "overlay.reset")
             upper.touched(os.fstat(fd).st_ino)
         finally:
             fds.close()
@@ -191,6 +198,20 @@ def _reset_one(nodes: OverlayNodes, upper: Upper, path: bytes) -> list[Affected]
     if found is not None:
         upper.discard.add(upper.work_fd, gone)
     return affected
+
+
+def _take_away(fd: int, name: bytes, found: os.stat_result, work_fd: int, gone: bytes) -> None:
+    """Move *name* to `work/`, also where its owner, who we are, may not change it or the directory that it is in."""
+    with writable_for_us(fd):
+        narrow = directory_extra_mode(found.st_mode) if stat.S_ISDIR(found.st_mode) else 0
+        if narrow:  # a directory that goes to another one is changed: its `..` is
+            chmod_at(fd, name, found.st_mode | narrow)
+        try:
+            os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=work_fd)
+        except BaseException:
+            if narrow:
+                chmod_at(fd, name, found.st_mode)
+            raise
 
 
 def forget_discarded(nodes: OverlayNodes, upper: Upper) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_at
 from clivefs.mounts.host.calls import IS_ROOT, chmod_at, host_flags, stat_at
 from clivefs.mounts.lower import LowerRef
-from clivefs.mounts.overlay.listing import merged_entries
+from clivefs.mounts.overlay.listing import is_empty
 from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind
 from clivefs.mounts.overlay.node import OverlayNode, shown
 from clivefs.mounts.overlay.nodes import OverlayNodes
@@ -140,14 +140,19 @@ class OverlayNames:
             raise refuse(errno.EPERM, name)
         self.placing.copy_up(node)
         self._vacant(directory, name)
-        assert isinstance(node.parent, OverlayNode)
-        with self._two_fds(node.parent, directory) as (src_fd, dst_fd):
+        # Duplicated: to find the second, as many directories may be opened as the cache holds.
+        fd, linked, _ = self._nodes.locate(node)
+        src_fd = os.dup(fd)
+        try:
+            dst_fd = self._nodes.directory_fd(directory)
             self._upper.perform(
                 [],
                 None,
-                lambda: os.link(node.name, name, src_dir_fd=src_fd, dst_dir_fd=dst_fd, follow_symlinks=False),
+                lambda: os.link(linked, name, src_dir_fd=src_fd, dst_dir_fd=dst_fd, follow_symlinks=False),
                 "overlay.link",
             )
+        finally:
+            os.close(src_fd)
         self._upper.touched(directory.upper)
         self._nodes.linked(node)
         self._nodes.attach(directory, name, node)
@@ -169,7 +174,7 @@ class OverlayNames:
         node, _ = self._nodes.get(directory, name, fetch=False)
         if not node.is_dir:
             raise refuse(errno.ENOTDIR, name)
-        if merged_entries(self._nodes, node):
+        if not is_empty(self._nodes, node):
             raise refuse(errno.ENOTEMPTY, name)
         self.placing.need_directory(directory)
         edits = self._hiding(directory, name)
@@ -293,7 +298,7 @@ class OverlayNames:
             raise refuse(errno.ENOTDIR, target.name)
         if target.is_dir and not node.is_dir:
             raise refuse(errno.EISDIR, target.name)
-        if target.is_dir and merged_entries(self._nodes, target):
+        if target.is_dir and not is_empty(self._nodes, target):
             raise refuse(errno.ENOTEMPTY, target.name)
 
     def _rename(self, old: Place, node: OverlayNode, new: Place, target: OverlayNode | None, flags: int) -> None:

@@ -410,14 +410,29 @@ class OverlayNodes:
         assert self.upper is not None
         if node is self.root:
             return os.fstat(self.upper.tree_fd)
+        return self.locate(node)[2]
+
+    def locate(self, node: OverlayNode) -> tuple[int, bytes, os.stat_result]:
+        """A place of a node in the upper that has a name: the directory's descriptor, the name, and what stat says.
+
+        Of a file with several, one whose directory we may search. ESTALE; EACCES if there is none such.
+        """
         assert isinstance(node.parent, OverlayNode)
-        try:
-            found = stat_at(self.directory_fd(node.parent), node.name)
-        except (FileNotFoundError, NotADirectoryError):
-            raise refuse(errno.ESTALE) from None
-        if found.st_ino != node.upper:
-            raise refuse(errno.ESTALE)
-        return found
+        denied: PermissionError | None = None
+        for directory, name in node.places() if node.links else ((node.parent, node.name),):
+            try:
+                fd = self.directory_fd(directory)
+                found = stat_at(fd, name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except PermissionError as error:
+                denied = error
+                continue
+            if found.st_ino == node.upper:
+                return fd, name, found
+        if denied is not None:
+            raise denied
+        raise refuse(errno.ESTALE)
 
     def _removed_attr(self, node: OverlayNode) -> Attr:
         fd = node.host_fd()
@@ -440,6 +455,9 @@ class OverlayNodes:
                 raise refuse(errno.ESTALE)
             return os.open(proc_path(fd), flags & ~os.O_NOFOLLOW)
         assert isinstance(node.parent, OverlayNode)
+        if node.links:
+            fd, name, _ = self.locate(node)
+            return os.open(name, flags, dir_fd=fd)
         return os.open(node.name, flags, dir_fd=self.directory_fd(node.parent))
 
     def rebind(self, node: OverlayNode, fds: list[int]) -> None:

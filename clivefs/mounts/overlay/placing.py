@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
-from collections.abc import Iterator
 
 from clivefs.base.syscalls import RENAME_NOREPLACE, rename_at
-from clivefs.mounts.host.calls import IS_ROOT, chmod_at, proc_path
+from clivefs.mounts.host.calls import chmod_at
 from clivefs.mounts.overlay.copyup import Copy, Staging, directory_extra_mode
 from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind
 from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.nodes import OverlayNodes
-from clivefs.mounts.overlay.upper import WORK, Upper, set_times, tree_path
+from clivefs.mounts.overlay.upper import WORK, Upper, set_times, tree_path, writable_for_us
 from clivefs.mounts.tree import refuse
 
 
@@ -108,7 +106,7 @@ class Placing:
         )
 
         def change() -> None:
-            with _writable(fd, before):
+            with writable_for_us(fd):
                 rename_at(self._upper.work_fd, copy.name, fd, node.name, RENAME_NOREPLACE)
             if narrow:
                 chmod_at(fd, node.name, mode)
@@ -120,19 +118,6 @@ class Placing:
         self._upper.touched(parent.upper)
         with contextlib.suppress(OSError):  # the copy is there; a directory's time is not worth failing for
             set_times(fd, before.st_atime_ns, before.st_mtime_ns)
-
-
-@contextlib.contextmanager
-def _writable(fd: int, st: os.stat_result) -> Iterator[None]:
-    """Copy-up into a directory that its owner may not write: allowed for us, as in overlayfs."""
-    if IS_ROOT or st.st_mode & 0o300 == 0o300:
-        yield
-        return
-    os.chmod(proc_path(fd), stat.S_IMODE(st.st_mode) | 0o300)
-    try:
-        yield
-    finally:
-        os.chmod(proc_path(fd), stat.S_IMODE(st.st_mode))
 
 
 def close_all(fds: list[int]) -> None:

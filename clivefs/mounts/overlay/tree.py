@@ -113,8 +113,8 @@ class OverlayTree(Tree):
             return self._nodes.lower_of(own).readlink(own.lower)
         if own.removed:
             raise refuse(errno.ESTALE)
-        assert isinstance(own.parent, OverlayNode)
-        return os.readlink(own.name, dir_fd=self._nodes.directory_fd(own.parent))
+        fd, name, _ = self._nodes.locate(own)
+        return os.readlink(name, dir_fd=fd)
 
     def open(self, node: Node, flags: int) -> OpenFile:
         own = _own(node)
@@ -188,9 +188,8 @@ class OverlayTree(Tree):
             if fd is None:
                 raise refuse(errno.ESTALE)
             return fd, b""
-        self._nodes.stat(node)
-        assert isinstance(node.parent, OverlayNode)
-        return self._nodes.directory_fd(node.parent), node.name
+        fd, name, _ = self._nodes.locate(node)
+        return fd, name
 
     # Extended attributes
 

@@ -12,6 +12,7 @@ brings it from `work/` to its place, so that it is there wholly or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import rename_at, sync_fs
-from clivefs.mounts.host.calls import DIRECTORY_FLAGS, DirFds, chmod_at, open_directory, proc_path, stat_at
+from clivefs.mounts.host.calls import DIRECTORY_FLAGS, IS_ROOT, DirFds, chmod_at, open_directory, proc_path, stat_at
 from clivefs.mounts.overlay.discard import Discard, destroy
 from clivefs.mounts.overlay.intentlog import IntentLog
 from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind, Mark
@@ -286,7 +287,8 @@ def unlink_work(work_fd: int, name: bytes) -> None:
 
 
 class PathFds:
-    """Directories of an upper by path, for walks that know no nodes; at most 64 descriptors."""
+    """Directories of an upper by path, for walks that know no nodes; at most 64 descriptors. Also of those whose way
+    their owner, who we are, may not search."""
 
     def __init__(self, tree_fd: int) -> None:
         self._tree_fd = tree_fd
@@ -305,8 +307,16 @@ class PathFds:
             here = here.rpartition(b"/")[0]
         current = self._tree_fd if fd is None else fd
         for place in reversed(missing):
-            current = self._fds.put(place, open_directory(current, place.rpartition(b"/")[2]))
+            current = self._fds.put(place, self._open_one(current, place.rpartition(b"/")[2]))
         return current
+
+    @staticmethod
+    def _open_one(fd: int, name: bytes) -> int:
+        try:
+            return open_directory(fd, name)
+        except PermissionError:
+            with writable_for_us(fd):
+                return open_directory(fd, name)
 
     def close(self) -> None:
         self._fds.close()
@@ -315,14 +325,50 @@ class PathFds:
 def list_directory(fd: int) -> Iterator[DirEntry]:
     """The names and kinds in the directory *fd*. EACCES where it may be searched only."""
     try:
-        listing = os.scandir(fd)
+        with os.scandir(fd) as listing:
+            for entry in listing:
+                yield DirEntry(os.fsencode(entry.name), _entry_kind(fd, entry))
     except OSError as error:
-        if error.errno == errno.EBADF:
+        if error.errno == errno.EBADF:  # an O_PATH descriptor
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
         raise
-    with listing:
-        for entry in listing:
-            yield DirEntry(os.fsencode(entry.name), _entry_kind(fd, entry))
+
+
+def list_for_us(fd: int) -> list[DirEntry]:
+    """As `list_directory`, also of an upper directory that its owner, who we are, may not read or search."""
+    try:
+        return list(list_directory(fd))
+    except PermissionError:
+        with writable_for_us(fd):
+            own = os.open(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return list(list_directory(own))
+            finally:
+                os.close(own)
+
+
+def stat_for_us(fd: int, name: bytes) -> os.stat_result:
+    """As `stat_at`, also in an upper directory that its owner, who we are, may not search."""
+    try:
+        return stat_at(fd, name)
+    except PermissionError:
+        with writable_for_us(fd):
+            return stat_at(fd, name)
+
+
+@contextlib.contextmanager
+def writable_for_us(fd: int) -> Iterator[None]:
+    """Meanwhile we may read, change and search the upper directory *fd*, whatever its owner, who we are, lets himself
+    do: as in overlayfs, that has no say in what we keep there. Nothing of the sort is needed for root."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if IS_ROOT or mode & 0o700 == 0o700:
+        yield
+        return
+    os.chmod(proc_path(fd), mode | 0o700)
+    try:
+        yield
+    finally:
+        os.chmod(proc_path(fd), mode)
 
 
 def _entry_kind(fd: int, entry: os.DirEntry[str]) -> int:

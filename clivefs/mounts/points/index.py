@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
@@ -26,7 +28,7 @@ from clivefs.mounts.points.names import MS_MAX, automatic_session_name, check_se
 from clivefs.mounts.points.point import Point, read_point
 from clivefs.objects.encode import OID_BYTES
 from clivefs.objects.errors import CorruptObject, ObjectMissing
-from clivefs.objects.interface import Batch, ObjectStore
+from clivefs.objects.interface import ANY, Batch, Changes, MetaChange, ObjectStore, RefChange
 
 SESSION_REFS = "refs/clive/sessions/"
 
@@ -248,6 +250,53 @@ class Points:
         batch.meta_put(_POINTS, self._key(point.ms), record, None)
         batch.meta_put(_SESSIONS, self._session_key(point.session), _session_value(new), value)
         batch.set_ref(ref, point.oid, self._store.get_ref(ref))
+
+    # Forgetting
+
+    def forget(self, gone: Sequence[IndexedPoint]) -> None:
+        """Remove the records of points, and adjust those of their sessions: one that has ended and has none left goes
+        too. Durable, in one transaction. Only behind the store's gate (`gc.alone`), where nobody publishes."""
+        changes = Changes()
+        times = {each.ms for each in gone}
+        changes.meta += [MetaChange(_POINTS, self._key(ms), None, ANY) for ms in times]
+        for name, count in Counter(each.session for each in gone).items():
+            value = self._session_record(name)
+            if value is None:
+                continue
+            old = _session(name, value)
+            ref = f"{SESSION_REFS}{self._id}/{name}"
+            newest = self._nearest(old, times, reverse=True)
+            oldest = self._nearest(old, times, reverse=False)
+            if newest is None or oldest is None:
+                new = old._replace(first_seq=0, last_ms=0, points=0)
+            else:
+                left = max(1, old.points - count)
+                new = old._replace(first_seq=oldest.seq, last_ms=newest.ms, points=left)
+            is_over = newest is None and bool(old.end_ms)
+            changes.meta.append(
+                MetaChange(_SESSIONS, self._session_key(name), None if is_over else _session_value(new), value)
+            )
+            if self._store.get_ref(ref) is not None:
+                changes.refs.append(RefChange(ref, newest.oid if newest is not None else None, ANY))
+        self._store.apply(changes).result()
+
+    def _nearest(self, session: Session, without: Container[int], *, reverse: bool) -> IndexedPoint | None:
+        """The newest (or oldest) point of *session* whose time is not among *without*."""
+        start, end = session.start_ms, session.last_ms
+        while records := self.between(start, end, reverse=reverse, limit=64):
+            mine = (each for each in records if each.session == session.name and each.ms not in without)
+            found = next(mine, None)
+            if found is not None:
+                return found
+            start, end = (start, records[-1].ms - 1) if reverse else (records[-1].ms + 1, end)
+        return None
+
+
+def record_of(key: bytes, value: bytes) -> IndexedPoint:
+    """The point that a record of `points` tells of; *key* without the workspace. CorruptObject."""
+    if len(key) != _MS.size:
+        raise CorruptObject("the record of a point has no time")
+    return _decode(_MS.unpack(key)[0], value)
 
 
 def _decode(ms: int, value: bytes) -> IndexedPoint:

@@ -11,6 +11,8 @@ import json
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.points.compare import State, compare
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.point import Point
 from clivefs.objects.errors import ObjectMissing
@@ -52,7 +54,7 @@ def _position(store: ObjectStore, workspace_id: str, head: Point) -> Position:
 
 
 def undone(
-    store: ObjectStore, points: Points, workspace_id: str, head: Point, count: int
+    store: ObjectStore, points: Points, reader: JoinedObjects, workspace_id: str, head: Point, count: int
 ) -> tuple[Point, tuple[bytes, ...]]:
     """The point that *count* undos lead to from the newest point *head*, and what can be redone then. Points that
     changed nothing do not count. ClivefsError where there is nothing before."""
@@ -60,7 +62,7 @@ def undone(
     redo = list(position.redo)
     point = points.load(position.at)
     for _ in range(count):
-        before = _changed_before(points, point)
+        before = _changed_before(points, reader, point)
         if before is None:
             raise ClivefsError(
                 "there is nothing to undo" if point.oid == position.at else "there are not so many points before",
@@ -71,10 +73,10 @@ def undone(
     return point, tuple(redo)
 
 
-def _changed_before(points: Points, point: Point) -> Point | None:
-    """The nearest point before *point* that is another state."""
+def _changed_before(points: Points, reader: JoinedObjects, point: Point) -> Point | None:
+    """The nearest point before *point* that is another state, not counting times."""
     before: Point | None = point
-    while before is not None and (before.tree, before.meta) == (point.tree, point.meta):
+    while before is not None and _is_same(reader, before, point):
         if before.parent is None:
             return None
         try:
@@ -82,6 +84,11 @@ def _changed_before(points: Points, point: Point) -> Point | None:
         except ObjectMissing:  # thinned away
             return None
     return before
+
+
+def _is_same(reader: JoinedObjects, one: Point, other: Point) -> bool:
+    states = State(one.tree, one.meta), State(other.tree, other.meta)
+    return states[0] == states[1] or next(compare(reader, *states), None) is None
 
 
 def redone(

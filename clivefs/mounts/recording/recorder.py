@@ -46,6 +46,8 @@ from clivefs.objects.interface import Batch, ObjectStore
 
 T = TypeVar("T")
 
+Kept = Callable[[], Iterable[Objects]]
+
 DEFER_BYTES = 16 << 20
 """Larger files are read aside while a workspace is recorded, so that a save does not wait for them."""
 
@@ -83,16 +85,19 @@ class Recorder:
         ignored: bool = False,
         hidden: Hidden = lambda directory, name: False,
         watch: Watch | None = None,
+        kept: Kept = tuple,
         clock: Clock | None = None,
     ) -> None:
         """*exclude* and *ignored* are those of `[sessions]`. *watch* is told of each host directory before it is
-        looked into."""
+        looked into. *kept*: the repositories in which the objects of earlier points are, asked only for what is
+        nowhere else."""
         self._store = store
         self._cache = cache
         self._exclude = Exclude("\n".join(exclude).encode("utf-8", "surrogateescape"))
         self._obey = not ignored
         self._hidden = hidden
         self._watch = watch
+        self._kept = kept
         self._clock = clock or SystemClock()
         self._recorded: RecordedTree | None = None
         self._stood_on: dict[bytes, object] = {}
@@ -121,7 +126,7 @@ class Recorder:
             if recorded is None or (recorded.tree, recorded.meta) != base:
                 recorded = RecordedTree(self._store, *base)
                 self._stood_on = {}
-            recorded.objects = _readable(self._store, parts)
+            recorded.objects = _readable(self._store, parts, self._kept)
             contents = Contents(self._store, batch, self._clock, defer_bytes)
             outcome, everything = self._refresh(parts, dirty, recorded, contents, batch)
             FAULTS.hit("record.hashed")
@@ -246,23 +251,31 @@ def _known(layers: Layers, cache: StatCache, level: Level, name: bytes, found: F
     return key, cache.rows(key).get(name)
 
 
-def _readable(store: ObjectStore, parts: Sequence[Part]) -> Objects:
-    """Where the trees of a recording can be read: in the store, or where an untouched lower has them."""
+def _readable(store: ObjectStore, parts: Sequence[Part], kept: Kept) -> Objects:
+    """Where the trees of a recording can be read: in the store, where an untouched lower has them, and, those of an
+    entry that stood on another source at the last point, in what is kept of that."""
     readers = {id(part.lower.objects): part.lower.objects for part in parts if isinstance(part.lower, TreeLower)}
-    return store if not readers else _Joined(store, tuple(readers.values()))
+    return _Joined((store, *readers.values()), kept)
 
 
 class _Joined:
-    """The objects of the store and of the parts' sources, asked in this order."""
+    """The objects of *known*, asked in this order, then those of what *kept* gives, which costs to open."""
 
-    def __init__(self, store: ObjectStore, sources: tuple[Objects, ...]) -> None:
-        self._all: tuple[Objects, ...] = (store, *sources)
+    def __init__(self, known: tuple[Objects, ...], kept: Kept) -> None:
+        self._known = known
+        self._open_kept = kept
+        self._kept: tuple[Objects, ...] | None = None
 
     def _first(self, oid: bytes, question: Callable[[Objects], T]) -> T:
-        for objects in self._all[:-1]:
+        for objects in self._known:
             with suppress(ObjectMissing):
                 return question(objects)
-        return question(self._all[-1])
+        if self._kept is None:
+            self._kept = tuple(self._open_kept())
+        for objects in self._kept:
+            with suppress(ObjectMissing):
+                return question(objects)
+        raise ObjectMissing(oid)
 
     def read(self, oid: bytes) -> tuple[str, bytes]:
         return self._first(oid, lambda objects: objects.read(oid))

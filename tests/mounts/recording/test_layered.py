@@ -279,6 +279,40 @@ def test_another_tree_of_the_source_is_scanned_by_itself(workspace: Workspace, t
     entry.close()
 
 
+def test_what_stood_there_before_is_read_from_what_is_kept(tmp_path: Path) -> None:
+    kept = MemoryStore()
+    opened: list[MemoryStore] = []
+
+    def open_kept() -> list[MemoryStore]:
+        opened.append(kept)
+        return [kept]
+
+    workspace = Workspace(tmp_path / "w", kept=open_kept)
+    source = MemoryStore()
+    tree = put_world(source, WORLD)
+    put_world(kept, WORLD)
+    workspace.parts.append(Part(b"x", TreeLower(source, tree, NOW_NS, US)))
+    workspace.record()
+    assert not opened
+    inner = tmp_path / "inner"
+    (inner / "d/e").mkdir(parents=True)
+    (inner / "d/e/new").write_text("new")
+    inner_fd = os.open(inner, os.O_RDONLY)
+    workspace.parts[1] = Part(b"x", HostLower(inner_fd))
+    paths = workspace.record(b"nothing").paths
+    assert b"x/d/e/new" in paths
+    assert b"x/d/e/a" in paths
+    assert opened == [kept]
+    assert files(workspace.store, workspace.base) == {
+        b"x": "dir",
+        b"x/d": "dir",
+        b"x/d/e": "dir",
+        b"x/d/e/new": b"new",
+    }
+    os.close(inner_fd)
+    workspace.close()
+
+
 def test_what_shows_while_the_marks_change_is_not_believed(workspace: Workspace, tmp_path: Path) -> None:
     entry = Entry(tmp_path / "e", workspace, b"x")
     store: Any = Both(workspace.store, entry.objects)  # type: ignore[arg-type]

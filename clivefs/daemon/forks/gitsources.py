@@ -1,0 +1,103 @@
+"""Which git working trees a fork gets, and where its commits go when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from clivefs.base.errors import ClivefsError
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.forks import gitdirs
+from clivefs.mounts.forks.gitdirs import Kept
+from clivefs.mounts.git.command import GitCommand
+from clivefs.mounts.git.fetch import repository_path
+from clivefs.mounts.git.index import stat_from
+from clivefs.mounts.git.kept import KeptObjects
+from clivefs.mounts.git.lower import GitLower
+from clivefs.objects.errors import RepositoryError
+from clivefs.objects.gitdirs import find_gitdir
+from clivefs.objects.repository import Repository
+from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def sources(live: LiveWorkspace) -> dict[str, tuple[str, Sequence[str]]]:
+    """The gitdirs of a live view by mount entry (the workspace's own directory is the empty path), with further objects
+    directories. For threads."""
+    found: dict[str, tuple[str, Sequence[str]]] = {}
+    own = root_gitdir(live)
+    if own is not None:
+        found[""] = own, ()
+    for path, mounted in list(live.entries.items()):
+        if mounted.git_dir is None:
+            continue
+        if isinstance(mounted.lower, GitLower):
+            mounted.git_dir.build_index(stat_from(mounted.lower))  # as its first user would have
+        found[path] = mounted.git_dir.path, ()
+    return found
+
+
+def root_gitdir(live: LiveWorkspace) -> str | None:
+    """The gitdir of the workspace's own directory, if that is a checkout. Where edits are kept apart its `.git` is not
+    the one that the mount shows, and does not count."""
+    if live.settings.write == "overlay":
+        return None
+    if os.path.islink(os.path.join(live.root, ".git")) or not os.path.lexists(os.path.join(live.root, ".git")):
+        return None
+    try:
+        return find_gitdir(live.root)[0]
+    except (RepositoryError, OSError) as error:
+        log.info("%s: forks are no checkouts: %s", live.name, error)
+        return None
+
+
+def keep_sources(store: Store, live: LiveWorkspace, upper: str) -> None:
+    """See that what a fork borrows of the workspace's own repository outlives a `git gc` there. For threads; may take
+    long the first time where links cannot be made."""
+    gitdir, own = root_gitdir(live), gitdirs.places(upper).get(b"")
+    if gitdir is None or own is None:
+        return
+    repository = Repository(gitdir)
+    kept = KeptObjects(_kept_path(store, repository), repository, git=GitCommand())
+    kept.create()
+    kept.keep([repository.resolve("HEAD")])
+    gitdirs.borrow(own, [kept.objects_dir])
+
+
+def _kept_path(store: Store, repository: Repository) -> str:
+    return repository_path(os.fspath(store.path), f"local:{repository.commondir}")
+
+
+def keepers(live: LiveWorkspace) -> dict[bytes, str]:
+    """The gitdirs of the store that commits of forks can be kept in, by mount entry."""
+    return {os.fsencode(path): each.git_dir.path for path, each in live.entries.items() if each.git_dir is not None}
+
+
+def keep_commits(store: Store, workspace_id: str, name: str, upper: str, targets: dict[bytes, str]) -> list[Kept]:
+    """Keep what was committed in the fork *name*: in the entry's own gitdir, or in a repository of the store. For
+    threads. ClivefsError."""
+    kept: list[Kept] = []
+    git = GitCommand()
+    for path, gitdir in sorted(gitdirs.places(upper).items()):
+        try:
+            if not gitdirs.commits(gitdir):
+                continue
+            target = targets.get(path) or _keeper(store, workspace_id, gitdir)
+            kept += gitdirs.keep(name, os.fsdecode(path), gitdir, target, git)
+        except (RepositoryError, OSError, ClivefsError) as error:
+            raise ClivefsError(
+                f"what was committed in it cannot be kept: {error}",
+                place=os.fsdecode(path) or None,
+                remedy=f"the repository is {gitdir}",
+            ) from error
+    return kept
+
+
+def _keeper(store: Store, workspace_id: str, gitdir: str) -> str:
+    """The repository for commits of forks that no gitdir of the store can take."""
+    with open(os.path.join(gitdir, "objects", "info", "alternates"), "rb") as file:
+        borrowed = [os.fsdecode(line) for line in file.read().splitlines() if not line.startswith(b'"')]
+    path = os.path.join(store.directory("forkgits"), f"{workspace_id}.git")
+    return gitdirs.make_keeper(path, borrowed)

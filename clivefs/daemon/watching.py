@@ -1,0 +1,131 @@
+"""What `clivefs watch` and git's fsmonitor ask for: that there is a new point, and what has changed since one."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import itertools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import trio
+
+from clivefs.daemon.control import Progress
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.recording import Recording
+from clivefs.daemon.workspaces import Workspaces
+from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.points.changed import ChangedTree
+from clivefs.mounts.points.compare import State, compare
+from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.view import View
+from clivefs.objects.errors import StoreError
+from clivefs.objects.store import Store
+
+NAME = b"changed"
+ALL = b"/"
+"""Anything may have changed."""
+
+_LOOK_S = 0.01
+_WAIT_S = 20.0
+"""After this long a request is answered, though nothing happened: who asked may be gone."""
+_PATHS_MAX = 10_000
+_TOKEN = "clivefs."
+
+
+class Watching:
+    """The commands of those who want to hear of changes, and `.clive/changed`. Methods are for the loop's thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        view: View,
+        workspaces: Workspaces,
+        recording: Recording,
+        reader: Callable[[], JoinedObjects],
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._workspaces = workspaces
+        self._recording = recording
+        self._reader = reader
+        self._shown: dict[str, ChangedTree] = {}
+
+    def show(self, live: LiveWorkspace) -> None:
+        """Let `changed` be in the control directory of *live*, if it is not yet."""
+        if live.control is None or live.id in self._shown:
+            return
+        ask = functools.partial(self._ask, live)
+        tree = ChangedTree(self._view.table, identity=live.id.encode(), owner=self._view.owner, ask=ask)
+        self._view.show_in_control(live.control, {NAME: tree.root})
+        self._shown[live.id] = tree
+
+    def hide(self, live: LiveWorkspace) -> None:
+        """*live* has left."""
+        tree = self._shown.pop(live.id, None)
+        if tree is not None:
+            DetachedTree(tree, self._view.table, tree.close)
+
+    async def watch(self, args: dict[str, Any], progress: Progress) -> Any:
+        """Return when there is a point with a higher number than `seq`, or the workspace leaves, or after a while."""
+        seq = int(args["seq"])
+        name = args["workspace"]
+        live = self._workspaces.live.get(name)
+        with trio.move_on_after(_WAIT_S):
+            while live is not None and self._workspaces.live.get(name) is live:
+                head = self._recording.head_of(live)
+                if head is not None and head.seq > seq:
+                    return {"seq": head.seq, "left": False}
+                await trio.sleep(_LOOK_S)
+        return {"seq": seq, "left": live is None or self._workspaces.live.get(name) is not live}
+
+    async def changed(self, args: dict[str, Any], progress: Progress) -> Any:
+        """As `.clive/changed/TOKEN` has it, in base64."""
+        live = self._workspaces.get(args["workspace"])
+        make = self._ask(live, args["token"].encode(), base64.b64decode(args["directory"]))
+        return base64.b64encode(await trio.to_thread.run_sync(make)).decode()
+
+    def _ask(self, live: LiveWorkspace, token: bytes, directory: bytes) -> Callable[[], bytes]:
+        """What makes the answer: points up to the newest, and all that is known to have changed since."""
+        head = self._recording.head_of(live)
+        recording = self._recording.of(live)
+        dirty = recording.unrecorded()
+        # What [sessions] exclude names is not recorded, though git may track it.
+        if head is None or dirty is None or not recording.hears_all() or live.settings.sessions.exclude:
+            return lambda: token + b"\0" + ALL + b"\0"
+        reader = self._reader()
+        dirty |= {path for path in recording.left_out() if path.rpartition(b"/")[2] != b".git"}
+        return functools.partial(_changed, self._store, reader, live.id, head, dirty, token, directory)
+
+
+def _changed(
+    store: Store,
+    reader: JoinedObjects,
+    workspace_id: str,
+    head: IndexedPoint,
+    dirty: Collection[bytes],
+    token: bytes,
+    directory: bytes,
+) -> bytes:
+    prefix = f"{_TOKEN}{workspace_id}."
+    new = f"{prefix}{head.seq}".encode()
+    paths = set(dirty)
+    number = token.removeprefix(prefix.encode())
+    if number == token or not number.isdigit() or b"" in paths:
+        return new + b"\0" + ALL + b"\0"
+    points = Points(store, workspace_id)
+    before = points.by_seq(int(number))
+    if before is None or before.seq > head.seq:
+        return new + b"\0" + ALL + b"\0"
+    try:
+        one, other = points.load(before.oid), points.load(head.oid)
+        found = compare(reader, State(one.tree, one.meta), State(other.tree, other.meta), directory)
+        paths |= {each.path for each in itertools.islice(found, _PATHS_MAX + 1)}
+    except StoreError:
+        return new + b"\0" + ALL + b"\0"
+    below = directory + b"/" if directory else b""
+    if len(paths) > _PATHS_MAX or any(directory == path or directory.startswith(path + b"/") for path in paths):
+        return new + b"\0" + ALL + b"\0"
+    mine = sorted(path[len(below) :] for path in paths if path.startswith(below))
+    return b"\0".join((new, *mine, b""))

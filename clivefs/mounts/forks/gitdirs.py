@@ -1,0 +1,228 @@
+"""The git working trees of a fork: each has a gitdir of its own, like a linked worktree's. Format 1.
+
+    UPPER/git/places     JSON: the path below the fork (in Latin-1) to the number of its gitdir
+    UPPER/git/NUMBER/    an ordinary repository; its `.git` file is shown by the fork, not kept in it
+    UPPER/git/NUMBER/clive-start    JSON: refs and HEAD when the fork was made
+
+Branches, HEAD and index are those of the live view's gitdir when the fork was made, and the fork's own from then on;
+the source is never written. Objects are borrowed (`objects/info/alternates`). Commits that a fork has made are kept
+when it is merged or dropped, as `refs/clive/forks/NAME/BRANCH` in a repository of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from clivefs.base.syscalls import make_directories
+from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text
+from clivefs.objects.errors import RepositoryError
+from clivefs.objects.repository import Repository
+
+NAME = "git"
+_PLACES = "places"
+_START = "clive-start"
+_COPIED = (("info", "exclude"), ("info", "attributes"), ("info", "sparse-checkout"))
+_COPIED_BYTES_MAX = 64 << 20
+_WORKTREE = re.compile(rb"(?im)^\s*worktree\s*=")
+_HOOKS = re.compile(rb"(?im)^\s*hookspath\s*=")
+_NAMES_MAX = 1000
+
+
+class Kept(NamedTuple):
+    """A commit that was made in a fork, and where it is now."""
+
+    entry: str
+    """The mount entry; empty for the workspace's own directory."""
+    ref: str
+    commit: bytes
+    repository: str
+
+
+def make(upper: str, sources: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Make the gitdirs of a new fork. *sources*: by path in the workspace the gitdir that the live view has there, and
+    further objects directories. A repository that cannot be read is left out. For threads."""
+    directory = os.path.join(upper, NAME)
+    os.mkdir(directory, 0o700)
+    places: dict[str, int] = {}
+    for number, (path, (gitdir, also)) in enumerate(sorted(sources.items())):
+        target = os.path.join(directory, str(number))
+        try:
+            _populate(target, Repository(gitdir), also)
+        except (RepositoryError, OSError, GitFailed):
+            shutil.rmtree(target, ignore_errors=True)
+            continue
+        places[os.fsencode(path).decode("latin-1")] = number
+    with open(os.path.join(directory, _PLACES), "x", encoding="utf-8") as file:
+        json.dump(places, file)
+
+
+def places(upper: str) -> dict[bytes, str]:
+    """The gitdirs of a fork by path."""
+    directory = os.path.join(upper, NAME)
+    try:
+        with open(os.path.join(directory, _PLACES), "rb") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {path.encode("latin-1"): os.path.join(directory, str(int(number))) for path, number in found.items()}
+
+
+def dot_git_content(gitdir: str) -> bytes:
+    """The content of the `.git` file that leads to *gitdir*."""
+    return b"gitdir: " + os.fsencode(gitdir) + b"\n"
+
+
+def _populate(path: str, source: Repository, also: Sequence[str]) -> None:
+    for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads"), ("refs", "tags"), ("info",)):
+        make_directories(os.path.join(path, *part))
+    refs = source.refs()
+    branch = source.head_branch()
+    head = f"ref: {branch}\n" if branch is not None else source.resolve("HEAD").hex() + "\n"
+    lines = [f"{oid.hex()} {name}\n" for name, oid in sorted(refs.items()) if not name.startswith("refs/clive/")]
+    _write(path, "packed-refs", os.fsencode("".join(lines)))
+    _write(path, "HEAD", os.fsencode(head))
+    borrowed = dict.fromkeys(map(alternates_text, (*also, source.objects)))
+    _write(path, os.path.join("objects", "info", "alternates"), b"".join(borrowed))
+    _write(path, "config", _config(source))
+    for names in _COPIED:
+        _copy(os.path.join(source.commondir, *names), os.path.join(path, *names))
+    _copy(os.path.join(source.commondir, "shallow"), os.path.join(path, "shallow"))
+    for name in os.listdir(source.gitdir):
+        if name == "index" or name.startswith("sharedindex."):
+            _copy(os.path.join(source.gitdir, name), os.path.join(path, name))
+    _remember(path, refs, head)
+
+
+def _config(source: Repository) -> bytes:
+    """The source's settings, but for what a fork must have otherwise."""
+    own = {
+        "bare": "false",
+        # The inode and change time of a file differ from the live view's: git must not read all of them again.
+        "checkStat": "minimal",
+        "trustctime": "false",
+        "fsmonitor": "false",
+    }
+    with open(os.path.join(source.commondir, "config"), "rb") as file:
+        text = file.read(_COPIED_BYTES_MAX)
+    if _WORKTREE.search(text):
+        # Of a submodule, say: it would lead git back to the live files.
+        text = b"".join(line for line in text.splitlines(keepends=True) if not _WORKTREE.match(line))
+    hooks = os.path.join(source.commondir, "hooks")
+    if not _HOOKS.search(text) and os.path.isdir(hooks):
+        own["hooksPath"] = hooks
+    added = config_text({"core": own, "gc": {"auto": "0"}, "maintenance": {"auto": "false"}})
+    return text.rstrip(b"\n") + b"\n" + os.fsencode(added)
+
+
+def _remember(path: str, refs: Mapping[str, bytes], head: str) -> None:
+    branches = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in refs.items()}
+    with open(os.path.join(path, _START), "w", encoding="utf-8") as file:
+        json.dump({"refs": branches, "head": head}, file)
+
+
+def _write(path: str, name: str, content: bytes) -> None:
+    with open(os.path.join(path, name), "xb") as file:
+        file.write(content)
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a plain file with its time: git goes by that of the index."""
+    with suppress(FileNotFoundError):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(source, flags), "rb") as file, open(target, "xb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            st = os.fstat(file.fileno())
+            os.utime(copy.fileno(), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+# What was committed
+
+
+def commits(gitdir: str) -> dict[str, bytes]:
+    """The branches (by their short names; a detached HEAD is `HEAD`) that are not what they were when the fork was
+    made. RepositoryError."""
+    with open(os.path.join(gitdir, _START), "rb") as file:
+        start = json.load(file)
+    repository = Repository(gitdir)
+    refs = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in repository.refs().items()}
+    found = {
+        os.fsdecode(name.removeprefix("refs/heads/").encode("latin-1")): bytes.fromhex(oid)
+        for name, oid in refs.items()
+        if name.startswith("refs/heads/") and start["refs"].get(name) != oid
+    }
+    if repository.head_branch() is None:
+        head = repository.resolve("HEAD")
+        if start["head"] != head.hex() + "\n" and head not in found.values():
+            found["HEAD"] = head
+    return found
+
+
+def keep(name: str, entry: str, gitdir: str, target: str, git: GitCommand) -> list[Kept]:
+    """Have the repository *target* keep what was committed in the fork *name* at *entry*. For threads. GitFailed,
+    RepositoryError."""
+    made = commits(gitdir)
+    if not made:
+        return []
+    there = Repository(target).refs()
+    kept: list[Kept] = []
+    specs: list[str] = []
+    for branch, oid in sorted(made.items()):
+        ref = _free(f"refs/clive/forks/{name}/{branch}", oid, there, gitdir, git)
+        if there.get(ref) != oid:
+            specs.append(f"+{oid.hex()}:{ref}")
+        kept.append(Kept(entry, ref, oid, target))
+    if specs:
+        arguments = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", gitdir, *specs]
+        git.run(arguments, git_dir=target, config=("uploadpack.allowAnySHA1InWant=true",))
+    return kept
+
+
+def _free(ref: str, oid: bytes, there: Mapping[str, bytes], gitdir: str, git: GitCommand) -> str:
+    """*ref*, or a name like it where that has what another fork of the name has committed."""
+    found = ref
+    for number in range(2, _NAMES_MAX):
+        known = there.get(found)
+        if known is None or known == oid:
+            return found
+        try:
+            git.run(["merge-base", "--is-ancestor", known.hex(), oid.hex()], git_dir=gitdir)
+        except GitFailed:
+            found = f"{ref}-{number}"
+        else:
+            return found
+    return found
+
+
+def make_keeper(path: str, objects: Sequence[str]) -> str:
+    """The bare repository at *path*, made if need be, which borrows from the objects directories *objects*. For
+    threads."""
+    if not os.path.isdir(path):
+        temporary = f"{path}.{os.getpid()}.new"
+        shutil.rmtree(temporary, ignore_errors=True)
+        for part in (("objects", "info"), ("objects", "pack"), ("refs",)):
+            make_directories(os.path.join(temporary, *part))
+        settings = {"core": {"repositoryformatversion": "0", "bare": "true"}, "gc": {"auto": "0"}}
+        _write(temporary, "config", os.fsencode(config_text(settings)))
+        _write(temporary, "HEAD", b"ref: refs/heads/none\n")
+        os.rename(temporary, path)
+    borrow(path, objects)
+    return path
+
+
+def borrow(gitdir: str, objects: Sequence[str]) -> None:
+    """See the objects of these directories too. For threads, one at a time."""
+    alternates = os.path.join(gitdir, "objects", "info", "alternates")
+    known: list[bytes] = []
+    with suppress(FileNotFoundError), open(alternates, "rb") as file:
+        known = file.read().splitlines(keepends=True)
+    wanted = [line for line in map(alternates_text, objects) if line not in known]
+    if wanted:
+        with open(alternates, "ab") as file:
+            file.write(b"".join(wanted))

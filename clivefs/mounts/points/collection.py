@@ -1,0 +1,104 @@
+"""A whole collection of a store: thin what is old, remove what nothing leads to. Its steps can end at any moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.config import config
+from clivefs.mounts.config.config import Keep
+from clivefs.mounts.identity import root_path
+from clivefs.mounts.patch import apply
+from clivefs.mounts.points.roots import StoreRoots, workspaces_with_points
+from clivefs.mounts.points.sealing import seal
+from clivefs.mounts.points.thinning import Thinned, thin
+from clivefs.objects import gc
+from clivefs.objects.encode import OID_BYTES
+from clivefs.objects.gcmarks import Reach
+from clivefs.objects.interface import ANY, Changes, MetaChange
+from clivefs.objects.sealing import SealedNow
+from clivefs.objects.store import Store
+
+Say = Callable[[str], None]
+
+
+class Collected(NamedTuple):
+    """What a collection did, or with a dry run would do."""
+
+    thinned: tuple[Thinned, ...]
+    swept: gc.Swept
+    sealed: SealedNow
+    notes: tuple[str, ...]
+    """What a person should know: workspaces that were not thinned, and why."""
+
+
+def keep_of(store: Store, workspace: str) -> tuple[Keep | None, str]:
+    """What the `Clive.toml` of a workspace says of thinning, the default where there is none; None, and why, where
+    there is one that cannot be read."""
+    root = root_path(store, workspace)
+    file = os.path.join(root, config.FILE_NAME) if root is not None else None
+    if file is None or not os.path.lexists(file):
+        return Keep(), ""
+    try:
+        return config.load(file).sessions.keep, ""
+    except (ClivefsError, OSError) as error:
+        return None, f"{root} is not thinned: its {config.FILE_NAME} cannot be read ({error})"
+
+
+def collect(
+    store: Store,
+    *,
+    now_ms: int,
+    keeps: Collection[bytes] = (),
+    dry_run: bool = False,
+    seconds_max: float = float("inf"),
+    progress: Say = lambda text: None,
+) -> Collected:
+    """Thin and sweep *store*. *keeps*: points that are not thinned. Nothing is begun after *seconds_max*. gc.Busy."""
+    until = time.monotonic() + seconds_max
+    with gc.one_at_a_time(store):
+        store.reader_check()
+        notes: list[str] = []
+        thinned: list[Thinned] = []
+        held = frozenset((*keeps, *StoreRoots(store, store.path).named()))
+        for workspace in workspaces_with_points(store):
+            keep, why = keep_of(store, workspace)
+            if keep is None:
+                notes.append(why)
+            else:
+                done = thin(
+                    store, workspace, keep, now_ms=now_ms, keeps=held, dry_run=dry_run, until=until, progress=progress
+                )
+                thinned.append(done)
+        FAULTS.hit("gc.all-thinned")
+        gone = frozenset[bytes]().union(*(each.ids for each in thinned))
+        roots = StoreRoots(store, store.path, without=gone)
+        reach = gc.look(store, roots, progress)
+        _forget_patches(store, reach, dry_run=dry_run)
+        swept = gc.sweep(store, roots, reach, dry_run=dry_run, progress=progress, until=until)
+        del reach
+        sealed = SealedNow(0, 0, 0)
+        if not dry_run and time.monotonic() < until:
+            sealed = seal(store, now_ms, progress)
+    return Collected(tuple(thinned), swept, sealed, tuple(notes))
+
+
+def _forget_patches(store: Store, reach: Reach, *, dry_run: bool) -> None:
+    """Remove the records of patched trees that nothing shows or recorded; the trees themselves stay this time."""
+    stale: list[bytes] = []
+    trees: list[bytes] = []
+    for key, value in store.meta_items(apply.CACHE):
+        tree = value[:OID_BYTES]
+        if tree in reach.marks and not reach.marks.is_marked(tree):
+            stale.append(key)
+        trees.append(tree)
+    reach.mark(trees)
+    if stale and not dry_run:
+        with gc.alone(store):
+            changes = Changes()
+            changes.meta += [MetaChange(apply.CACHE, key, None, ANY) for key in stale]
+            store.apply(changes).result()

@@ -1,0 +1,165 @@
+"""The sealed tier: old history in delta-compressed packs, made by `sealing`. Format 1 of the store, third part.
+
+    STORE/packs/sealed.git/                       a bare repository as stock git has them, without refs
+    .../objects/pack/pack-HASH.pack, .idx         git's own formats
+    .../objects/pack/pack-HASH.beside             names (20 bytes each, in order) of large blobs that objects of this
+                                                  pack lead to: they stay files of their own, see `large`
+
+Invariants: whatever a sealed object leads to is sealed, or beside it, or a repository's. An object leaves the database
+only when a pack with it has its name, durably; a pack goes only when another has all of it that is still wanted.
+
+Looking for an object that is not here must be cheap, as most are not: the indexes are searched by ourselves.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import suppress
+
+from clivefs.objects.encode import OID_BYTES
+from clivefs.objects.errors import CorruptObject, ObjectMissing, RepositoryError
+from clivefs.objects.repository import Repository
+
+DIRECTORY = "packs/sealed.git"
+_MAGIC = b"\xfftOc\0\0\0\2"
+_FANOUT = struct.Struct(">256I")
+_NAMES_AT = len(_MAGIC) + _FANOUT.size
+_TICK_NS = 50_000_000
+
+
+class PackIndex:
+    """The names in one pack, by its .idx file (git's Documentation/gitformat-pack, version 2)."""
+
+    def __init__(self, path: str) -> None:
+        """OSError; CorruptObject for what is no such index."""
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        if self._map[: len(_MAGIC)] != _MAGIC or len(self._map) < _NAMES_AT:
+            raise CorruptObject("this is no index of a pack", place=path)
+        self._fanout: tuple[int, ...] = (0, *_FANOUT.unpack_from(self._map, len(_MAGIC)))
+        if list(self._fanout) != sorted(self._fanout) or len(self._map) < _NAMES_AT + len(self) * OID_BYTES:
+            raise CorruptObject("this index of a pack is damaged", place=path)
+
+    def __len__(self) -> int:
+        return self._fanout[-1]
+
+    def __contains__(self, oid: bytes) -> bool:
+        slot = oid[0]
+        end = self._fanout[slot + 1]
+        found = bisect_left(range(end), oid, self._fanout[slot], end, key=self._name)
+        return found < end and self._name(found) == oid
+
+    def names(self) -> Iterator[bytes]:
+        """All of them, in order."""
+        return map(self._name, range(len(self)))
+
+    def _name(self, number: int) -> bytes:
+        at = _NAMES_AT + number * OID_BYTES
+        return self._map[at : at + OID_BYTES]
+
+
+class Sealed:
+    """The sealed tier of a store. Methods may be called from any thread."""
+
+    def __init__(self, store_path: str) -> None:
+        self._store_path = store_path
+        self.path = os.path.join(store_path, DIRECTORY)
+        self.packs = os.path.join(self.path, "objects", "pack")
+        self._seen = 0
+        self._indexes: dict[str, PackIndex] = {}
+        self._repository: Repository | None = None
+
+    def __contains__(self, oid: bytes) -> bool:
+        self._look()
+        return any(oid in index for index in self._indexes.values())
+
+    def read(self, oid: bytes) -> tuple[str, bytes]:
+        """(kind, payload). ObjectMissing, CorruptObject."""
+        return self._opened(oid).read(oid)
+
+    def header(self, oid: bytes) -> tuple[str, int]:
+        """(kind, size in bytes). ObjectMissing, CorruptObject."""
+        return self._opened(oid).header(oid)
+
+    def names(self) -> Iterator[bytes]:
+        """The names of all sealed objects; one that is in two packs twice."""
+        self._look()
+        for index in self._indexes.values():
+            yield from index.names()
+
+    def beside(self) -> Iterator[bytes]:
+        """The large blobs that sealed objects lead to."""
+        self._look()
+        for name in self._indexes:
+            with suppress(FileNotFoundError), open(os.path.join(self.packs, name + ".beside"), "rb") as file:
+                names = file.read()
+                for at in range(0, len(names), OID_BYTES):
+                    yield names[at : at + OID_BYTES]
+
+    def count(self) -> tuple[int, int, int]:
+        """(packs, objects, bytes on disk)."""
+        self._look()
+        size = 0
+        for name in self._indexes:
+            for suffix in (".pack", ".idx", ".beside"):
+                with suppress(FileNotFoundError):
+                    size += os.path.getsize(os.path.join(self.packs, name + suffix))
+        return len(self._indexes), sum(map(len, self._indexes.values())), size
+
+    def pack_names(self) -> list[str]:
+        """The packs, without suffix."""
+        self._look()
+        return sorted(self._indexes)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the files of this tier, as (place, message)."""
+        with suppress(FileNotFoundError):
+            present = set(os.listdir(self.packs))
+            for name in sorted(present):
+                if name.endswith(".idx"):
+                    try:
+                        PackIndex(os.path.join(self.packs, name))
+                    except (CorruptObject, ValueError, OSError) as error:
+                        yield f"{DIRECTORY}/objects/pack/{name}", str(error)
+                    if name.removesuffix(".idx") + ".pack" not in present:
+                        yield f"{DIRECTORY}/objects/pack/{name}", "its pack is missing"
+
+    def _look(self) -> None:
+        """See packs that have come or gone: another process may seal."""
+        try:
+            changed = os.stat(self.packs).st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        if changed == self._seen:
+            return
+        found: dict[str, PackIndex] = {}
+        for file in os.listdir(self.packs) if changed else ():
+            name, dot, suffix = file.rpartition(".")
+            if dot and suffix == "idx":
+                known = self._indexes.get(name)
+                with suppress(FileNotFoundError, CorruptObject, ValueError):  # fsck tells of a damaged one
+                    found[name] = known if known is not None else PackIndex(os.path.join(self.packs, file))
+        self._indexes = found
+        # Only a look that is later than the clock's tick of the change is sure to have seen it all.
+        self._seen = changed if changed and _is_past(changed) else 0
+        if self._repository is not None:
+            self._repository.refresh()
+
+    def _opened(self, oid: bytes) -> Repository:
+        if oid not in self:
+            raise ObjectMissing(oid, self._store_path)
+        if self._repository is None:
+            try:
+                self._repository = Repository(self.path)
+            except RepositoryError as error:
+                raise CorruptObject(error.message, oid=oid, place=self.path) from error
+        return self._repository
+
+
+def _is_past(changed_ns: int) -> bool:
+    return time.time_ns() - changed_ns > _TICK_NS

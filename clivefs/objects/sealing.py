@@ -1,0 +1,212 @@
+"""Making sealed packs: from objects of the database to one delta-compressed pack of stock git's.
+
+    1  the objects are handed to git as a plain pack, in a directory of their own: STORE/packs/new-RANDOM
+    2  `git pack-objects` finds the deltas, as `git gc --aggressive` does, and writes pack and index
+    3  both get their names in the sealed repository, durably, the index last: readers see the pack
+    4  the database's copies go, for some milliseconds at a time
+
+Killed before 3, it leaves a directory that the next one removes; after, copies that the next one removes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from clivefs.base.ports import FAULTS
+from clivefs.objects.errors import ObjectMissing, RepositoryError
+from clivefs.objects.gitdirs import quoted_path, reason
+from clivefs.objects.packwriter import write_pack
+from clivefs.objects.sealed import PackIndex
+from clivefs.objects.store import Store
+
+WINDOW = 250
+DEPTH = 50
+"""As `git gc --aggressive` has them."""
+PACKS_MAX = 4
+"""Beyond it, all packs are made one."""
+_NEW = "new-"
+_SPAN_S = 0.008
+_YIELD_S = 0.001
+_CHUNK = 256
+_COMPRESSION = 9
+
+
+class SealedNow(NamedTuple):
+    """What was sealed: objects, the bytes that they took in the database, and what the new pack takes."""
+
+    objects: int
+    bytes_before: int
+    bytes_now: int
+
+
+def sweep_unfinished(store: Store) -> None:
+    """Remove what a killed sealing left. Only where there is one collection at a time."""
+    packs = store.directory("packs")
+    for name in os.listdir(packs):
+        if name.startswith(_NEW):
+            shutil.rmtree(os.path.join(packs, name), ignore_errors=True)
+    with suppress(FileNotFoundError):
+        for name in os.listdir(store.sealed.packs):
+            if name.startswith("tmp_") or not os.path.exists(_sibling(store, name, ".idx")):
+                os.unlink(os.path.join(store.sealed.packs, name))
+
+
+def _sibling(store: Store, name: str, suffix: str) -> str:
+    return os.path.join(store.sealed.packs, os.path.splitext(name)[0] + suffix)
+
+
+def make_pack(
+    store: Store,
+    objects: Mapping[bytes, bytes],
+    beside: Sequence[bytes],
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    reuse: bool = False,
+) -> str:
+    """A sealed pack of *objects* (at least one): names, the newest first, each with a path that tells which objects are
+    versions of one another. *beside*: the large blobs that they lead to. *reuse* the deltas that there are. The new
+    pack's name. RepositoryError, OSError, ObjectMissing."""
+    _make_repository(store)
+    work = os.path.join(store.directory("packs"), _NEW + os.urandom(6).hex())
+    os.mkdir(work, 0o700)
+    try:
+        name = _pack(store, objects, work, progress, reuse=reuse)
+        index = PackIndex(os.path.join(work, f"{name}.idx"))
+        if len(index) != len(objects):
+            raise RepositoryError(f"git packed {len(index)} of {len(objects)} objects", place=work)
+        FAULTS.hit("seal.packed")
+        _publish(store, work, name, beside)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    FAULTS.hit("seal.published")
+    return name
+
+
+def remove_packs(store: Store, packs: Sequence[str]) -> None:
+    """Remove packs of which nothing is needed any more: only behind the gate (`gc.alone`), where that is sure."""
+    for name in packs:
+        for suffix in (".idx", ".pack", ".beside"):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(store.sealed.packs, name + suffix))
+        FAULTS.hit("seal.replaced")
+
+
+def drop_copies(store: Store, until: float = float("inf")) -> tuple[int, int]:
+    """Remove what is sealed from the database: (objects, their bytes there)."""
+    names = [oid for oid in store.hot_names() if store.is_sealed(oid)]
+    count = size = at = 0
+    while at < len(names) and time.monotonic() < until:
+        deadline = time.monotonic() + _SPAN_S
+        while at < len(names) and time.monotonic() < deadline:
+            # No gate: whoever does not find it in the database finds it in the pack.
+            gone = store.remove(names[at : at + _CHUNK])
+            at += _CHUNK
+            count += gone.objects
+            size += gone.bytes
+        FAULTS.hit("seal.dropped")
+        time.sleep(_YIELD_S)
+    return count, size
+
+
+def _make_repository(store: Store) -> None:
+    path = store.directory("packs/sealed.git/objects/pack")
+    top = os.path.dirname(os.path.dirname(path))
+    os.makedirs(os.path.join(top, "refs"), 0o700, exist_ok=True)
+    with suppress(FileExistsError), open(os.path.join(top, "HEAD"), "x") as file:
+        file.write("ref: refs/heads/none\n")
+
+
+def _pack(
+    store: Store, objects: Mapping[bytes, bytes], work: str, progress: Callable[[str], None], *, reuse: bool
+) -> str:
+    pack_dir = os.path.join(work, "objects", "pack")
+    os.makedirs(pack_dir)
+    os.mkdir(os.path.join(work, "refs"))
+    with open(os.path.join(work, "HEAD"), "w") as file:
+        file.write("ref: refs/heads/none\n")
+    fed = [oid for oid in objects if not store.is_sealed(oid)]
+    progress(f"{len(fed)} objects are handed to git")
+    if fed:
+        plain = os.path.join(pack_dir, "pack-fed.pack")
+        with open(plain, "wb") as pack:
+            write_pack(_Fed(store), fed, pack.write)
+        _git(work, "index-pack", "-o", os.path.join(pack_dir, "pack-fed.idx"), plain)
+        FAULTS.hit("seal.fed")
+    if len(fed) < len(objects):
+        os.mkdir(os.path.join(work, "objects", "info"))
+        with open(os.path.join(work, "objects", "info", "alternates"), "w") as file:
+            file.write(quoted_path(os.path.join(store.sealed.path, "objects")) + "\n")
+    progress(f"{len(objects)} objects are compressed against each other")
+    lines = b"".join(b"%b %b\n" % (oid.hex().encode(), hint.replace(b"\n", b" ")) for oid, hint in objects.items())
+    # Without deltas to reuse, git would not try the objects of one pack against each other.
+    options = [] if reuse else ["--no-reuse-delta"]
+    answer = _git(
+        work,
+        "-c",
+        f"pack.compression={_COMPRESSION}",
+        "-c",
+        "pack.writeReverseIndex=false",
+        "pack-objects",
+        "-q",
+        *options,
+        f"--window={WINDOW}",
+        f"--depth={DEPTH}",
+        "--threads=1",
+        "--window-memory=256m",
+        "--delta-base-offset",
+        os.path.join(work, "pack"),
+        stdin=lines,
+    )
+    return f"pack-{answer.decode().split()[-1]}"
+
+
+class _Fed:
+    """The store, as `write_pack` reads it. What is sealed is no large blob."""
+
+    def __init__(self, store: Store) -> None:
+        self.read = store.read
+        self.read_tree = store.read_tree
+
+    def chunks(self, oid: bytes) -> Iterator[bytes]:
+        raise ObjectMissing(oid)
+
+
+def _publish(store: Store, work: str, name: str, beside: Sequence[bytes]) -> None:
+    packs = store.sealed.packs
+    with open(os.path.join(work, f"{name}.beside"), "wb") as file:
+        file.write(b"".join(sorted(beside)))
+    for suffix in (".beside", ".pack", ".idx"):
+        path = os.path.join(work, name + suffix)
+        os.chmod(path, 0o400)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(path, os.path.join(packs, name + suffix))
+    fd = os.open(packs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _git(work: str, *arguments: str, stdin: bytes = b"") -> bytes:
+    """Run stock git in the directory *work*, as long as it takes; its output. RepositoryError."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment.update(GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, LC_ALL="C")
+    try:
+        done = subprocess.run(
+            ["git", f"--git-dir={work}", *arguments], input=stdin, capture_output=True, env=environment, check=False
+        )
+    except FileNotFoundError as error:
+        raise RepositoryError("git is not installed", remedy="Install git: `apt install git`.") from error
+    if done.returncode:
+        raise RepositoryError(f"git cannot pack what was recorded: {reason(done)}", place=work)
+    return done.stdout

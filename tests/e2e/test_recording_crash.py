@@ -1,0 +1,177 @@
+"""Recording over crashes, a full disk and a clock that jumps: every acknowledged point is whole, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from faults import kill_at
+from harness import Bench, bench_in, until, write_files
+from pastview import shown
+from test_sessions import assert_recorded, points, snapshot
+
+_POINTS = (
+    "record.read",
+    "record.hashed",
+    "record.written",
+    "record.publishing",
+    "objects.environment.before-commit",
+    "objects.environment.after-commit",
+    "record.published",
+)
+
+
+def daemon_killed_at(bench: Bench, point: str) -> int:
+    """Mount anew, with a daemon that dies at *point* as soon as its first point is there; its process."""
+    if bench.is_mounted():
+        bench.unmount()
+    kept = dict(bench.environment)
+    bench.environment |= kill_at(bench.base / "faults", f"record.published {point}")
+    bench.mount()
+    bench.environment = kept
+    return bench.daemon_pid()
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("point", [*_POINTS, "objects.large.before-rename", "objects.large.after-rename"])
+def test_a_crash_while_a_point_is_made(shop: Bench, point: str) -> None:
+    snapshot(shop)
+    acknowledged = {each["id"]: shown(shop.live / ".clive/at" / each["name"]) for each in points(shop)}
+    pid = daemon_killed_at(shop, point)
+    session = shop.live / ".clive/sessions"
+    until(lambda: len(os.listdir(session)) == 2 and os.listdir(max(session.iterdir()))[2:], "the first point")
+    files: dict[str, str | bytes] = {
+        "plain.txt": "closed\n",
+        "over/new": "closed too\n",
+        "lib/thing/README": b"3" * (2 << 20),
+    }
+    write_files(shop.live, files)
+    until(lambda: ended(pid), "the end of the daemon")
+    shop.mount()
+    assert_recorded(shop)
+    past = shop.live / ".clive/at/latest"
+    for name, content in files.items():
+        assert (past / name).read_bytes() == (content.encode() if isinstance(content, str) else content)
+    for each in points(shop):
+        then = shown(shop.live / ".clive/at" / each["name"])
+        assert acknowledged.get(each["id"], then) == then
+    assert points(shop)[0]["seq"] == len(points(shop))
+    shop.check_sound(allowed="clearing the dead mount")
+
+
+def test_killed_again_and_again(shop: Bench) -> None:
+    """`kill -9` at moments that nobody chose, while files are saved: what `snapshot` said stays."""
+    said: dict[str, str] = {}
+    for turn in range(5):
+        pid = shop.daemon_pid()
+        writer = subprocess.Popen(
+            ["sh", "-c", f"for i in $(seq 200); do echo {turn}-$i > over/f$i; echo {turn}-$i > g$i; done"],
+            cwd=shop.live,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(0.05 * turn)
+        name = snapshot(shop).name
+        said[name] = repr(sorted(shown(shop.live / ".clive/at" / name).items()))
+        os.kill(pid, signal.SIGKILL)
+        writer.wait()
+        shop.mount()
+        for each, then in said.items():
+            assert repr(sorted(shown(shop.live / ".clive/at" / each).items())) == then
+    assert_recorded(shop)
+    shop.check_sound(allowed="clearing the dead mount")
+
+
+def test_a_clock_that_jumps_back(shop: Bench) -> None:
+    """The next session begins with a clock that is an hour behind: points stay in their order."""
+    snapshot(shop)
+    shop.unmount()
+    plant = shop.base / "clock"
+    plant.mkdir()
+    (plant / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if 'clivefs.daemon' in sys.orig_argv:\n"
+        "    real = time.time_ns\n"
+        "    time.time_ns = lambda: real() - 3600 * 10**9\n"
+    )
+    kept = dict(shop.environment)
+    shop.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(plant), os.environ.get("PYTHONPATH", ""))))
+    shop.mount()
+    shop.environment = kept
+    for text in ("one", "two"):
+        (shop.live / "plain.txt").write_text(text)
+        snapshot(shop)
+    listed = points(shop)
+    names = [each["name"] for each in listed]
+    assert names == sorted(names, reverse=True)
+    assert [each["seq"] for each in listed] == list(range(len(listed), 0, -1))
+    assert (shop.live / ".clive/at/latest/plain.txt").read_text() == "two"
+    shop.check_sound()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small file system")
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Recording pauses and says so, writes go on, and when there is room it catches up."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small], check=True)
+    try:
+        with bench_in(tmp_path) as bench:
+            bench.store = small / "store"
+            bench.environment["CLIVEFS_STORE"] = str(bench.store)
+            (bench.root / "plain.txt").write_text("plain\n")
+            bench.write_toml('[workspace]\nname = "shop"\n')
+            bench.mount()
+            snapshot(bench)
+            ballast = small / "ballast"
+            with open(ballast, "wb") as file:
+                room = os.statvfs(small)
+                file.write(b"\0" * (room.f_bavail * room.f_frsize - (256 << 10)))
+            for number in range(40):
+                (bench.live / f"f{number}").write_bytes(os.urandom(64 << 10))
+
+            def state() -> str:
+                (workspace,) = bench.status()["workspaces"]
+                return str(workspace["recording"]["state"])
+
+            until(lambda: state() == "paused", "the pause")
+            assert "the disk is full" in bench.cli("status").stdout
+            (bench.live / "plain.txt").write_text("written while it is full\n")
+            assert (bench.live / "plain.txt").read_text() == "written while it is full\n"
+            refused = bench.cli("snapshot", check=False)
+            assert refused.returncode == 1
+            assert "the disk is full" in refused.stderr
+            assert bench.cli("log").returncode == 0
+            ballast.unlink()
+            until(lambda: state() == "recording", "the recording to go on", 30)
+            assert_recorded(bench)
+            bench.check_sound(allowed="the disk is full")
+    finally:
+        subprocess.run(["umount", "-l", small], check=False)
+
+
+def test_close_has_returned(shop: Bench) -> None:
+    """Killed right after close(): the bytes are there, and in the first point of the next session."""
+    snapshot(shop)
+    for turn in range(4):
+        with open(shop.live / "over/one.txt", "w") as file:
+            file.write(f"turn {turn}\n")
+        with open(shop.live / "plain.txt", "w") as file:
+            file.write(f"turn {turn}\n")
+        os.kill(shop.daemon_pid(), signal.SIGKILL)
+        shop.mount()
+        snapshot(shop)
+        name = json.loads(shop.cli("session", "list", "--json").stdout)[0]["name"]
+        for place in ("over/one.txt", "plain.txt"):
+            assert (shop.live / ".clive/sessions" / name / "start" / place).read_text() == f"turn {turn}\n"
+    shop.check_sound(allowed="clearing the dead mount")
