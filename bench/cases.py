@@ -16,6 +16,7 @@ from typing import NamedTuple
 from bench import inputs, sessions
 from bench.measure import Row, interleaved, seconds
 from bench.modules import mounted_wheel
+from bench.sessions_live import sessions_live
 from bench.soak import soak
 from bench.workbench import Workbench
 
@@ -274,6 +275,7 @@ CASES: dict[str, Callable[[Path, Size], list[Row]]] = {
     "patch_change": patch_change,
     "throughput": throughput,
     "sessions": sessions.sessions,
+    "sessions_live": sessions_live,
     "wheel": lambda base, size: mounted_wheel(base, size.some, size.repeats),
     "soak": lambda base, size: soak(base, 40 if size == Size.quick() else 300),
 }

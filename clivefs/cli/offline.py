@@ -104,15 +104,16 @@ def lock(
 ) -> dict[str, Any]:
     """Do `lock` in a workspace that is not mounted; what its daemon would answer (`Locking.lock`)."""
     settings = config.load(os.path.join(root, config.FILE_NAME))
+    _refuse_hidden(store_path, settings)
     file = os.path.join(settings.root, lockfile.FILE_NAME)
     with _opened(store_path, create=True) as store:
         places = _places(store, settings)
         refused = trust.not_allowed(settings, trust.StoreTrust(store), places.workspace_id)
         if check:
-            found = locking.check(places, settings, paths, refused, progress)
+            found = locking.check(places, settings, lockfile.read(settings.root), paths, refused, progress)
             return {"file": file, "written": False, "entries": [each.describe() for each in found]}
         before = lockfile.read(settings.root)
-        plan = locking.look_up(places, settings, paths, refused, progress)
+        plan = locking.look_up(places, settings, before, paths, refused, progress)
         written = not dry_run and lockfile.write(settings.root, plan.lock, before=before)
         return {"file": file, "written": written, "entries": [each.describe() for each in plan.findings]}
 
@@ -139,17 +140,19 @@ def _mount_over(path: str) -> str | None:
 
 
 def _refuse_hidden(store_path: str, workspace: config.Workspace) -> None:
-    """ClivefsError where edits of the workspace's directory are kept apart, and its Clive.toml is among them."""
+    """ClivefsError where edits of the workspace's directory are kept apart, and its Clive.toml or Clive.lock is among
+    them."""
     if workspace.write != "overlay" or not os.path.lexists(store_path):
         return
     with _opened(store_path, create=False) as store:
         number = identity.workspace_id(store, workspace.root)
-    if os.path.lexists(os.path.join(store_path, "uppers", number, "root", "tree", config.FILE_NAME)):
-        raise ClivefsError(
-            "it was edited in the mount, and those edits are kept apart from this directory",
-            place=workspace.file,
-            remedy="`clivefs mount` the workspace, then give the command again",
-        )
+    for name in (config.FILE_NAME, lockfile.FILE_NAME):
+        if os.path.lexists(os.path.join(store_path, "uppers", number, "root", "tree", name)):
+            raise ClivefsError(
+                "it was edited in the mount, and those edits are kept apart from this directory",
+                place=os.path.join(workspace.root, name),
+                remedy="`clivefs mount` the workspace, then give the command again",
+            )
 
 
 def _text(root: str, file: str) -> str:

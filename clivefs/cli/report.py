@@ -23,8 +23,21 @@ def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", error
             out.line(f"{indent}! {each['path']}/{conflict['path']}: conflict ({conflict['kind']}) of the rebase")
     if workspace.get("error"):
         _wrapped(out, indent, f"its files as they are now are not in force: {workspace['error']}")
+    _recording(out, workspace.get("recording") or {}, indent)
     if workspace.get("degraded"):
         out.line(f"{indent}degraded: {workspace['degraded']} (`clivefs doctor` says how to get more)")
+
+
+def _recording(out: Output, recording: dict[str, Any], indent: str) -> None:
+    """What there is to say of a workspace's recording: nothing, as long as all is recorded."""
+    if recording.get("state") == "paused":
+        _wrapped(out, indent, f"not recorded at the moment: {recording['error']}; it goes on when that has passed")
+    elif recording.get("state") == "off":
+        out.line(f"{indent}not recorded: `record = false` in [sessions]")
+    if recording.get("degraded"):
+        out.line(f"{indent}recording is degraded: {recording['degraded']} (changes outside are seen within 10 s)")
+    for each in recording.get("left_out", ()):
+        out.line(f"{indent}! {each['path']} is not recorded: {each['why']}")
 
 
 def _has_left_its_lock(entry: dict[str, Any]) -> bool:

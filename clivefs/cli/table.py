@@ -49,6 +49,7 @@ COMMANDS = (
     Command("export", "write the recorded past into a git repository"),
     Command("xattr", "tell where a file comes from"),
     Command("gc", "thin what is old, and give back what nothing needs"),
+    Command("stats", "show what the recorded past costs"),
     Command("fsck", "check the store"),
     Command("completion", "print completions for your shell"),
 )

@@ -62,7 +62,8 @@ def main() -> int:
         return 1
     except Exception as error:
         log.exception("could not start")
-        say(control.failure(ClivefsError(f"the daemon could not start: {error!r}", remedy="see its log")))
+        remedy = f"see {settings.log_place}"
+        say(control.failure(ClivefsError(f"the daemon could not start: {error!r}", remedy=remedy)))
         return 1
     say({"ok": True, "pid": os.getpid(), "mountpoint": settings.mountpoint, "workspaces": names})
     os.close(ready_fd.pop())

@@ -61,8 +61,13 @@ def bind(directory: str, name: str) -> socket.socket:
         os.close(dir_fd)
 
 
-async def serve(listener: socket.socket, commands: dict[str, Command]) -> None:
-    """Answer requests until cancelled; each connection carries any number of them, one after another."""
+async def serve(
+    listener: socket.socket, commands: dict[str, Command], log_place: str = "what the daemon logged"
+) -> None:
+    """Answer requests until cancelled; each connection carries any number of them, one after another.
+
+    *log_place* is where a person finds what was logged of an error that we did not expect.
+    """
     async_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -71,7 +76,7 @@ async def serve(listener: socket.socket, commands: dict[str, Command]) -> None:
                 log.warning("refused a control connection of another user")
                 return
             try:
-                await _converse(stream, commands)
+                await _converse(stream, commands, log_place)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("a control client went away")
             except Exception:  # the mount goes on, whatever one client makes of his connection
@@ -85,7 +90,7 @@ def _peer_uid(sock: trio.socket.SocketType) -> int:
     return int(uid)
 
 
-async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> None:
+async def _converse(stream: trio.SocketStream, commands: dict[str, Command], log_place: str) -> None:
     sending = trio.Lock()
     answering = False
 
@@ -114,13 +119,13 @@ async def _converse(stream: trio.SocketStream, commands: dict[str, Command]) -> 
             continue
         buffer = bytearray(rest)
         answering = True
-        answer = await _answer(line, commands, progress)
+        answer = await _answer(line, commands, progress, log_place)
         async with sending:
             answering = False
             await send(answer)
 
 
-async def _answer(line: bytes, commands: dict[str, Command], progress: Progress) -> dict[str, Any]:
+async def _answer(line: bytes, commands: dict[str, Command], progress: Progress, log_place: str) -> dict[str, Any]:
     try:
         request = json.loads(line)
         command = commands[request["command"]]
@@ -142,4 +147,4 @@ async def _answer(line: bytes, commands: dict[str, Command], progress: Progress)
         return failure(ClivefsError(error.strerror or str(error), place=place))
     except Exception as error:
         log.exception("command %s failed", request["command"])
-        return failure(ClivefsError(f"internal error: {error!r}", remedy="see the daemon's log"))
+        return failure(ClivefsError(f"internal error: {error!r}", remedy=f"see {log_place}"))

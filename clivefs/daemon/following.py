@@ -176,7 +176,7 @@ class Following:
 
 def _load_again(live: LiveWorkspace) -> tuple[Workspace, lockfile.Lock]:
     """The workspace as its Clive.toml has it now, and what its Clive.lock pins."""
-    return ownconfig.load(live), lockfile.read(live.root)
+    return ownconfig.load(live), ownconfig.read_lock(live)
 
 
 def _quiet(_: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon import ownconfig
 from clivefs.daemon.control import Progress
 from clivefs.daemon.following import Following
 from clivefs.daemon.workspaces import Workspaces
@@ -41,13 +42,15 @@ class Locking:
         refused = trust.not_allowed(settings, self._workspaces.trust, live.id)
         file = os.path.join(live.root, lockfile.FILE_NAME)
         if args.get("check"):
-            found = await trio.to_thread.run_sync(lambda: locking.check(places, settings, paths, refused, say))
+            found = await trio.to_thread.run_sync(
+                lambda: locking.check(places, settings, ownconfig.read_lock(live), paths, refused, say)
+            )
             return {"file": file, "written": False, "entries": [each.describe() for each in found]}
 
         def write() -> tuple[locking.LockPlan, bool]:
-            before = lockfile.read(live.root)
-            plan = locking.look_up(places, settings, paths, refused, say)
-            return plan, not args.get("dry_run") and lockfile.write(live.root, plan.lock, before=before)
+            before = ownconfig.read_lock(live)
+            plan = locking.look_up(places, settings, before, paths, refused, say)
+            return plan, not args.get("dry_run") and ownconfig.write_lock(live, plan.lock, before=before)
 
         plan, written = await trio.to_thread.run_sync(write)
         if written:

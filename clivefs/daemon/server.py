@@ -41,10 +41,9 @@ from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.watching import Watching
 from clivefs.daemon.workspaces import Workspaces
+from clivefs.fuse import transports
 from clivefs.fuse.applied import AppliedOperations
-from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
-from clivefs.fuse.pyfuse3_transport import Pyfuse3Transport
 from clivefs.mounts.git import command as gitcommand
 from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.published import clients as packageclients
@@ -56,10 +55,6 @@ from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
 
-_TRANSPORTS: dict[str, type[Pyfuse3Transport | NativeTransport]] = {
-    "pyfuse3": Pyfuse3Transport,
-    "native": NativeTransport,
-}
 _GRACE_S = 2.0
 _TICK_S = 1.0
 """How often what cannot be waited for is looked at: other mounts, followed refs, missing watches."""
@@ -110,7 +105,7 @@ class Daemon:
         self.view.keep_number = numbers.add
         self.operations = Operations(self.view, space_fd)
         self._cleanup.callback(self.operations.close)
-        self.transport = _TRANSPORTS[settings.transport](self.operations)
+        self.transport = transports.transport(settings.transport, self.operations)
         applied = AppliedOperations(self.operations)
         self.transport.answer_applier(applied)
         self.invalidator = Invalidator(self.transport)
@@ -145,7 +140,15 @@ class Daemon:
             tell_open=self.operations.tell_open,
         )
         self.pasts = Pasts(store, self.view, unpacked)
-        self.watching = Watching(store, self.view, self.workspaces, self.recording, self.pasts.reader)
+        self.watching = Watching(
+            store,
+            self.view,
+            self.workspaces,
+            self.recording,
+            self.pasts.reader,
+            look_outside=self._look_outside,
+            drain=self.invalidator.drain,
+        )
         self.workspaces.on_assembled = self._assembled
         self.forks = ShownForks(store, self.view, self.workspaces.caches, self.pasts.reader, unpacked)
         self.workspaces.other_trees = self.forks.trees
@@ -220,7 +223,7 @@ class Daemon:
             raise ClivefsError(
                 f"could not mount: {error}",
                 place=self._settings.mountpoint,
-                remedy="`clivefs doctor` tells what this machine lacks; the log has what libfuse said",
+                remedy=f"`clivefs doctor` tells what this machine lacks; see also {self._settings.log_place}",
             ) from None
         self._cleanup.callback(self.transport.unmount)
         self.invalidator.start()
@@ -244,7 +247,7 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signals)
-                nursery.start_soon(control.serve, self._listener, commands.table())
+                nursery.start_soon(control.serve, self._listener, commands.table(), self._settings.log_place)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self.applier.run)
                 nursery.start_soon(self._tick)
@@ -292,9 +295,12 @@ class Daemon:
     async def _watch(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self.watcher.fileno())
-            with _logged("looking at changes outside"):
-                self._apply(self.watcher.read_events())
+            self._look_outside()
             await trio.sleep(0.005)  # let a burst gather: one stat and one invalidation a file
+
+    def _look_outside(self) -> None:
+        with _logged("looking at changes outside"):
+            self._apply(self.watcher.read_events())
 
     def _apply(self, changes: list[Outside]) -> None:
         """Tell the kernel what changed underneath, and the workspaces of their Clive.toml."""

@@ -30,3 +30,8 @@ class Settings(msgspec.Struct, frozen=True):
     notify_socket: str | None = None
     network_timeout_s: float = 30.0
     transport: Transport = "pyfuse3"
+
+    @property
+    def log_place(self) -> str:
+        """Where a person finds what the daemon logs."""
+        return self.log or "what it wrote to its standard error"

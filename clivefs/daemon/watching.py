@@ -30,6 +30,7 @@ ALL = b"/"
 _LOOK_S = 0.01
 _WAIT_S = 20.0
 """After this long a request is answered, though nothing happened: who asked may be gone."""
+_DRAIN_S = 2.0
 _PATHS_MAX = 10_000
 _TOKEN = "clivefs."
 
@@ -44,12 +45,19 @@ class Watching:
         workspaces: Workspaces,
         recording: Recording,
         reader: Callable[[], JoinedObjects],
+        *,
+        look_outside: Callable[[], None],
+        drain: Callable[[float], bool],
     ) -> None:
+        """*look_outside*: has the kernel told of what has changed outside by now; *drain*: waits until it is, in a
+        thread."""
         self._store = store
         self._view = view
         self._workspaces = workspaces
         self._recording = recording
         self._reader = reader
+        self._look_outside = look_outside
+        self._drain = drain
         self._shown: dict[str, ChangedTree] = {}
 
     def show(self, live: LiveWorkspace) -> None:
@@ -87,7 +95,9 @@ class Watching:
         return base64.b64encode(await trio.to_thread.run_sync(make)).decode()
 
     def _ask(self, live: LiveWorkspace, token: bytes, directory: bytes) -> Callable[[], bytes]:
-        """What makes the answer: points up to the newest, and all that is known to have changed since."""
+        """What makes the answer: points up to the newest, and all that is known to have changed since. Who has it sees
+        those changes through the mount too."""
+        self._look_outside()
         head = self._recording.head_of(live)
         recording = self._recording.of(live)
         dirty = recording.unrecorded()
@@ -96,7 +106,8 @@ class Watching:
             return lambda: token + b"\0" + ALL + b"\0"
         reader = self._reader()
         dirty |= {path for path in recording.left_out() if path.rpartition(b"/")[2] != b".git"}
-        return functools.partial(_changed, self._store, reader, live.id, head, dirty, token, directory)
+        make = functools.partial(_changed, self._store, reader, live.id, head, dirty, token, directory)
+        return lambda: make() if self._drain(_DRAIN_S) else token + b"\0" + ALL + b"\0"
 
 
 def _changed(

@@ -190,7 +190,7 @@ class Workspaces:
         if live.settings.write != "overlay":
             return
         try:
-            settings = ownconfig.load(live)
+            settings, lock = ownconfig.load(live), ownconfig.read_lock(live)
             if settings.write != "overlay":
                 raise ClivefsError(
                     f'it says write = "{settings.write}", and the file in the workspace\'s own directory "overlay"',
@@ -202,7 +202,7 @@ class Workspaces:
             return
         if allow or trust.is_own(self.trust, live.id):
             trust.allow(settings, self.trust, live.id)
-        self.use(live.assembly, settings, lockfile.read(settings.root))
+        self.use(live.assembly, settings, lock)
         live.settings = settings
 
     def add_at_start(self, root: str, *, allow: bool, progress: Progress) -> None:

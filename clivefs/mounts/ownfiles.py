@@ -16,12 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from clivefs.base.syscalls import RENAME_NOREPLACE
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, open_directory, scan_kinds, stat_at
 from clivefs.mounts.tree import Blocked, DirEntry, Node, OpenFile, Owner, Tree, refuse
 
 T = TypeVar("T")
 
 _BLOCK_BYTES = 1 << 20
+_NEW_MODE = 0o644
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 Hidden = Callable[[tuple[int, int], bytes], bool]
@@ -200,16 +202,20 @@ class TreeFiles(OwnFiles):
             self._ask(close)
         return b"".join(parts)
 
-    def replace(self, name: bytes, old: bytes, new: bytes) -> None:
-        """Let the file *name* of the root have the content *new*, whole or not at all. ESTALE when it has not *old*."""
+    def replace(self, name: bytes, old: bytes | None, new: bytes) -> None:
+        """Let the file *name* of the root have the content *new*, whole or not at all. ESTALE when it has not *old*;
+        EEXIST where *old* is None and there is one."""
         tree, root = self._tree, self._tree.root
         temporary = b".%s.%s.tmp" % (name, os.urandom(6).hex().encode())
 
         def create() -> OpenFile:
-            mode = tree.lookup(root, name)[1].mode & 0o777
+            mode = tree.lookup(root, name)[1].mode & 0o777 if old is not None else _NEW_MODE
             return tree.create(root, temporary, mode, os.O_WRONLY | os.O_EXCL, self._owner)[2]
 
         def publish() -> None:
+            if old is None:
+                tree.rename(root, temporary, root, name, RENAME_NOREPLACE)
+                return
             file = tree.open(tree.lookup(root, name)[0], os.O_RDONLY)
             try:
                 content = file.read(0, len(old) + 1)

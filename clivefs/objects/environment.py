@@ -10,6 +10,8 @@
 - Reads are short transactions that return copies. A memoryview of LMDB's map that outlives its
   transaction reads wrong bytes, and a long read transaction makes the file grow.
 - The map is reserved large at once (1 TiB of addresses costs 8 KB); it is never resized.
+- The file never shrinks by itself: freed pages are used again. `compact` writes a new one and puts it in the old one's
+  place, if no other process has it open; who does is told by locks beside the directory (`db.open`, `db.turn`).
 - `lib_version=0` pins the file format of LMDB 0.9, whatever the binding's default becomes.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -28,7 +31,9 @@ from typing import Any, TypeVar
 import lmdb
 
 from clivefs.base.ports import FAULTS
+from clivefs.base.syscalls import AT_FDCWD, RENAME_EXCHANGE, rename_at
 from clivefs.objects.errors import StoreError
+from clivefs.objects.presence import Presence
 
 T = TypeVar("T")
 
@@ -40,6 +45,8 @@ KEY_BYTES_MAX = 511
 _SCAN_RECORDS = 256
 _FULL_BYTES = 1 << 20
 _SCAN_BYTES = 4 << 20
+_COPY_RECORDS = 16_384
+_NEW = ".new-"
 
 
 class ReadTransaction:
@@ -145,13 +152,16 @@ class Environment:
         self.users = 1
         self._pid = os.getpid()
         self._closed = False
-        self._environment = _open(path, databases)
+        self._names = tuple(databases)
+        self._presence = Presence(path)
         try:
-            self._environment.reader_check()  # slots of killed readers would hold old pages forever
-            self._databases = {name: self._environment.open_db(name.encode()) for name in databases}
+            self._opened = _open_with(path, databases)
+            """The environment and its databases: replaced together by `compact`."""
         except BaseException:
-            self._environment.close()
+            self._presence.close()
             raise
+        self._writing = threading.Lock()
+        """Held while there is a write transaction."""
         self._queue: deque[_Job] = deque()
         self._queued_bytes = 0
         self._wake = threading.Condition()
@@ -164,7 +174,8 @@ class Environment:
         """A copy of one record's value, or None."""
         if self._closed:
             raise self._unusable()
-        with self._environment.begin(db=self._databases[database]) as transaction:
+        environment, databases = self._opened
+        with environment.begin(db=databases[database]) as transaction:
             value: bytes | None = transaction.get(key)
         return value
 
@@ -172,7 +183,8 @@ class Environment:
         """A copy of the first *size* bytes of one record's value, or None; the rest is not touched."""
         if self._closed:
             raise self._unusable()
-        with self._environment.begin(db=self._databases[database], buffers=True) as transaction:
+        environment, databases = self._opened
+        with environment.begin(db=databases[database], buffers=True) as transaction:
             view = transaction.get(key)
             return None if view is None else bytes(view[:size])
 
@@ -180,8 +192,9 @@ class Environment:
         """Run *job* on one state of the environment. It must be short and keep no iterator."""
         if self._closed:
             raise self._unusable()
-        with self._environment.begin() as transaction:
-            return job(ReadTransaction(transaction, self._databases))
+        environment, databases = self._opened
+        with environment.begin() as transaction:
+            return job(ReadTransaction(transaction, databases))
 
     def scan(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """All records in key order, in many short transactions: not one state, but no old pages are held."""
@@ -216,17 +229,15 @@ class Environment:
         """The number of the last transaction that changed anything, whoever's it was."""
         if self._closed:
             raise self._unusable()
-        return int(self._environment.info()["last_txnid"])
+        return int(self._opened[0].info()["last_txnid"])
 
     def usage(self) -> tuple[int, int]:
         """(bytes of the file, bytes of it that hold something)."""
 
         def count(transaction: ReadTransaction) -> tuple[int, int]:
-            pages = 2
-            stats = [self._environment.stat()]
-            stats += [transaction.pages(database) for database in self._databases]
-            pages += sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in stats)
-            return os.path.getsize(os.path.join(self.path, "data.mdb")), pages * int(stats[0]["psize"])
+            stats = [self._opened[0].stat(), *map(transaction.pages, self._names)]
+            pages = sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in stats)
+            return os.path.getsize(os.path.join(self.path, "data.mdb")), (2 + pages) * int(stats[0]["psize"])
 
         return self.read(count)
 
@@ -234,7 +245,7 @@ class Environment:
         """Free the reader slots of processes that died; how many there were."""
         if self._closed:
             raise self._unusable()
-        return int(self._environment.reader_check())
+        return int(self._opened[0].reader_check())
 
     # Writing
 
@@ -271,7 +282,8 @@ class Environment:
                     return
             group: list[_Job] = []
             try:
-                outcomes = self._run_group(group)
+                with self._writing:
+                    outcomes = self._run_group(group)
             except BaseException as error:  # noqa: BLE001 - the disk is full, say: every caller is told
                 outcomes = [(job, None, _translate(error, self.path)) for job in group]
             for outcome in outcomes:
@@ -281,11 +293,12 @@ class Environment:
         """One transaction of as many queued jobs as fit; what to tell each caller once it is durable."""
         outcomes: list[_Outcome] = []
         try:
-            with self._environment.begin(write=True) as transaction:
+            environment, databases = self._opened
+            with environment.begin(write=True) as transaction:
                 deadline = time.monotonic() + GROUP_S_MAX
                 while (job := self._take()) is not None:
                     group.append(job)
-                    writer = WriteTransaction(transaction, self._databases)
+                    writer = WriteTransaction(transaction, databases)
                     try:
                         outcomes.append((job, job.run(writer), None))
                     except BaseException as error:
@@ -306,8 +319,9 @@ class Environment:
 
     def _run_alone(self, job: _Job) -> _Outcome:
         try:
-            with self._environment.begin(write=True) as transaction:
-                result = job.run(WriteTransaction(transaction, self._databases))
+            environment, databases = self._opened
+            with environment.begin(write=True) as transaction:
+                result = job.run(WriteTransaction(transaction, databases))
         except BaseException as error:  # noqa: BLE001 - it is the caller's, and goes to it
             return job, None, _translate(error, self.path)
         return job, result, None
@@ -321,6 +335,54 @@ class Environment:
                 if job.future.set_running_or_notify_cancel():
                     return job
             return None
+
+    # Giving back
+
+    def compact(self) -> int | None:
+        """Write the file anew without what was freed; how many bytes smaller it is now. None where another process has
+        the environment open. Whoever writes waits meanwhile, about a second for 100 MB; readers go on. OSError."""
+        if self._closed:
+            raise self._unusable()
+        with self._writing, self._presence.alone() as is_alone:
+            if not is_alone:
+                return None
+            before = os.path.getsize(os.path.join(self.path, "data.mdb"))
+            self._remove_unfinished()
+            new = f"{self.path}{_NEW}{os.urandom(6).hex()}"
+            try:
+                os.mkdir(new, 0o700)
+                copy = self._copy_to(new)
+                FAULTS.hit("objects.environment.copied")
+                rename_at(AT_FDCWD, os.fsencode(self.path), AT_FDCWD, os.fsencode(new), RENAME_EXCHANGE)
+                _sync_directory(os.path.dirname(self.path))
+                # Who reads at this moment goes on in the old one: it is closed when the last of them has ended.
+                self._opened = copy
+                FAULTS.hit("objects.environment.exchanged")
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+            return before - os.path.getsize(os.path.join(self.path, "data.mdb"))
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed process left of its `compact`: nobody else is at it now."""
+        folder, name = os.path.split(self.path)
+        for each in os.listdir(folder):
+            if each.startswith(name + _NEW):
+                shutil.rmtree(os.path.join(folder, each), ignore_errors=True)
+
+    def _copy_to(self, path: str) -> tuple[Any, dict[str, Any]]:
+        """A new environment at *path* with the same records. In order, so that its pages are full."""
+        environment, databases = _open_with(path, self._names)
+        try:
+            for name in self._names:
+                records = self.scan(name)
+                while chunk := list(itertools.islice(records, _COPY_RECORDS)):
+                    with environment.begin(write=True, db=databases[name]) as transaction:
+                        for key, value in chunk:
+                            transaction.put(key, value, append=True)
+        except lmdb.Error as error:
+            environment.close()
+            raise _translate(error, path) from error
+        return environment, databases
 
     # Ending
 
@@ -338,7 +400,8 @@ class Environment:
                 self._wake.notify_all()
             # Under the lock: whoever opens this path again must find it closed.
             self._thread.join()
-            self._environment.close()
+            self._opened[0].close()
+            self._presence.close()
 
     def _unusable(self) -> StoreError:
         if os.getpid() != self._pid:
@@ -362,12 +425,31 @@ def open_environment(path: str, databases: Sequence[str]) -> Environment:
     with _registry_lock:
         found = _registry.get(real)
         if found is not None:
-            if not set(databases) <= set(found._databases):
+            if not set(databases) <= set(found._names):
                 raise StoreError("the environment is open with other databases", place=real)
             found.users += 1
             return found
         _registry[real] = opened = Environment(real, databases)
         return opened
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_with(path: str, databases: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The environment at *path*, and its databases."""
+    environment = _open(path, databases)
+    try:
+        environment.reader_check()  # slots of killed readers would hold old pages forever
+        return environment, {name: environment.open_db(name.encode()) for name in databases}
+    except BaseException:
+        environment.close()
+        raise
 
 
 def _open(path: str, databases: Sequence[str]) -> Any:

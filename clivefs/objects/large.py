@@ -116,6 +116,16 @@ class LargeFiles:
         with suppress(FileNotFoundError):
             os.unlink(folder + b"/" + name, dir_fd=self._fd)
 
+    def usage(self) -> tuple[int, int]:
+        """(files, bytes)."""
+        count = size = 0
+        for oid in self.names():
+            folder, name = _place(oid)
+            with suppress(FileNotFoundError):
+                size += os.stat(folder + b"/" + name, dir_fd=self._fd, follow_symlinks=False).st_size
+                count += 1
+        return count, size
+
     def sweep_orphans(self, is_named: Callable[[bytes], bool], age_s: float) -> int:
         """Remove files older than *age_s* that are not named; how many. A younger one may yet be."""
         removed = 0

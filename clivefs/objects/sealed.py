@@ -17,7 +17,8 @@ import mmap
 import os
 import struct
 import time
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -41,6 +42,8 @@ class PackIndex:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         if self._map[: len(_MAGIC)] != _MAGIC or len(self._map) < _NAMES_AT:
             raise CorruptObject("this is no index of a pack", place=path)
+        self._offsets: tuple[int, ...] | None = None
+        self._ends: array[int] = array("Q")
         self._fanout: tuple[int, ...] = (0, *_FANOUT.unpack_from(self._map, len(_MAGIC)))
         if list(self._fanout) != sorted(self._fanout) or len(self._map) < _NAMES_AT + len(self) * OID_BYTES:
             raise CorruptObject("this index of a pack is damaged", place=path)
@@ -57,6 +60,20 @@ class PackIndex:
     def names(self) -> Iterator[bytes]:
         """All of them, in order."""
         return map(self._name, range(len(self)))
+
+    def size_of(self, oid: bytes, pack_bytes: int) -> int:
+        """What the object takes in the pack, of *pack_bytes*; 0 where it is not in it, or lies beyond 2 GiB."""
+        slot = oid[0]
+        end = self._fanout[slot + 1]
+        found = bisect_left(range(end), oid, self._fanout[slot], end, key=self._name)
+        if found >= end or self._name(found) != oid:
+            return 0
+        if self._offsets is None:
+            start = _NAMES_AT + len(self) * (OID_BYTES + 4)
+            self._offsets = struct.unpack_from(f">{len(self)}I", self._map, start)
+            self._ends = array("Q", sorted((*self._offsets, pack_bytes - OID_BYTES)))
+        offset = self._offsets[found]
+        return self._ends[bisect_right(self._ends, offset)] - offset if offset < 1 << 31 else 0
 
     def _name(self, number: int) -> bytes:
         at = _NAMES_AT + number * OID_BYTES
@@ -110,6 +127,14 @@ class Sealed:
                 with suppress(FileNotFoundError):
                     size += os.path.getsize(os.path.join(self.packs, name + suffix))
         return len(self._indexes), sum(map(len, self._indexes.values())), size
+
+    def size_of(self, oid: bytes) -> int:
+        """What a sealed object takes; 0 where it is not here."""
+        for name, index in self._indexes.items():
+            if oid in index:
+                with suppress(FileNotFoundError):
+                    return index.size_of(oid, os.path.getsize(os.path.join(self.packs, name + ".pack")))
+        return 0
 
     def pack_names(self) -> list[str]:
         """The packs, without suffix."""

@@ -1,6 +1,7 @@
 """The store on disk. Format 1, the whole of it:
 
     STORE/format     the text `clivefs store 1` and a newline; written first, never changed within a format
+    STORE/db.*       locks: who has `db` open (see `presence`); `db.new-*` while it is written anew
     STORE/db/        one LMDB environment (file format of LMDB 0.9), with the databases
                        objects   object name -> object, see `values`
                        refs      name of the ref -> 20-byte object name
@@ -54,6 +55,8 @@ FORMAT = 1
 _DATABASES = ("objects", "refs", "meta", "sizes")
 _FORMAT_LINE = re.compile(rb"clivefs store (\d{1,9})\n")
 _SIZE = struct.Struct("<Q")
+_FREE_BYTES_MIN = 4 << 20
+"""With less, the file is not written anew."""
 
 
 class Removed(NamedTuple):
@@ -262,6 +265,22 @@ class Store(ObjectStore):
 
         return self._environment.read(measure)
 
+    def kept_bytes(self, oid: bytes) -> int:
+        """What an object takes, in whatever tier; 0 where it is not here."""
+        return self.hot_bytes(oid) or self._sealed.size_of(oid)
+
+    def counts(self) -> dict[str, int]:
+        """How many records each database has."""
+
+        def count(transaction: ReadTransaction) -> dict[str, int]:
+            return {name: transaction.count(name) for name in _DATABASES}
+
+        return self._environment.read(count)
+
+    def large_bytes(self) -> tuple[int, int]:
+        """(files, bytes) of the large blobs."""
+        return self._large.usage()
+
     def remove(self, oids: Sequence[bytes]) -> Removed:
         """Remove objects from the database, and the files of large ones; durable."""
 
@@ -305,6 +324,14 @@ class Store(ObjectStore):
     def beside_sealed(self) -> Iterator[bytes]:
         """The objects of the database that sealed ones lead to."""
         return self._sealed.beside()
+
+    def compact(self, *, used_max: int | None = None) -> int | None:
+        """Give disk back to the system where that is worth it; how many bytes. None: others have the store open.
+        *used_max*: more than that is not copied, as writers wait meanwhile. OSError."""
+        size, used = self.usage()
+        if size - used < max(_FREE_BYTES_MIN, size // 4) or (used_max is not None and used > used_max):
+            return 0
+        return self._environment.compact()
 
     def usage(self) -> tuple[int, int]:
         """(bytes of the database's file, bytes of it that hold something)."""

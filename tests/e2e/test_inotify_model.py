@@ -3,7 +3,6 @@ mount shows what the host has."""
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import select
@@ -81,8 +80,7 @@ def state(path: Path) -> object:
     """What can be seen of a path; None where nothing is."""
     try:
         found = path.lstat()
-    except OSError as error:
-        assert error.errno in (errno.ENOENT, errno.ENOTDIR)
+    except FileNotFoundError:
         return None
     content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
     return (found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns, content)

@@ -117,6 +117,34 @@ def test_commands_without_a_mount_do_not_edit_a_file_that_is_hidden(own: Bench) 
     assert (own.root / "Clive.toml").read_text() == TOML + THING
 
 
+def test_the_lock_is_the_one_that_the_mount_shows(own: Bench) -> None:
+    commit = own.git("rev-parse", "HEAD", cwd=own.base / "thing").strip()
+    own.cli("lock")
+    lock = own.live / "Clive.lock"
+    assert commit in lock.read_text()
+    assert not (own.root / "Clive.lock").exists()
+    (own.base / "thing" / "f").write_text("two\n")
+    own.git("commit", "-qam", "two", cwd=own.base / "thing")
+    own.unmount()
+    offline = own.cli("lock", check=False)
+    assert offline.returncode == 1
+    assert "Clive.lock: it was edited in the mount" in offline.stderr
+    own.mount()
+    assert own.entry("lib")["ref"] == commit
+    own.cli("lock", "--check")
+    own.cli("lock")
+    assert commit not in lock.read_text()
+    until(lambda: own.entry("lib")["ref"] != commit, "the commit that is locked now")
+    # What the directory has is hidden by that, and is in force without it.
+    (own.root / "Clive.lock").write_text(lock.read_text().replace("version = 1", "version = 99"))
+    lock.write_text(lock.read_text().replace(own.entry("lib")["ref"], commit))
+    own.cli("overlay", "reset", ".", "Clive.lock")
+    until(lambda: "format 99" in error_of(own), "the error of the other lock")
+    (own.root / "Clive.lock").unlink()
+    until(lambda: not error_of(own), "the end of the error")
+    own.check_sound(allowed="stays as it was|Use a newer clivefs")
+
+
 def test_patches_are_those_that_the_mount_shows(own: Bench) -> None:
     shown = own.live / "lib" / "f"
     shows(shown, "patched\n")

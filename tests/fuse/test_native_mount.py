@@ -36,7 +36,7 @@ class Mounted:
         self.mountpoint.mkdir()
         upper = base / "upper"
         upper.mkdir()
-        lower = MemoryLower()
+        lower = MemoryLower(owner=(os.geteuid(), os.getegid()))
         lower.file(b"d/b", b"b")
         lower.file(b"d/c", b"c")
         self.table = NodeTable()

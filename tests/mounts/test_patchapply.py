@@ -154,6 +154,20 @@ def test_offsets_and_fuzz_go_where_patch_has_them(data: st.DataObject, tmp_path:
         assert patched(world, patch).get(b"f", text(b""))[1] == (place / "f").read_bytes()
 
 
+@pytest.mark.parametrize("end", ["", " 3\n"])
+@pytest.mark.parametrize("old", ["1\n2\n3\n4\n5\n", "1\n2\n3\n\n\n\n7\n", "1\n2\n3\n"])
+@pytest.mark.parametrize("missing", range(5))
+def test_a_header_that_counts_lines_which_are_not_there(missing: int, old: str, end: str, tmp_path: Path) -> None:
+    count = 2 + bool(end) + missing
+    patch = f"--- a/f\n+++ b/f\n@@ -1,{count} +1,{count} @@\n 1\n-2\n+two\n{end}".encode()
+    world = {b"f": text(old)}
+    place = write_world(fresh(tmp_path / "plain"), world)
+    if run("patch", "-p1", "-s", "-f", "-N", cwd=place, stdin=patch, check=False).returncode:
+        failure(world, patch)
+    else:
+        assert patched(world, patch)[b"f"][1] == (place / "f").read_bytes()
+
+
 @FEW
 @given(data=st.data())
 def test_what_git_apply_accepts_gives_the_same_here(data: st.DataObject, tmp_path: Path) -> None:

@@ -94,4 +94,6 @@ def _tell(call: Call, facts: dict[str, Any]) -> None:
 
 
 def _is_well(workspace: dict[str, Any]) -> bool:
-    return not workspace.get("error") and not any(each.get("error") for each in workspace["mounts"])
+    if workspace.get("error") or workspace.get("recording", {}).get("state") == "paused":
+        return False
+    return not any(each.get("error") for each in workspace["mounts"])

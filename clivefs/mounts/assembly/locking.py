@@ -14,7 +14,6 @@ from clivefs.base.errors import ClivefsError
 from clivefs.mounts.assembly.git import GitEntries
 from clivefs.mounts.assembly.places import Places
 from clivefs.mounts.assembly.published import PublishedEntries
-from clivefs.mounts.config import lockfile
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.config.errors import nearest
 from clivefs.mounts.config.lockfile import Lock, Locked
@@ -68,14 +67,18 @@ class LockPlan(NamedTuple):
 
 
 def look_up(
-    places: Places, settings: Workspace, paths: Collection[str], refused: Mapping[str, str], progress: Progress
+    places: Places,
+    settings: Workspace,
+    old: Lock,
+    paths: Collection[str],
+    refused: Mapping[str, str],
+    progress: Progress,
 ) -> LockPlan:
     """What the entries at *paths* (all, where there are none) are now. Changes nothing but the store. Blocks.
-    *refused*: why entries may not be looked at (`trust.not_allowed`).
+    *old*: the lock as it is; *refused*: why entries may not be looked at (`trust.not_allowed`).
 
     ClivefsError where one cannot be had, naming each that cannot: a lock is never written half.
     """
-    old = lockfile.read(settings.root)
     lockable = [entry for entry in settings.mounts if entry.kind != "local"]
     findings: list[Finding] = []
     failures: list[str] = []
@@ -100,10 +103,14 @@ def look_up(
 
 
 def check(
-    places: Places, settings: Workspace, paths: Collection[str], refused: Mapping[str, str], progress: Progress
+    places: Places,
+    settings: Workspace,
+    lock: Lock,
+    paths: Collection[str],
+    refused: Mapping[str, str],
+    progress: Progress,
 ) -> list[Finding]:
-    """Whether the entries at *paths* (all, where there are none) can be had as Clive.lock says. Blocks."""
-    lock = lockfile.read(settings.root)
+    """Whether the entries at *paths* (all, where there are none) can be had as *lock* says. Blocks."""
     places.lock = lock
     lockable = [entry for entry in settings.mounts if entry.kind != "local"]
     findings: list[Finding] = []

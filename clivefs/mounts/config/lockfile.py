@@ -161,12 +161,12 @@ def write(root: str, lock: Lock, *, before: Lock | None = None) -> bool:
             old = _read(dir_fd, file)
             there = Lock(file, {}) if old is None else parse(decode(old, file=file), file=file)
             if before is not None and there.entries != before.entries:
-                raise _meanwhile(file)
+                raise changed_meanwhile(file)
             if old is None:
                 try:
                     create(file, text, like=CONFIG_NAME)
                 except FileExistsError:
-                    raise _meanwhile(file) from None
+                    raise changed_meanwhile(file) from None
                 return True
             if old == text.encode():
                 return False
@@ -178,7 +178,7 @@ def write(root: str, lock: Lock, *, before: Lock | None = None) -> bool:
         raise ClivefsError(f"{error.strerror}", place=file, remedy="Make the directory writable.") from error
 
 
-def _meanwhile(file: str) -> ClivefsError:
+def changed_meanwhile(file: str) -> ClivefsError:
     remedy = "Look at what changed, then give the command again."
     return ClivefsError("the file was changed meanwhile; nothing was written", place=file, remedy=remedy)
 

@@ -6,7 +6,8 @@
     UPPER/inherited/log      records, appended before the live view changes:
 
         kind (1): `a` nothing was at the path; `m` the directory at the first path went to the second; `s` the two
-        were exchanged; then for each path its length (4, little-endian) and the path; crc32 of all before (4)
+        were exchanged; `d` a directory is kept, whose st_mode (4), owner (4), group (4) and mtime in ns (8) stand in
+        place of a second path; then for each path its length (4, little-endian) and the path; crc32 of all before (4)
 
 Paths are below the workspace. A record that is cut short or damaged ends the log: the change that it was to announce
 was not made. A file in `tree/` is whole, and is never written to again.
@@ -34,7 +35,8 @@ NAME = "inherited"
 _TREE, _WORK, _LOG, _RULES = b"tree", b"work", b"log", b"rules"
 _LENGTH = struct.Struct("<I")
 _PATH_BYTES_MAX = 1 << 20
-_ABSENT, _MOVED, _SWAPPED = b"a", b"m", b"s"
+_ABSENT, _MOVED, _SWAPPED, _DIRECTORY = b"a", b"m", b"s", b"d"
+_ATTRIBUTES = struct.Struct("<IIIq")
 
 
 class RulesOfThen(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ class Inherited:
             destroy(self._work_fd, os.fsencode(name), lambda inode: None, self._work_name)
         self._absent: set[bytes] = set()
         self._moves: list[tuple[bytes, bytes, bytes]] = []
+        self._directories: dict[bytes, Attr] = {}
         self._moved: dict[bytes, set[bytes]] = {}
         """By directory of the fork, the names of what the live view has elsewhere now."""
         self._log_fd = os.open(_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
@@ -103,6 +106,10 @@ class Inherited:
     def _apply(self, kind: bytes, paths: list[bytes]) -> None:
         if kind == _ABSENT:
             self._absent.add(paths[0])
+        elif kind == _DIRECTORY:
+            if len(paths[1]) == _ATTRIBUTES.size:
+                mode, uid, gid, mtime_ns = _ATTRIBUTES.unpack(paths[1])
+                self._directories[paths[0]] = Attr(mode, 4096, mtime_ns, uid=uid, gid=gid)
         else:
             for path in paths if kind == _SWAPPED else paths[:1]:
                 own = self.own_path(path)
@@ -181,6 +188,10 @@ class Inherited:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def directory_attr(self, path: bytes) -> Attr | None:
+        """The attributes of the directory at *path*, if it was kept."""
+        return self._directories.get(path)
+
     def names(self, path: bytes) -> list[tuple[bytes, int]]:
         """(name, S_IFMT bits) of what was kept in the directory *path*."""
         if not self.any_kept:
@@ -230,6 +241,10 @@ class Inherited:
         self.any_kept = True
         return True
 
+    def put_directory(self, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
+        """Keep a directory itself, which is about to go or to get other attributes: *directories* ends with its own."""
+        self._ways(path + b"/", directories)
+
     def _ways(self, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
         here = b""
         for name, (attr, xattrs) in zip(path.split(b"/")[:-1], directories, strict=True):
@@ -238,20 +253,16 @@ class Inherited:
             try:
                 stat_at(fd, name)
             except FileNotFoundError:
-                self.make_directory(fd, name, attr, xattrs)
+                self._make_directory(fd, name, here, attr, xattrs)
 
-    def make_directory(self, dir_fd: int, name: bytes, attr: Attr, xattrs: dict[bytes, bytes]) -> None:
+    def _make_directory(self, dir_fd: int, name: bytes, path: bytes, attr: Attr, xattrs: dict[bytes, bytes]) -> None:
         temporary = self._work_name()
         os.mkdir(temporary, 0o700, dir_fd=self._work_fd)
-        # Its owner must be able to look into it, whatever it is shown as: what is shown comes from the live view, or is
-        # of no more use to anybody than this.
+        # We must be able to look into it, whatever its mode is: that is in the log.
         dress(self._work_fd, temporary, attr, xattrs, 0o700)
+        self._note(_DIRECTORY, path, _ATTRIBUTES.pack(attr.mode, attr.uid, attr.gid, attr.mtime_ns))
         os.rename(temporary, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd)
         self.any_kept = True
-
-    def put_directory(self, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
-        """Keep a directory itself, which is about to go or to get other attributes: *directories* ends with its own."""
-        self._ways(path + b"/", directories)
 
 
 class Copying:

@@ -228,6 +228,9 @@ class ForkLower(Lower):
     # Where an inherited file lies
 
     def _kept(self, at: bytes) -> Attr | None:
+        directory = self.inherited.directory_attr(at)
+        if directory is not None:
+            return directory
         found = self.inherited.stat(at)
         if found is None:
             return None
@@ -351,7 +354,7 @@ class ForkLower(Lower):
             top = self._point.attr(self._point.root, fetch=fetch)
             return Attr(stat.S_IFREG | 0o644, len(git.content), self._made_ns, uid=top.uid, gid=top.gid)
         if own.kind == stat.S_IFDIR:
-            attr = self._shown_by_live(own.at) or self._kept(own.at)
+            attr = self.inherited.directory_attr(own.at) or self._shown_by_live(own.at)
         else:
             attr = self._kept(own.at) or self._shown_by_live(own.at)
         if attr is None or stat.S_IFMT(attr.mode) != own.kind:

@@ -110,6 +110,8 @@ def parse_patch(name: str, data: bytes) -> Patch:
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
+_CHOPPED_MAX = 3
+"""So many blank lines of context at the end of a patch file may have been lost on the way, as GNU patch has it."""
 _MAIL = re.compile(rb"From [0-9a-f]{40,64} |commit [0-9a-f]{40}$|# HG changeset patch")
 _INDEX = re.compile(rb"index ([0-9a-f]{4,64})\.\.([0-9a-f]{4,64})(?: ([0-7]{6}))?$")
 _EPOCH = re.compile(
@@ -363,6 +365,8 @@ class _Parser:
         self._at += 1
         while old_left > 0 or new_left > 0:
             line = self._peek(0)
+            if not line and old_left == new_left <= _CHOPPED_MAX and any(sign != b" " for sign, _ in lines):
+                line = b" \n"
             if not line:
                 raise self._error(
                     f"the hunk ends too early: {old_left} old and {new_left} new lines are missing", at=begin

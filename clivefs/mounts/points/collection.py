@@ -32,6 +32,8 @@ class Collected(NamedTuple):
     thinned: tuple[Thinned, ...]
     swept: gc.Swept
     sealed: SealedNow
+    given_back: int | None
+    """Bytes of the database's file; None where another process has it open."""
     notes: tuple[str, ...]
     """What a person should know: workspaces that were not thinned, and why."""
 
@@ -84,7 +86,8 @@ def collect(
         sealed = SealedNow(0, 0, 0)
         if not dry_run and time.monotonic() < until:
             sealed = seal(store, now_ms, progress)
-    return Collected(tuple(thinned), swept, sealed, tuple(notes))
+        given_back = 0 if dry_run else store.compact()
+    return Collected(tuple(thinned), swept, sealed, given_back, tuple(notes))
 
 
 def _forget_patches(store: Store, reach: Reach, *, dry_run: bool) -> None:

@@ -31,7 +31,7 @@ POINTS_MIN = 500
 _NAMESPACE = "sealed"
 _GARBAGE_MAX = 0.25
 """The part of the sealed points that may have been thinned before the packs are made anew."""
-_RECORDED = b"\xff"
+RECORDED = b"\xff"
 """The metadata of a path has another hint than the path."""
 
 Say = Callable[[str], None]
@@ -115,6 +115,7 @@ class Gathered:
         """Large blobs that they lead to."""
         self.points = 0
         self._elsewhere: set[bytes] = set()
+        self._new: list[tuple[bytes, bytes, bool]] | None = None
 
     def add(self, points: Points, end_ms: int) -> None:
         """The points up to *end_ms*."""
@@ -127,19 +128,30 @@ class Gathered:
             if sealed is not None:
                 before, sealed = points.load(sealed.oid), None
             point = points.load(each.oid)
-            self.points += 1
-            self.objects[point.oid] = b""
-            self._add_tree(point.tree, before.tree if before is not None else None, b"")
-            if point.meta is not None:
-                self._add_tree(point.meta, before.meta if before is not None else None, _RECORDED)
+            self.add_point(point, before)
             before = point
+
+    def add_point(self, point: Point, before: Point | None) -> None:
+        """One point; *before* was added earlier, or is sealed."""
+        self.points += 1
+        self.objects[point.oid] = b""
+        self._add_tree(point.tree, before.tree if before is not None else None, b"")
+        if point.meta is not None:
+            self._add_tree(point.meta, before.meta if before is not None else None, RECORDED)
+
+    def added(self, point: Point, before: Point | None) -> list[tuple[bytes, bytes, bool]]:
+        """As `add_point`: the names that are new by it, each with its hint, and whether it is a file's content."""
+        self._new = []
+        self.add_point(point, before)
+        new, self._new = self._new, None
+        return [(point.oid, b"", False), *new]
 
     def _add_tree(self, tree: bytes, before: bytes | None, hint: bytes) -> None:
         """What *tree* has that is neither in *before* nor gathered yet."""
         waiting = [(tree, before, hint)]
         while waiting:
             oid, other, path = waiting.pop()
-            if oid == other or not self._take(oid, path):
+            if oid == other or not self._take(oid, path, is_file=False):
                 continue
             old = self._entries(other) if other is not None else {}
             for name, (mode, child) in self._entries(oid).items():
@@ -150,9 +162,9 @@ class Gathered:
                     above = beside[1] if beside is not None and beside[0] == MODE_TREE else None
                     waiting.append((child, above, path + b"/" + name))
                 else:
-                    self._take(child, path + b"/" + name)
+                    self._take(child, path + b"/" + name, is_file=True)
 
-    def _take(self, oid: bytes, hint: bytes) -> bool:
+    def _take(self, oid: bytes, hint: bytes, *, is_file: bool) -> bool:
         """Whether *oid* is to be sealed, and is new here."""
         if oid in self.objects or oid in self._elsewhere or oid in self.beside:
             return False
@@ -167,6 +179,8 @@ class Gathered:
             self.beside.add(oid)
         else:
             self.objects[oid] = hint
+        if self._new is not None:
+            self._new.append((oid, hint, is_file))
         return not is_large
 
     def _entries(self, tree: bytes) -> dict[bytes, tuple[int, bytes]]:

@@ -1,0 +1,136 @@
+"""Collections that nobody asked for: when it is quiet, and there is enough to collect.
+
+The work is done by a child, `clivefs gc`, at the lowest priority: marking takes memory and time that a mount should not
+have to share, and a child can be ended at any moment. It is ended as soon as something is recorded, and after two
+minutes; what it did stays done, and the next one goes on. Afterwards this process gives disk back to the system, which
+only it can do while it has the store open.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from clivefs.base.errors import ClivefsError
+from clivefs.objects.store import Store
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 30.0
+QUIET_S = 60.0
+"""How long nothing was recorded before one begins."""
+WORK_S_MAX = 120.0
+AGAIN_S = 3600.0
+"""At most one an hour."""
+OBJECTS_MIN = 20_000
+BYTES_MIN = 64 << 20
+OLDEST_S = 24 * 3600.0
+"""One a day, whatever there is."""
+COPY_BYTES_MAX = 64 << 20
+_NAMESPACE = "gc"
+
+
+class Collecting:
+    """Decides when, and has it done. For the loop's thread."""
+
+    def __init__(self, store: Store, recorded: Callable[[], object], wanted: Callable[[], bool]) -> None:
+        """*recorded*: something that is another after every recording. *wanted*: whether no workspace is against it."""
+        self._store = store
+        self._recorded = recorded
+        self._wanted = wanted
+        self._seen: object = None
+        self._since_s = time.monotonic()
+        self._next_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await trio.sleep(LOOK_S)
+            try:
+                if self._is_quiet() and self._wanted() and time.monotonic() >= self._next_s and self.is_due():
+                    await self.collect()
+            except (OSError, ClivefsError) as error:
+                log.warning("the collection that was due: %s", error)
+                self._next_s = time.monotonic() + AGAIN_S
+
+    def _is_quiet(self) -> bool:
+        now = self._recorded()
+        if now != self._seen:
+            self._seen = now
+            self._since_s = time.monotonic()
+        return time.monotonic() - self._since_s >= QUIET_S
+
+    def is_due(self) -> bool:
+        """Whether there is enough to collect."""
+        record = self._store.meta_get(_NAMESPACE, b"last")
+        last = json.loads(record) if record is not None else {"time": 0.0, "objects": 0, "used": 0}
+        _, used = self._store.usage()
+        grown = self._store.counts()["objects"] - last["objects"] >= OBJECTS_MIN or used - last["used"] >= BYTES_MIN
+        return grown or time.time() - last["time"] >= OLDEST_S
+
+    async def collect(self) -> None:
+        """One collection, ended when something is recorded or it takes long."""
+        self._next_s = time.monotonic() + AGAIN_S
+        command = [sys.executable, "-m", "clivefs.cli", "gc", "--store", self._store.path, "--json"]
+        command += ["--seconds", str(int(WORK_S_MAX))]
+        for polite in (["ionice", "-c", "3"], ["nice", "-n", "19"]):
+            if shutil.which(polite[0]):
+                command = [*polite, *command]
+        # Told by itself: what it records is not ours.
+        with trio.move_on_after(WORK_S_MAX * 2) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_when_recorded, nursery.cancel_scope)
+                done = await trio.run_process(
+                    command,
+                    capture_stdout=True,
+                    capture_stderr=True,
+                    check=False,
+                    cwd="/",
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},
+                )
+                nursery.cancel_scope.cancel()
+                await self._finish(done)
+                return
+        log.info("a collection was ended %s", "after its time" if limit.cancelled_caught else "as something was recorded")
+
+    async def _end_when_recorded(self, scope: trio.CancelScope) -> None:
+        before = self._recorded()
+        while self._recorded() == before:
+            await trio.sleep(0.1)
+        scope.cancel()
+
+    async def _finish(self, done: subprocess.CompletedProcess[bytes]) -> None:
+        with trio.CancelScope(shield=True):
+            if done.returncode:
+                log.warning("a collection failed: %s", done.stderr.decode("utf-8", "replace").strip()[-500:])
+                return
+            facts = json.loads(done.stdout)
+            freed = await trio.to_thread.run_sync(self.give_back)
+            log.info("collected: %s; %s bytes of disk given back", _told(facts), freed)
+
+    def give_back(self) -> int | None:
+        """Give disk back to the system, and note that it was done; how many bytes. In a thread."""
+        freed = self._store.compact(used_max=COPY_BYTES_MAX)
+        note_done(self._store)
+        return freed
+
+
+def note_done(store: Store) -> None:
+    """Remember that a collection was made now."""
+    record = {"time": time.time(), "objects": store.counts()["objects"], "used": store.usage()[1]}
+    with store.batch() as batch:
+        batch.meta_put(_NAMESPACE, b"last", json.dumps(record).encode())
+
+
+def _told(facts: dict[str, Any]) -> str:
+    dropped = sum(each["dropped"] for each in facts["points"])
+    return f"{dropped} points thinned, {facts['objects']['removed']} objects removed, {facts['objects']['sealed']} sealed"
