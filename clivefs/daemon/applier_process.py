@@ -220,8 +220,12 @@ def main() -> None:
                 answer = {"failed": _acts(asked["root"], asked["device"], asked["acts"])}
             except OSError as error:
                 answer = {"failed": [[-1, error.errno]]}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        left = memoryview(json.dumps(answer).encode() + b"\n")
+        try:
+            while left:
+                left = left[os.write(sys.stdout.fileno(), left) :]
+        except BrokenPipeError:
+            return  # the daemon was killed: nobody waits for the answer
 
 
 if __name__ == "__main__":

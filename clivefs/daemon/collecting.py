@@ -21,6 +21,8 @@ from typing import Any
 import trio
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.points.pins import Pins
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,9 @@ class Collecting:
                 nursery.cancel_scope.cancel()
                 await self._finish(done)
                 return
-        log.info("a collection was ended %s", "after its time" if limit.cancelled_caught else "as something was recorded")
+        log.info(
+            "a collection was ended %s", "after its time" if limit.cancelled_caught else "as something was recorded"
+        )
 
     async def _end_when_recorded(self, scope: trio.CancelScope) -> None:
         before = self._recorded()
@@ -124,6 +128,30 @@ class Collecting:
         return freed
 
 
+class Standing:
+    """The trees that mount entries stand on: patched ones are led to by nothing else. For the loop's thread."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self._of: dict[str, list[bytes]] = {}
+
+    def assembled(self, live: LiveWorkspace) -> None:
+        """The entries of *live* are others now."""
+        new: list[bytes] = []
+        for mounted in live.entries.values():
+            oid = mounted.lower.describe(mounted.lower.root).get("oid") if mounted.lower is not None else None
+            if oid:
+                new.append(bytes.fromhex(oid.decode()))
+        old = self._of.get(live.id, [])
+        if new != old:
+            self._of[live.id] = new
+            self._pins.replace(old, new)
+
+    def left(self, live: LiveWorkspace) -> None:
+        """*live* is shown no more."""
+        self._pins.replace(self._of.pop(live.id, []), [])
+
+
 def note_done(store: Store) -> None:
     """Remember that a collection was made now."""
     record = {"time": time.time(), "objects": store.counts()["objects"], "used": store.usage()[1]}
@@ -133,4 +161,6 @@ def note_done(store: Store) -> None:
 
 def _told(facts: dict[str, Any]) -> str:
     dropped = sum(each["dropped"] for each in facts["points"])
-    return f"{dropped} points thinned, {facts['objects']['removed']} objects removed, {facts['objects']['sealed']} sealed"
+    return (
+        f"{dropped} points thinned, {facts['objects']['removed']} objects removed, {facts['objects']['sealed']} sealed"
+    )

@@ -12,6 +12,7 @@ import trio
 from clivefs import __version__
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon import ownconfig, recovery
+from clivefs.daemon.collecting import Collecting
 from clivefs.daemon.control import Command, Progress
 from clivefs.daemon.following import Following
 from clivefs.daemon.forks.commands import Forking
@@ -45,6 +46,7 @@ class Commands:
         watching: Watching,
         settings: Settings,
         stop: Callable[[], None],
+        collecting: Collecting,
     ) -> None:
         self._workspaces = workspaces
         self._following = following
@@ -53,6 +55,7 @@ class Commands:
         self._forking = forking
         self._settings = settings
         self._stop = stop
+        self._collecting = collecting
         self._overlays = Overlays(workspaces, _from_thread)
         self._watching = watching
         self._locking = Locking(workspaces, following, _from_thread)
@@ -94,6 +97,7 @@ class Commands:
             "watch": self._watching.watch,
             "changed": self._watching.changed,
             "fsck": self._fsck,
+            "give_back": self._give_back,
         }
 
     async def _status(self, args: dict[str, Any], progress: Progress) -> Any:
@@ -213,6 +217,10 @@ class Commands:
         await self._following.reload(live, retry=True)
         await self._workspaces.caches.settled()
         return self._workspaces.describe(live)
+
+    async def _give_back(self, args: dict[str, Any], progress: Progress) -> Any:
+        """After a collection by another process: disk that only who has the store open can give back."""
+        return {"bytes": await trio.to_thread.run_sync(self._collecting.give_back)}
 
     async def _fsck(self, args: dict[str, Any], progress: Progress) -> Any:
         return await trio.to_thread.run_sync(self._workspaces.fsck)

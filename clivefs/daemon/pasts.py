@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from clivefs.mounts.points.control import PastControl
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.lower import lower_of_point
 from clivefs.mounts.points.objects import past_objects
+from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.tree import Blocked
 from clivefs.mounts.view import View
@@ -32,8 +34,10 @@ _MEANING_S = 1.0
 class Pasts:
     """Shows them. Methods are for the loop's thread."""
 
-    def __init__(self, store: Store, view: View, unpacked: str) -> None:
+    def __init__(self, store: Store, view: View, unpacked: str, pins: Pins) -> None:
+        """*pins* tell other processes which points somebody is in."""
         self._store = store
+        self._pins = pins
         self._view = view
         self._unpacked = unpacked
         self._shown: dict[str, PastControl] = {}
@@ -65,7 +69,14 @@ class Pasts:
             DetachedTree(control, self._view.table, control.close)
 
     def _open(self, point: Point) -> Lower:
-        return lower_of_point(point, self.reader(), owner=self._view.owner, cache_dir=self._unpacked)
+        self._pins.pin(point.oid)
+        try:
+            lower = lower_of_point(point, self.reader(), owner=self._view.owner, cache_dir=self._unpacked)
+        except BaseException:
+            self._pins.unpin(point.oid)
+            raise
+        lower.on_close = functools.partial(self._pins.unpin, point.oid)
+        return lower
 
     def reader(self) -> JoinedObjects:
         """All that a point can name. Repositories come with entries that are new: then they are looked for again."""

@@ -27,6 +27,7 @@ from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.applier import Applier
 from clivefs.daemon.applying import LiveChanges
+from clivefs.daemon.collecting import Collecting, Standing
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.following import Following
 from clivefs.daemon.forks.commands import Forking
@@ -46,6 +47,8 @@ from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.operations import Operations
 from clivefs.mounts.git import command as gitcommand
 from clivefs.mounts.host.watch import Outside, Watcher
+from clivefs.mounts.points.pins import SUFFIX as PINS
+from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.published import clients as packageclients
 from clivefs.mounts.renumbered import Renumbered
 from clivefs.mounts.resolve import FS_TYPE
@@ -139,7 +142,11 @@ class Daemon:
             hidden=self.workspaces.hidden.is_hidden,
             tell_open=self.operations.tell_open,
         )
-        self.pasts = Pasts(store, self.view, unpacked)
+        pins = Pins(os.path.join(run, run_key(settings.mountpoint) + PINS))
+        self._cleanup.callback(pins.close)
+        self.standing = Standing(pins)
+        self.collecting = Collecting(store, self._heads, self._may_collect)
+        self.pasts = Pasts(store, self.view, unpacked, pins)
         self.watching = Watching(
             store,
             self.view,
@@ -163,13 +170,21 @@ class Daemon:
         self._mount()
         return self.workspaces.names()
 
+    def _heads(self) -> object:
+        return [self.recording.head_of(live) for live in self.workspaces.live.values()]
+
+    def _may_collect(self) -> bool:
+        return all(live.settings.sessions.gc for live in self.workspaces.live.values())
+
     def _assembled(self, live: LiveWorkspace) -> None:
+        self.standing.assembled(live)
         self.recording.assembled(live)
         self.pasts.show(live)
         self.watching.show(live)
         self.forks.begin(live)
 
     def _left(self, live: LiveWorkspace) -> None:
+        self.standing.left(live)
         self.forks.end(live)
         self.watching.hide(live)
         self.pasts.hide(live)
@@ -243,6 +258,7 @@ class Daemon:
             self.watching,
             self._settings,
             self.stop,
+            self.collecting,
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -254,6 +270,7 @@ class Daemon:
                 nursery.start_soon(self._follow)
                 nursery.start_soon(self.following.patched.keep)
                 nursery.start_soon(self.recording.run)
+                nursery.start_soon(self.collecting.run)
                 nursery.start_soon(forking.run)
                 nursery.start_soon(self.following.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)

@@ -2,6 +2,7 @@
 
     STORE/packs/sealed.git/                       a bare repository as stock git has them, without refs
     .../objects/pack/pack-HASH.pack, .idx         git's own formats
+    .../objects/pack/pack-HASH.strand             what is kept as a strand, see `strands`; git leaves it alone
     .../objects/pack/pack-HASH.beside             names (20 bytes each, in order) of large blobs that objects of this
                                                   pack lead to: they stay files of their own, see `large`
 
@@ -25,8 +26,11 @@ from contextlib import suppress
 from clivefs.objects.encode import OID_BYTES
 from clivefs.objects.errors import CorruptObject, ObjectMissing, RepositoryError
 from clivefs.objects.repository import Repository
+from clivefs.objects.strands import Strand
 
 DIRECTORY = "packs/sealed.git"
+SUFFIXES = (".idx", ".pack", ".beside", ".strand")
+"""Of one pack's files; without the first it is none."""
 _MAGIC = b"\xfftOc\0\0\0\2"
 _FANOUT = struct.Struct(">256I")
 _NAMES_AT = len(_MAGIC) + _FANOUT.size
@@ -89,25 +93,41 @@ class Sealed:
         self.packs = os.path.join(self.path, "objects", "pack")
         self._seen = 0
         self._indexes: dict[str, PackIndex] = {}
+        self._strands: dict[str, Strand] = {}
         self._repository: Repository | None = None
 
     def __contains__(self, oid: bytes) -> bool:
         self._look()
-        return any(oid in index for index in self._indexes.values())
+        return any(oid in index for index in self._indexes.values()) or any(
+            oid in strand for strand in self._strands.values()
+        )
 
     def read(self, oid: bytes) -> tuple[str, bytes]:
         """(kind, payload). ObjectMissing, CorruptObject."""
-        return self._opened(oid).read(oid)
+        self._look()
+        if any(oid in index for index in self._indexes.values()):
+            return self._opened(oid).read(oid)
+        for strand in self._strands.values():
+            found = strand.read(oid)
+            if found is not None:
+                return found
+        raise ObjectMissing(oid, self._store_path)
 
     def header(self, oid: bytes) -> tuple[str, int]:
         """(kind, size in bytes). ObjectMissing, CorruptObject."""
-        return self._opened(oid).header(oid)
+        self._look()
+        if any(oid in index for index in self._indexes.values()):
+            return self._opened(oid).header(oid)
+        kind, payload = self.read(oid)
+        return kind, len(payload)
 
     def names(self) -> Iterator[bytes]:
         """The names of all sealed objects; one that is in two packs twice."""
         self._look()
         for index in self._indexes.values():
             yield from index.names()
+        for strand in self._strands.values():
+            yield from strand.names()
 
     def beside(self) -> Iterator[bytes]:
         """The large blobs that sealed objects lead to."""
@@ -123,10 +143,11 @@ class Sealed:
         self._look()
         size = 0
         for name in self._indexes:
-            for suffix in (".pack", ".idx", ".beside"):
+            for suffix in SUFFIXES:
                 with suppress(FileNotFoundError):
                     size += os.path.getsize(os.path.join(self.packs, name + suffix))
-        return len(self._indexes), sum(map(len, self._indexes.values())), size
+        objects = sum(map(len, self._indexes.values())) + sum(map(len, self._strands.values()))
+        return len(self._indexes), objects, size
 
     def size_of(self, oid: bytes) -> int:
         """What a sealed object takes; 0 where it is not here."""
@@ -134,6 +155,9 @@ class Sealed:
             if oid in index:
                 with suppress(FileNotFoundError):
                     return index.size_of(oid, os.path.getsize(os.path.join(self.packs, name + ".pack")))
+        for strand in self._strands.values():
+            if oid in strand:
+                return strand.size // len(strand)  # what one takes by itself nobody can tell
         return 0
 
     def pack_names(self) -> list[str]:
@@ -146,6 +170,11 @@ class Sealed:
         with suppress(FileNotFoundError):
             present = set(os.listdir(self.packs))
             for name in sorted(present):
+                if name.endswith(".strand"):
+                    try:
+                        Strand(os.path.join(self.packs, name)).check()
+                    except (CorruptObject, ValueError, OSError) as error:
+                        yield f"{DIRECTORY}/objects/pack/{name}", str(error)
                 if name.endswith(".idx"):
                     try:
                         PackIndex(os.path.join(self.packs, name))
@@ -163,12 +192,19 @@ class Sealed:
         if changed == self._seen:
             return
         found: dict[str, PackIndex] = {}
+        strands: dict[str, Strand] = {}
         for file in os.listdir(self.packs) if changed else ():
             name, dot, suffix = file.rpartition(".")
             if dot and suffix == "idx":
                 known = self._indexes.get(name)
                 with suppress(FileNotFoundError, CorruptObject, ValueError):  # fsck tells of a damaged one
-                    found[name] = known if known is not None else PackIndex(os.path.join(self.packs, file))
+                    path = os.path.join(self.packs, name)
+                    index = known if known is not None else PackIndex(path + ".idx")
+                    with suppress(FileNotFoundError):
+                        old = self._strands.get(name)
+                        strands[name] = old if old is not None else Strand(path + ".strand")
+                    found[name] = index
+        self._strands = strands
         self._indexes = found
         # Only a look that is later than the clock's tick of the change is sure to have seen it all.
         self._seen = changed if changed and _is_past(changed) else 0

@@ -22,8 +22,9 @@ from clivefs.base.ports import FAULTS
 from clivefs.objects.errors import ObjectMissing, RepositoryError
 from clivefs.objects.gitdirs import quoted_path, reason
 from clivefs.objects.packwriter import write_pack
-from clivefs.objects.sealed import PackIndex
+from clivefs.objects.sealed import SUFFIXES, PackIndex
 from clivefs.objects.store import Store
+from clivefs.objects.strands import StrandObject, write_strand
 
 WINDOW = 250
 DEPTH = 50
@@ -67,11 +68,13 @@ def make_pack(
     beside: Sequence[bytes],
     progress: Callable[[str], None] = lambda text: None,
     *,
+    strand: Mapping[bytes, bytes],
     reuse: bool = False,
 ) -> str:
     """A sealed pack of *objects* (at least one): names, the newest first, each with a path that tells which objects are
-    versions of one another. *beside*: the large blobs that they lead to. *reuse* the deltas that there are. The new
-    pack's name. RepositoryError, OSError, ObjectMissing."""
+    versions of one another. *strand*: the same, but the oldest first, of what is to be a strand. *beside*: the large
+    blobs that they lead to. *reuse* the deltas that there are. The new pack's name. RepositoryError, OSError,
+    ObjectMissing."""
     _make_repository(store)
     work = os.path.join(store.directory("packs"), _NEW + os.urandom(6).hex())
     os.mkdir(work, 0o700)
@@ -80,6 +83,9 @@ def make_pack(
         index = PackIndex(os.path.join(work, f"{name}.idx"))
         if len(index) != len(objects):
             raise RepositoryError(f"git packed {len(index)} of {len(objects)} objects", place=work)
+        if strand:
+            described = (StrandObject(oid, *store.read(oid), hint) for oid, hint in strand.items())
+            write_strand(os.path.join(work, f"{name}.strand"), described)
         FAULTS.hit("seal.packed")
         _publish(store, work, name, beside)
     finally:
@@ -91,7 +97,7 @@ def make_pack(
 def remove_packs(store: Store, packs: Sequence[str]) -> None:
     """Remove packs of which nothing is needed any more: only behind the gate (`gc.alone`), where that is sure."""
     for name in packs:
-        for suffix in (".idx", ".pack", ".beside"):
+        for suffix in SUFFIXES:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(store.sealed.packs, name + suffix))
         FAULTS.hit("seal.replaced")
@@ -181,8 +187,10 @@ def _publish(store: Store, work: str, name: str, beside: Sequence[bytes]) -> Non
     packs = store.sealed.packs
     with open(os.path.join(work, f"{name}.beside"), "wb") as file:
         file.write(b"".join(sorted(beside)))
-    for suffix in (".beside", ".pack", ".idx"):
+    for suffix in reversed(SUFFIXES):
         path = os.path.join(work, name + suffix)
+        if suffix == ".strand" and not os.path.exists(path):
+            continue
         os.chmod(path, 0o400)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

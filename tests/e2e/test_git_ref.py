@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,6 +211,28 @@ def test_edit_to_gitignore_and_untracked_directories(bench: Bench, origin: Path)
     tree = mount(bench)
     write_files(tree, {".gitignore": "*.o\nbuild/\n", "x.o": "", "build/y": "", "kept/z": ""})
     assert bench.git("status", "--porcelain", cwd=tree) == "?? .gitignore\n?? kept/\n"
+
+
+def test_status_sees_every_change_of_one_second(bench: Bench, origin: Path) -> None:
+    """git's untracked cache compares the seconds of a directory's mtime: a name that went in the second in which it was
+    noted showed for good once the index had been written again."""
+    tree = mount(bench)
+    (tree / "new").touch()
+    for _ in range(20):
+        until(lambda: time.time() % 1 < 0.3, "a second that has just begun")
+        second = int(time.time())
+        (tree / "new").unlink(missing_ok=True)
+        (tree / "new").touch()
+        assert bench.git("status", "--porcelain", cwd=tree) == "?? new\n"
+        (tree / "new").unlink()
+        if int(time.time()) == second:
+            break
+    else:
+        pytest.skip("this machine is too slow to do all of it in one second")
+    until(lambda: time.time() >= second + 1, "the next second")
+    (tree / "src/a.c").write_text("int changed;\n")
+    bench.git("commit", "-qam", "writes the index", cwd=tree)
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
 
 
 def test_odd_names_modes_and_links(bench: Bench) -> None:

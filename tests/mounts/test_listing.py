@@ -150,6 +150,11 @@ def test_every_change_of_a_directory_over_a_git_tree_shows_in_its_mtime(tmp_path
         edit()
         assert tree.getattr(directory).mtime_ns > LONG_AGO_NS
         tree.setattr(directory, SetAttr(mtime_ns=LONG_AGO_NS), None)
+    # Of the mtime it compares the seconds alone, and the size.
+    sizes = {
+        tree.setattr(directory, SetAttr(mtime_ns=LONG_AGO_NS + tick * 4_000_000), None).size for tick in range(100)
+    }
+    assert len(sizes) == 100
 
 
 def test_the_names_of_a_view_have_its_mount_entries(tmp_path: Path, host: HostTree) -> None:

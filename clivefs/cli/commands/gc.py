@@ -10,6 +10,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
+from clivefs.cli.daemons import daemons
 from clivefs.cli.output import size
 from clivefs.mounts.points.collection import Collected, collect
 from clivefs.objects.errors import StoreError
@@ -59,9 +60,26 @@ def run(call: Call) -> int:
             progress=call.out.progress,
         )
         after = store.usage()
+    given_back = done.given_back
+    if given_back is None:  # only who has it open can
+        given_back = _ask_daemon(call.store)
+        with Store.open(call.store, create=False) as store:
+            after = store.usage()
     _tell(call, done, after)
     call.out.json(_described(call, done, before, after))
     return 0
+
+
+def _ask_daemon(store: str) -> int | None:
+    """Have the one daemon of the store give disk back; how many bytes."""
+    found = daemons(store)
+    if len(found) != 1:
+        return None
+    try:
+        freed = found[0].ask("give_back")["bytes"]
+    except ClivefsError:
+        return None
+    return int(freed) if freed is not None else None
 
 
 def _points(call: Call) -> set[bytes]:

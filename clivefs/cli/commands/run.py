@@ -142,6 +142,9 @@ def _told(call: Call, result: dict[str, Any]) -> int:
         )
         return OWN_FAILURE
     call.out.lines(commit_lines(result["commits"]))
+    if result["committed"] and result["changes"]:
+        count = len(result["changes"])
+        call.out.note(f"clivefs: committed {count} path{'' if count == 1 else 's'}; `clivefs undo` takes it back")
     if status and not call.args.dry_run:
         call.out.note(f"clivefs: the command failed ({status}): nothing of what it wrote is kept")
     return status

@@ -106,6 +106,8 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True):
     ignored: bool = False
     """Record also what `.gitignore` names."""
     keep: Keep = Keep()
+    gc: bool = True
+    """Let the store be collected when it is quiet."""
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):

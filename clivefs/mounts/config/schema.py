@@ -295,6 +295,7 @@ TABLES: Mapping[str, tuple[Key, ...]] = {
         Key("exclude", "array of ignore patterns", texts(_check_ignore), "`[]`"),
         Key("ignored", "boolean", boolean, "`false`"),
         Key("keep", "table", lambda value: value, "see below"),
+        Key("gc", "boolean", boolean, "`true`"),
     ),
     "sessions.keep": KEEP_KEYS,
     "peers.NAME": (

@@ -223,7 +223,7 @@ class Inherited:
 
     def put(self, copy: Copying, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
         """Publish a finished copy at *path*. *directories*: the attributes of those above, from the top on: those that
-        are not there yet are made."""
+        are not there yet are made. None: all are there."""
         self._ways(path, directories)
         fd, name = self.place(path)
         os.rename(copy.name, name, src_dir_fd=self._work_fd, dst_dir_fd=fd)
@@ -246,6 +246,8 @@ class Inherited:
         self._ways(path + b"/", directories)
 
     def _ways(self, path: bytes, directories: list[tuple[Attr, dict[bytes, bytes]]]) -> None:
+        if not directories:
+            return
         here = b""
         for name, (attr, xattrs) in zip(path.split(b"/")[:-1], directories, strict=True):
             fd = self._fds.open(here)

@@ -98,33 +98,56 @@ class Keeper:
     # Keeping one file
 
     def _keep(self, live: bytes, *, leaving: bool) -> None:
-        for fork in self._forks():
-            self._keep_for(fork, live, leaving=leaving)
+        same: int | None = None  # the old version as the first of the forks keeps it: the others share it
+        try:
+            for fork in self._forks():
+                ref = self._keep_for(fork, live, leaving=leaving, same=same)
+                if ref is not None and ref.kind == stat.S_IFREG and same is None:
+                    fd, name = fork.inherited.place(ref.at)
+                    same = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            if same is not None:
+                os.close(same)
 
-    def _keep_for(self, fork: ForkLower, live: bytes, *, leaving: bool) -> None:
+    def _keep_for(self, fork: ForkLower, live: bytes, *, leaving: bool, same: int | None = None) -> ForkRef | None:
+        """What was kept, if anything. *same*: a descriptor of the old version, which nobody writes to."""
         try:
             found = fork.inherits_now(live)
-            if found is not None:
-                self._keep_one(fork, *found, live, leaving=leaving)
-        except OSError as error:
-            if not isinstance(error, PermissionError):
-                raise
+            if found is None:
+                return None
+            self._keep_one(fork, *found, live, leaving=leaving, same=same)
+        except PermissionError as error:
             log.info("the old version of %r cannot be kept: %s", live, error)
+            return None
+        return found[0]
 
     def _keep_one(
-        self, fork: ForkLower, ref: ForkRef, tree: Tree, node: Node, attr: Attr, live: bytes, *, leaving: bool
+        self,
+        fork: ForkLower,
+        ref: ForkRef,
+        tree: Tree,
+        node: Node,
+        attr: Attr,
+        live: bytes,
+        *,
+        leaving: bool,
+        same: int | None,
     ) -> None:
         inherited = fork.inherited
         ways = fork.ways(ref)
-        xattrs = fork.xattrs(ref)
         kind = stat.S_IFMT(attr.mode)
-        if kind == stat.S_IFDIR:
-            inherited.put_directory(ref.at, [*ways, (attr, xattrs)])
-            return
         if kind == stat.S_IFREG:
-            if leaving and attr.nlink == 1 and isinstance(tree, HostTree) and self._link(fork, ref, tree, node, ways):
+            shared = same is not None and inherited.put_link(same, ref.at, ways)
+            if not shared and leaving and attr.nlink == 1 and isinstance(tree, HostTree):
+                shared = self._link(fork, ref, tree, node, ways)
+            if shared:
                 fork.kept(ref)
                 return
+        xattrs = fork.xattrs(ref)
+        if kind == stat.S_IFDIR:
+            inherited.put_directory(ref.at, [*fork.ways(ref, whole=True), (attr, xattrs)])
+            return
+        if kind == stat.S_IFREG:
             copy = self._copied(fork, ref, tree, node, attr, xattrs, live)
         else:
             target = tree.readlink(node) if kind == stat.S_IFLNK else None

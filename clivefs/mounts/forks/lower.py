@@ -496,9 +496,11 @@ class ForkLower(Lower):
         found = self.in_live(ref.at)
         return (ref, *found) if found is not None else None
 
-    def ways(self, ref: ForkRef) -> list[tuple[Attr, dict[bytes, bytes]]]:
-        """The attributes of the directories above *ref*, from the top on."""
+    def ways(self, ref: ForkRef, *, whole: bool = False) -> list[tuple[Attr, dict[bytes, bytes]]]:
+        """The attributes of the directories above *ref*, from the top on; none where they are kept, unless *whole*."""
         found: list[tuple[Attr, dict[bytes, bytes]]] = []
+        if not whole and ref.parent is not None and self.inherited.directory_attr(ref.parent.at) is not None:
+            return found
         at = ref.parent
         while at is not None and at.parent is not None:
             found.append((self.attr(at, fetch=True), self.xattrs(at)))

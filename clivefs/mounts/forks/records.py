@@ -119,9 +119,9 @@ def _decode(value: bytes) -> ForkRecord:
 
 def check_fork_name(name: str) -> None:
     """ClivefsError unless a fork may be called so: the names of sessions."""
-    if not is_session_name(name) or name in _WORDS:
+    if not is_session_name(name) or name in _WORDS or name.startswith("-"):
         raise ClivefsError(
             f"a fork cannot be called {name!r}",
             remedy="Use 1 to 64 of a-z, 0-9, `.`, `_` and `-`, no dot at either end, not two in a row, "
-            f"no `.lock` at the end, and none of {', '.join(_WORDS)}.",
+            f"no `-` at the start, no `.lock` at the end, and none of {', '.join(_WORDS)}.",
         )

@@ -272,8 +272,8 @@ def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str
         # The inode and change time of a file may differ from mount to mount: git must not read it again.
         "checkStat": "minimal",
         "trustctime": "false",
-        # Every change of a directory of an overlay gives it a new mtime, and a new base a new index: so git need not
-        # list the directories that are as they were.
+        # Every change of a directory of an overlay gives it a new mtime and size, and a new base a new index: so git
+        # need not list the directories that are as they were.
         "untrackedCache": "true",
         "splitIndex": "false",
         # What the layer shows is what a checkout without these gives, whatever the user or the machine have set: a ref

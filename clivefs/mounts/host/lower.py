@@ -243,7 +243,8 @@ class LocalLower(Lower):
     def watch(self, directory: LowerRef) -> None:
         """Watch *directory* now, though nobody has looked into it yet."""
         assert isinstance(directory, LocalRef)
-        self._looked_into(directory)
+        if not directory.hidden:
+            self._looked_into(directory)
 
     def watches(self, directory: LowerRef) -> bool:
         """Whether what changes in *directory* is told of."""

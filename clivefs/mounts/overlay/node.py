@@ -11,6 +11,9 @@ from clivefs.mounts.overlay.marks import Mark
 from clivefs.mounts.tree import Attr, Node, OpenFile, Tree
 
 
+_DIRECTORY_BYTES = 4096
+
+
 class UpperFile(HostFile):
     """An open file of the upper; told from one of a host directory that serves as the lower."""
 
@@ -98,9 +101,14 @@ class OverlayFile(OpenFile):
 
 
 def shown(attr: Attr) -> Attr:
-    """As the mount shows it: the links of a merged directory cannot be counted (1 says so, as in btrfs)."""
+    """As the mount shows it: the links of a merged directory cannot be counted (1 says so, as in btrfs).
+
+    The size of a directory, which means nothing, tells of changes within one second: git's untracked cache, which
+    private gitdirs turn on, compares size and mtime, and of the mtime the seconds alone.
+    """
     if stat.S_ISDIR(attr.mode):
         attr.nlink = 1
+        attr.size = _DIRECTORY_BYTES + attr.mtime_ns // 1000 % _DIRECTORY_BYTES
     return attr
 
 

@@ -15,6 +15,7 @@ import logging
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from clivefs.mounts.git.lower import DIRECTORY_BYTES, GitLower
@@ -122,6 +123,8 @@ class PointLower(Lower):
         self._root = PointRef(stat.S_IFDIR, None, b"", self._git.root, None, meta, None)
         self._root_known = meta is None
         self._metadata: OrderedDict[tuple[bytes, bytes], _Metadata] = OrderedDict()
+        self.on_close: Callable[[], None] = lambda: None
+        """Called when it is closed."""
         self._metadata_count = 0
         self._entries_max = entries_max
         self._lock = threading.Lock()  # jobs put, the loop gets
@@ -310,6 +313,7 @@ class PointLower(Lower):
         with self._lock:
             self._metadata.clear()
             self._metadata_count = 0
+        self.on_close()
 
 
 def lower_of_point(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 SUFFIX = ".pins"
@@ -41,7 +41,7 @@ class Pins:
             del self._uses[oid]
         self._append(b"-", oid)
 
-    def replace(self, old: Iterator[bytes] | set[bytes], new: Iterator[bytes] | set[bytes]) -> None:
+    def replace(self, old: Sequence[bytes], new: Sequence[bytes]) -> None:
         """*new* are used instead of *old*."""
         for oid in new:
             self.pin(oid)
@@ -49,6 +49,8 @@ class Pins:
             self.unpin(oid)
 
     def _append(self, sign: bytes, oid: bytes) -> None:
+        if self._fd < 0:
+            return
         if self._lines >= _LINES_MAX and self._lines > 4 * self._uses.total():
             self._write_anew()
             return

@@ -91,8 +91,10 @@ def _make(store: Store, now_ms: int, todo: Plan, progress: Say) -> None:
     name = None
     if packed:
         # As git's packs have them: the newest first.
-        newest_first = dict(reversed(packed.items()))
-        name = sealing.make_pack(store, newest_first, sorted(gathered.beside), progress, reuse=todo.anew)
+        newest_first = {oid: hint for oid, hint in reversed(packed.items()) if not hint.startswith(RECORDED)}
+        strand = {oid: hint for oid, hint in packed.items() if hint.startswith(RECORDED)}
+        beside = sorted(gathered.beside)
+        name = sealing.make_pack(store, newest_first, beside, progress, strand=strand, reuse=todo.anew)
         with store.batch() as batch:
             batch.meta_put(_NAMESPACE, name.encode(), json.dumps({"points": gathered.points}).encode())
     if todo.anew:

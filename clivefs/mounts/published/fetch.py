@@ -5,13 +5,18 @@ The machine's certificates and proxy settings apply. Credentials in the URL go t
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from clivefs import __version__
@@ -52,6 +57,51 @@ def download(
             )
         at = target
     raise ClivefsError(f"it redirects more than {REDIRECTS_MAX} times", place=place, remedy="Check the URL.")
+
+
+# Ending downloads that nobody waits for any more
+
+
+_asked: set[socket.socket] = set()
+"""Connections whose server may be silent."""
+_changing = threading.Lock()
+
+
+def end_all() -> None:
+    """End every download whose server has been connected to, as this process is about to end. Those who wait for one
+    get a ClivefsError."""
+    with _changing:
+        for each in _asked:
+            with contextlib.suppress(OSError):  # the other side was faster
+                each.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _note(self.sock)
+
+    def close(self) -> None:
+        _forget(self.sock)
+        super().close()
+
+
+class _SecureConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _note(self.sock)
+
+    def close(self) -> None:
+        _forget(self.sock)
+        super().close()
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
 
 
 def without_credentials(url: str) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from clivefs.mounts.published.held import HeldObjects, SizeDiffers
-from clivefs.mounts.published.member import Member, MemberKind, Meter, damaged, refuse_member, shown
+from clivefs.mounts.published.member import ArchiveError, Member, MemberKind, Meter, damaged, refuse_member, shown
 from clivefs.objects.encode import (
     EMPTY_TREE,
     MODE_EXECUTABLE,
@@ -58,6 +58,7 @@ class ArchiveTree:
         self._root: Directory = {}
         self._targets: dict[bytes, bytes] = {}
         """Of symlinks: object name to target."""
+        self._stripped_away = False
         self.latest_ns = 0
         """The latest modification time of a file."""
 
@@ -73,6 +74,7 @@ class ArchiveTree:
         if not kept:
             if not parts and member.kind is not MemberKind.DIRECTORY:
                 raise refuse_member(member.path, "has no name", self._place)
+            self._stripped_away = self._stripped_away or bool(parts)
             return
         directory = self._directory(kept[:-1], member.path)
         name = kept[-1]
@@ -181,13 +183,19 @@ class ArchiveTree:
     # The end
 
     def finish(self) -> bytes:
-        """Make the trees; the root's name. ArchiveError for a symlink that leads out."""
-        root = self._root
+        """Make the trees; the root's name. ArchiveError for a symlink that leads out, and where `strip` leaves nothing."""
+        root, above = self._root, b""
+        if self._stripped_away and not root:
+            raise ArchiveError(
+                f"with strip = {self._strip} nothing of the archive is left",
+                place=self._place,
+                remedy="Say a lower number; `tar tf` or `unzip -l` lists what is in it.",
+            )
         if self._strip is None and len(root) == 1:
             name, only = next(iter(root.items()))
             if isinstance(only, dict) and not name.endswith(_WHEEL_METADATA):
-                root = only
-        self._check_links(root)
+                root, above = only, name
+        self._check_links(root, above)
         return self._write(root)
 
     def _write(self, root: Directory) -> bytes:
@@ -208,10 +216,11 @@ class ArchiveTree:
                 del parent[name]
         return oid
 
-    def _check_links(self, root: Directory) -> None:
-        """No symlink leads out of *root*, resolved as the kernel does: by the links that it meets on its way."""
+    def _check_links(self, root: Directory, above: bytes) -> None:
+        """No symlink leads out of *root*, resolved as the kernel does: by the links that it meets on its way. *above*:
+        what it is called in the archive."""
         links: list[tuple[_Place, bytes, bytes]] = []
-        pending: list[_Place] = [_Place(root, None, b"")] if self._targets else []
+        pending: list[_Place] = [_Place(root, None, above)] if self._targets else []
         while pending:
             place = pending.pop()
             for name, child in (place.directory or {}).items():
@@ -272,6 +281,8 @@ class _Place(NamedTuple):
         while at.parent is not None:
             parts.append(at.name)
             at = at.parent
+        if at.name:
+            parts.append(at.name)
         return b"/".join(reversed(parts))
 
 

@@ -1,0 +1,162 @@
+"""Collections of a store that is in use: nothing that somebody sees, forks or can undo goes, and disk comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import Bench, until
+
+KEEP_NOTHING = '\n[sessions]\nkeep = { all = "0s", hourly = "0s", daily = "0s", yearly = "0s" }\n'
+
+
+def points(bench: Bench) -> list[dict[str, Any]]:
+    found = json.loads(bench.cli("log", "--json").stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def snapshot(bench: Bench) -> str:
+    return str(json.loads(bench.cli("snapshot", "--json").stdout)["name"])
+
+
+def keep_nothing(bench: Bench) -> None:
+    config = bench.root / "Clive.toml"
+    config.write_text(config.read_text() + KEEP_NOTHING)
+    snapshot(bench)
+
+
+def save(bench: Bench, text: str) -> str:
+    """Save `plain.txt`; the name of the point."""
+    (bench.live / "plain.txt").write_text(text)
+    return snapshot(bench)
+
+
+def collect(bench: Bench, *more: str) -> Any:
+    return json.loads(bench.cli("gc", "--json", *more).stdout)
+
+
+def test_a_collection_thins_what_is_old_and_the_rest_is_as_it_was(shop: Bench) -> None:
+    names = [save(shop, f"{number}\n" * 50) for number in range(6)]
+    assert collect(shop)["points"][0]["dropped"] == 0
+    keep_nothing(shop)
+    before = len(points(shop))
+    told = collect(shop, "--dry-run")
+    assert len(points(shop)) == before
+    done = collect(shop)
+    assert told["points"] == done["points"]
+    assert done["points"][0] == {"workspace": done["points"][0]["workspace"], "dropped": before - 1, "kept": 1}
+    assert done["objects"]["removed"] > 0
+    assert (shop.live / "plain.txt").read_text() == "5\n" * 50
+    (left,) = points(shop)
+    session = shop.live / ".clive/sessions" / left["session"]
+    assert sorted(os.listdir(session)) == sorted(["start", "latest", left["name"]])
+    assert not (session / names[0]).exists()
+    assert (session / "start/plain.txt").read_text() == "5\n" * 50
+    shop.check_sound()
+
+
+def test_a_point_that_somebody_is_in_stays(shop: Bench) -> None:
+    old = save(shop, "old\n")
+    other = save(shop, "other\n")
+    save(shop, "new\n")
+    keep_nothing(shop)
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; print('in', flush=True); sys.stdin.read(); print(open('plain.txt').read())",
+        ],
+        cwd=shop.live / ".clive/at" / old,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "in\n"
+    collect(shop)
+    kept = {each["name"] for each in points(shop)}
+    assert old in kept
+    assert other not in kept
+    assert reader.communicate("", timeout=30)[0] == "old\n\n"
+    shop.check_sound()
+
+
+def test_what_undo_leads_to_stays(shop: Bench) -> None:
+    save(shop, "one\n")
+    save(shop, "two\n")
+    keep_nothing(shop)
+    save(shop, "three\n")
+    shop.cli("undo")
+    assert (shop.live / "plain.txt").read_text() == "two\n"
+    collect(shop)
+    shop.cli("redo")
+    assert (shop.live / "plain.txt").read_text() == "three\n"
+    shop.check_sound()
+
+
+def test_a_point_can_be_kept_by_name(shop: Bench) -> None:
+    first = save(shop, "one\n")
+    save(shop, "two\n")
+    keep_nothing(shop)
+    collect(shop, "--keep", first, "-w", "shop")
+    assert first in {each["name"] for each in points(shop)}
+    collect(shop)
+    assert first not in {each["name"] for each in points(shop)}
+
+
+def test_a_killed_collection_leaves_a_sound_store(shop: Bench) -> None:
+    keep_nothing(shop)
+    for turn in range(5):
+        for number in range(4):
+            save(shop, f"{turn} {number}\n" * 100)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "clivefs.cli", "gc"],
+            env=shop.environment,
+            cwd=shop.root,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            child.wait(0.15 + 0.1 * turn)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        assert (shop.live / "plain.txt").read_text() == f"{turn} 3\n" * 100
+        shop.cli("fsck")
+    until(lambda: collect(shop)["points"][0]["kept"] == 1, "the last one finishes")
+    shop.check_sound()
+
+
+def test_disk_comes_back_while_it_is_mounted(shop: Bench, tmp_path: Path) -> None:
+    noise = tmp_path / "noise"
+    for number in range(24):
+        noise.write_bytes(os.urandom(900_000))
+        (shop.live / "noise.bin").write_bytes(noise.read_bytes())
+        save(shop, f"{number}\n")
+    (shop.live / "noise.bin").unlink()
+    keep_nothing(shop)
+    done = collect(shop)
+    assert done["bytes"]["removed"] > 20_000_000
+    assert done["bytes"]["database_before"] - done["bytes"]["database"] > 10_000_000
+    save(shop, "and it goes on\n")
+    shop.check_sound()
+    shop.mount()
+    assert (shop.live / "plain.txt").read_text() == "and it goes on\n"
+
+
+def test_stats_tell_what_history_costs(shop: Bench) -> None:
+    for number in range(5):
+        save(shop, f"{number}\n" * 500)
+    found = json.loads(shop.cli("stats", "--json").stdout)
+    assert found["points"] == len(points(shop))
+    assert sum(each["points"] for each in found["sessions"]) == found["points"]
+    assert sum(each["bytes"] for each in found["sessions"]) == found["bytes"]
+    (plain,) = [each for each in found["paths"] if each["path"] == "plain.txt"]
+    assert plain["versions"] >= 5
+    assert "plain.txt" in shop.cli("stats").stdout
