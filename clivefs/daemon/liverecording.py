@@ -41,7 +41,7 @@ from clivefs.mounts.points.point import Point, make_point
 from clivefs.mounts.recording.layers import Hidden
 from clivefs.mounts.recording.outside import OutsideWatch
 from clivefs.mounts.recording.parts import Dirty, Part, join
-from clivefs.mounts.recording.recorder import Recorded, Recorder
+from clivefs.mounts.recording.recorder import DEFER_BYTES, Recorded, Recorder
 from clivefs.mounts.recording.statcache import StatCache
 from clivefs.mounts.tree import Owner, Tree
 from clivefs.objects.encode import EMPTY_TREE
@@ -133,9 +133,11 @@ class LiveRecording:
         self._deferred: set[Dirty] = set()
         """Large files that are being read."""
         self._readers = trio.CapacityLimiter(_READERS)
-        self._read = trio.Condition()
-        """Told when one of them has been."""
+        self._read = trio.Event()
+        """Set when one of them has been; then there is another event for the next."""
         self._nursery: trio.Nursery | None = None
+        self._ending = False
+        """The large files too are read at once: nobody is left who would read them aside."""
         self._ended = False
         self._cache_saved_s = time.monotonic()
         self._scanned_s = time.monotonic()
@@ -366,9 +368,8 @@ class LiveRecording:
             if not waiting or (not reading and time.monotonic() > busy_from) or prepared >= _PREPARED_MAX:
                 break
             if reading:
-                async with self._read:
-                    while waiting & self._deferred:
-                        await self._read.wait()
+                while waiting & self._deferred:
+                    await self._read.wait()
                 prepared += 1
             else:
                 await trio.sleep(QUIET_S)
@@ -525,7 +526,8 @@ class LiveRecording:
             before = known if known is not None and known.oid == head.oid else self.points.load(head.oid)
         base = (before.tree, before.meta) if before is not None else (EMPTY_TREE, None)
         with self._store.batch() as batch:
-            recorded = self._recorder.record(parts, dirty, batch, base=base)
+            defer_bytes = None if self._ending else DEFER_BYTES
+            recorded = self._recorder.record(parts, dirty, batch, base=base, defer_bytes=defer_bytes)
             if not recorded.changed and message is None:
                 return recorded, None
             for prefix in recorded.sources:
@@ -587,7 +589,10 @@ class LiveRecording:
 
     def _start_reading(self, dirty: Dirty, live_part: LivePart, parts: list[Part]) -> None:
         """Read a large file aside; it is recorded when that is done."""
-        if dirty in self._deferred or self._nursery is None or self._ended:
+        if dirty in self._deferred:
+            return
+        if self._nursery is None or self._ending:
+            self._dirty[dirty] = None
             return
         self._deferred.add(dirty)
         part = next(each for each in parts if each.prefix == dirty.prefix)
@@ -600,13 +605,13 @@ class LiveRecording:
                 self._failed(error)
             except Exception:
                 log.exception("reading %r aside failed", dirty.path)
-            finally:
+            finally:  # also when cancelled: no await in here
                 live_part.release()
                 self._deferred.discard(dirty)
                 self._dirty[dirty] = None
-            self.note()
-            async with self._read:
-                self._read.notify_all()
+                self.note()
+                self._read.set()
+                self._read = trio.Event()
 
         self._nursery.start_soon(read)
 
@@ -615,6 +620,7 @@ class LiveRecording:
     async def end(self) -> None:
         """Record the rest and end the session."""
         with trio.CancelScope(shield=True):
+            self._ending = True
             self._around.tell_open()
             if self.session is not None:
                 with trio.move_on_after(_END_S), suppress(ClivefsError):

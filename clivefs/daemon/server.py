@@ -50,6 +50,7 @@ from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.points.pins import SUFFIX as PINS
 from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.published import clients as packageclients
+from clivefs.mounts.published import fetch as downloads
 from clivefs.mounts.renumbered import Renumbered
 from clivefs.mounts.resolve import FS_TYPE
 from clivefs.mounts.tree import Node, NodeTable, Owner
@@ -376,6 +377,7 @@ def _end_children() -> None:
     """End what fetches for us: whoever waits for it gets an error."""
     gitcommand.end_all()
     packageclients.end_all()
+    downloads.end_all()
 
 
 @contextlib.contextmanager

@@ -127,7 +127,8 @@ class Sealed:
         for index in self._indexes.values():
             yield from index.names()
         for strand in self._strands.values():
-            yield from strand.names()
+            with suppress(CorruptObject):  # fsck tells of it by itself
+                yield from strand.names()
 
     def beside(self) -> Iterator[bytes]:
         """The large blobs that sealed objects lead to."""

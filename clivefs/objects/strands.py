@@ -238,11 +238,14 @@ class Strand:
         """OSError; CorruptObject for what is no strand."""
         self.path = path
         with open(path, "rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         try:
             if self._map[: len(_MAGIC)] != _MAGIC:
                 raise CorruptObject("this is no strand", place=path)
             at = len(_MAGIC)
+            blocks: int
+            self._count: int
             blocks, self._count = _COUNTS.unpack_from(self._map, at)
             at += _COUNTS.size
             if len(self._map) < at + blocks * _BLOCK.size + self._count * _ENTRY.size + _DIGEST_BYTES:
@@ -263,7 +266,7 @@ class Strand:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return len(self._map)
+        return self._size
 
     def __contains__(self, oid: bytes) -> bool:
         """Whether an object is here, by eight bytes of its name."""

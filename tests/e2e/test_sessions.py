@@ -416,3 +416,16 @@ def test_nothing_is_recorded_of_git_and_clive_names(recorded: Bench) -> None:
     past = snapshot(recorded)
     assert not (past / "over/.git").exists()
     recorded.check_sound()
+
+
+def test_large_files_that_are_being_read_when_it_ends(recorded: Bench) -> None:
+    """More of them than are read aside at a time: all are in the last point."""
+    names = [f"large-{number}" for number in range(4)]
+    for name in names:
+        (recorded.live / "over" / name).write_bytes(os.urandom(20 << 20))
+    recorded.unmount()
+    until(lambda: not recorded.daemons(), "the end of the daemon")
+    for name in names:
+        told = json.loads(recorded.cli("show", f"latest:over/{name}", "--json").stdout)
+        assert told["size"] == 20 << 20
+    recorded.check_sound()

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ import pytest
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.lower import GitLower
+from clivefs.mounts.published import fetch
 from clivefs.mounts.published.archive import ArchiveError, ArchiveLimits
 from clivefs.mounts.published.clients import PackageClients, near_versions
 from clivefs.mounts.published.source import REF_PREFIX, Published, PublishedSource
@@ -117,6 +119,7 @@ def test_an_archive_of_this_machine(store: Store, tmp_path: Path) -> None:
     assert source().is_known()
     assert source().open() == published
     assert names(store, source(strip=0).open()) == {b"thing-1.0"}
+    assert "strip = 9 nothing of the archive is left" in fails(source(strip=9))
     below = source(subdir="bin").open()
     assert names(store, below) == {b"run"}
     assert below.archive_tree == published.tree
@@ -250,6 +253,41 @@ def test_servers_that_do_not_serve(store: Store) -> None:
             )
         finally:
             released.set()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["no answer", "half an answer"])
+def test_a_download_from_a_silent_server_is_ended(store: Store, begun: bool) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def silent(handler: BaseHTTPRequestHandler) -> None:
+        if begun:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(b"x" * 10)
+        asked.set()
+        released.wait(30)
+
+    failed: list[ClivefsError] = []
+
+    def get(base: str) -> None:
+        with pytest.raises(ClivefsError) as caught:
+            PublishedSource("archive", f"{base}/silent", store=store, answer_timeout_s=600).open()
+        failed.append(caught.value)
+
+    with serving({"/silent": silent}) as (base, _):
+        thread = threading.Thread(target=get, args=[base])
+        thread.start()
+        try:
+            assert asked.wait(20)
+            deadline = time.monotonic() + 20
+            while thread.is_alive() and time.monotonic() < deadline:
+                fetch.end_all()  # the connection is noted a moment after it is made
+                thread.join(0.05)
+            assert not thread.is_alive()
+        finally:
+            released.set()
+            thread.join()
+    assert failed
 
 
 def test_credentials_of_a_url_go_to_its_host_and_are_not_shown(store: Store) -> None:

@@ -207,6 +207,8 @@ class Gathered:
                     continue
                 except ObjectMissing:
                     continue
+                if kind == "commit":
+                    hint = b""
                 if sealed:
                     self.objects[oid] = hint
                 if kind == "tree":
@@ -216,4 +218,5 @@ class Gathered:
                         if entry.mode != MODE_GITLINK
                     ]
                 elif kind == "commit":
-                    waiting += [(child, b"") for child in roots.of_commit(oid, payload)]
+                    tree, *others = roots.of_commit(oid, payload)
+                    waiting += [(tree, b""), *((child, RECORDED) for child in others)]

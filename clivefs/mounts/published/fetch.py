@@ -6,6 +6,7 @@ The machine's certificates and proxy settings apply. Credentials in the URL go t
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -62,8 +63,8 @@ def download(
 # Ending downloads that nobody waits for any more
 
 
-_asked: set[socket.socket] = set()
-"""Connections whose server may be silent."""
+_asked: dict[int, list[socket.socket]] = {}
+"""By thread: the connections of its request, whose servers may be silent. Duplicates, as urllib3 closes its own early."""
 _changing = threading.Lock()
 
 
@@ -71,9 +72,30 @@ def end_all() -> None:
     """End every download whose server has been connected to, as this process is about to end. Those who wait for one
     get a ClivefsError."""
     with _changing:
-        for each in _asked:
+        for each in [each for connections in _asked.values() for each in connections]:
             with contextlib.suppress(OSError):  # the other side was faster
                 each.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _can_be_ended() -> Iterator[None]:
+    """What this thread connects to meanwhile is ended by `end_all`."""
+    mine = threading.get_ident()
+    with _changing:
+        _asked[mine] = []
+    try:
+        yield
+    finally:
+        with _changing:
+            for each in _asked.pop(mine):
+                each.close()
+
+
+def _note(connection: socket.socket) -> None:
+    with _changing:
+        found = _asked.get(threading.get_ident())
+        if found is not None:
+            found.append(socket.socket(fileno=os.dup(connection.fileno())))
 
 
 class _Connection(HTTPConnection):
@@ -81,19 +103,11 @@ class _Connection(HTTPConnection):
         super().connect()
         _note(self.sock)
 
-    def close(self) -> None:
-        _forget(self.sock)
-        super().close()
-
 
 class _SecureConnection(HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         _note(self.sock)
-
-    def close(self) -> None:
-        _forget(self.sock)
-        super().close()
 
 
 class _Pool(HTTPConnectionPool):
@@ -102,6 +116,9 @@ class _Pool(HTTPConnectionPool):
 
 class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
 
 
 def without_credentials(url: str) -> str:
@@ -126,7 +143,7 @@ def _get(
 ) -> str | None:
     """One request; where it redirects to, or None when the content has been written."""
     try:
-        with _pool(url, timeout_s) as pool:
+        with _can_be_ended(), _pool(url, timeout_s) as pool:
             response = pool.request(
                 "GET",
                 without_credentials(url),
@@ -200,10 +217,13 @@ def _pool(url: str, timeout_s: float) -> urllib3.PoolManager:
     context = ssl.create_default_context()
     if proxy and not urllib.request.proxy_bypass(host):
         proxy = proxy if "://" in proxy else f"http://{proxy}"
-        return urllib3.ProxyManager(
+        pool: urllib3.PoolManager = urllib3.ProxyManager(
             without_credentials(proxy), proxy_headers=_proxy_headers(proxy), timeout=timeout, ssl_context=context
         )
-    return urllib3.PoolManager(timeout=timeout, ssl_context=context)
+    else:
+        pool = urllib3.PoolManager(timeout=timeout, ssl_context=context)
+    pool.pool_classes_by_scheme = dict(_POOLS)
+    return pool
 
 
 def _headers(url: str) -> dict[str, str]:

@@ -1,0 +1,345 @@
+"""Sealed history is all there, in less space, however sealing ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.points import collection, sealing
+from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.names import MS_MAX
+from clivefs.mounts.points.point import Point
+from clivefs.mounts.points.roots import StoreRoots
+from clivefs.objects import gc
+from clivefs.objects.encode import EMPTY_TREE
+from clivefs.objects.fsck import fsck
+from clivefs.objects.store import Store
+from tests.mounts.points.pointworlds import WORKSPACE, File, History, directory, regular
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+LARGE = b"clivefs " * 140_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+        FAULTS.clear()
+        assert fsck(opened, roots=StoreRoots(opened).fresh()) == []
+
+
+class Edited:
+    """A workspace of some files, edited one line at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self.history = History(store)
+        self.random = random.Random(7)
+        self.files = {
+            b"d%d" % folder: {b"f%d" % number: [b"line %d" % each for each in range(60)] for number in range(6)}
+            for folder in range(4)
+        }
+        self.large = LARGE
+
+    def save(self, count: int) -> list[Point]:
+        made = []
+        for _ in range(count):
+            folder = self.files[self.random.choice(sorted(self.files))]
+            lines = folder[self.random.choice(sorted(folder))]
+            lines[self.random.randrange(len(lines))] = b"edit %d" % self.random.randrange(10**9)
+            made.append(self.history.record(self._state(), after_ms=MINUTE))
+        return made
+
+    def _state(self) -> File:
+        folders = {
+            name: directory(
+                {
+                    file: regular(b"\n".join(lines), mtime_ns=hash(tuple(lines)) & (1 << 60) - 1)
+                    for file, lines in files.items()
+                }
+            )
+            for name, files in self.files.items()
+        }
+        return directory({**folders, b"large": regular(self.large)})
+
+
+def everything(store: Store) -> dict[bytes, tuple[str, bytes | int]]:
+    """All that points lead to, read."""
+    found: dict[bytes, tuple[str, bytes | int]] = {}
+    waiting = [each.oid for each in Points(store, WORKSPACE).between(0, MS_MAX)]
+    roots = StoreRoots(store)
+    while waiting:
+        oid = waiting.pop()
+        if oid in found or oid == EMPTY_TREE:
+            continue
+        kind, size = store.header(oid)
+        if kind == "blob" and size > 1 << 20:
+            found[oid] = kind, size
+            fd = store.open_large(oid)
+            assert fd is not None
+            os.close(fd)
+            continue
+        found[oid] = store.read(oid)
+        assert store.header(oid) == (kind, len(store.read(oid)[1]))
+        if kind == "commit":
+            waiting += roots.of_commit(oid, store.read(oid)[1])
+        elif kind == "tree":
+            waiting += [entry.oid for entry in store.read_tree(oid)]
+    return found
+
+
+def seal(store: Store, now_ms: int, points_min: int = 1) -> None:
+    with gc.one_at_a_time(store):
+        sealing.seal(store, now_ms, points_min=points_min)
+
+
+def test_sealed_history_is_all_there_in_less_space(store: Store) -> None:
+    edited = Edited(store)
+    edited.save(150)
+    before = everything(store)
+    used = store.usage()[1]
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert everything(store) == before
+    packs, objects, size = store.sealed.count()
+    assert packs == 1
+    assert objects == len(before) - 1  # the large one stays a file
+    assert size < used / 3
+    assert store.counts()["objects"] == 1
+    store.compact()
+    assert everything(store) == before
+
+
+def test_stock_git_reads_the_pack(store: Store) -> None:
+    edited = Edited(store)
+    (*_, last) = edited.save(30)
+    seal(store, edited.history.ms + 2 * HOUR)
+    git = ["git", f"--git-dir={store.sealed.path}"]
+    listing = subprocess.run([*git, "log", "--format=%H", last.oid.hex()], check=True, capture_output=True, text=True)
+    assert len(listing.stdout.split()) == 30
+    (pack,) = store.sealed.pack_names()
+    subprocess.run([*git, "verify-pack", os.path.join(store.sealed.packs, pack + ".idx")], check=True)
+
+
+def test_young_points_are_not_sealed_and_new_ones_go_on(store: Store) -> None:
+    edited = Edited(store)
+    edited.save(90)
+    seal(store, edited.history.ms + 10)
+    sealed = [store.is_sealed(each.oid) for each in Points(store, WORKSPACE).between(0, MS_MAX)]
+    assert sealed == [True] * 30 + [False] * 60
+    edited.save(20)
+    assert len(everything(store)) > 300
+
+
+def test_many_packs_become_one(store: Store) -> None:
+    edited = Edited(store)
+    for _ in range(5):
+        edited.save(12)
+        seal(store, edited.history.ms + 2 * HOUR)
+    assert len(store.sealed.pack_names()) == 1
+    assert len(list(store.meta_items("sealed"))) >= 1
+    everything(store)
+
+
+def test_what_was_thinned_leaves_the_packs_and_what_others_lead_to_stays(store: Store) -> None:
+    edited = Edited(store)
+    points = edited.save(60)
+    seal(store, edited.history.ms + 2 * HOUR)
+    young = edited.save(1)[0]  # shares most of what is sealed
+    with store.batch() as batch:
+        batch.set_ref("refs/clive/published/x", points[20].tree)
+    everything_of_20 = points[20].tree
+    with gc.one_at_a_time(store), gc.alone(store):
+        index = Points(store, WORKSPACE)
+        index.forget(index.between(0, points[-1].ms))
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert not store.has(points[10].oid)
+    assert not store.has(points[10].tree)
+    assert store.has(young.oid)
+    for entry in store.read_tree(everything_of_20):
+        assert store.has(entry.oid)
+    everything(store)
+
+
+def test_what_is_written_while_packs_are_made_anew_keeps_the_old_ones(store: Store) -> None:
+    edited = Edited(store)
+    points = edited.save(40)
+    seal(store, edited.history.ms + 2 * HOUR)
+    with gc.one_at_a_time(store), gc.alone(store):
+        index = Points(store, WORKSPACE)
+        index.forget(index.between(0, points[-2].ms))
+
+    def refer() -> None:
+        with store.batch() as batch:
+            batch.set_ref("refs/clive/forks/w/late", points[3].oid)
+
+    FAULTS.plant("seal.published", refer)
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert store.has(points[3].oid)
+    assert store.has(points[3].tree)
+
+
+@pytest.mark.parametrize("fault", ["seal.fed", "seal.packed", "seal.published", "seal.dropped", "store.removed"])
+def test_after_a_crash_everything_is_there_and_the_next_one_finishes(store: Store, fault: str) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    edited = Edited(store)
+    edited.save(40)
+    before = everything(store)
+    FAULTS.plant(fault, die)
+    with pytest.raises(Killed):
+        seal(store, edited.history.ms + 2 * HOUR)
+    FAULTS.clear()
+    assert everything(store) == before
+    assert fsck(store, roots=StoreRoots(store).fresh()) == []
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert everything(store) == before
+    assert store.counts()["objects"] == 1
+    assert [name for name in os.listdir(os.path.join(store.path, "packs")) if name.startswith("new-")] == []
+
+
+def test_a_crash_while_old_packs_go_loses_nothing(store: Store) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    edited = Edited(store)
+    for _ in range(4):
+        edited.save(10)
+        seal(store, edited.history.ms + 2 * HOUR)
+    edited.save(10)
+    before = everything(store)
+    FAULTS.plant("seal.replaced", die)
+    with pytest.raises(Killed):
+        seal(store, edited.history.ms + 2 * HOUR)
+    FAULTS.clear()
+    assert everything(store) == before
+
+
+def test_a_damaged_pack_is_found(store: Store, tmp_path: Path) -> None:
+    edited = Edited(store)
+    edited.save(30)
+    seal(store, edited.history.ms + 2 * HOUR)
+    (name,) = store.sealed.pack_names()
+    for suffix in (".strand", ".idx"):
+        path = Path(store.sealed.packs, name + suffix)
+        good = path.read_bytes()
+        path.unlink()  # another file: this store has the old one mapped
+        path.write_bytes(good[: len(good) // 2] if suffix == ".idx" else good[:-40] + b"\0" * 40)
+        with Store.open(store.path) as other:
+            assert any(problem.kind == "tier" and suffix in problem.name for problem in fsck(other))
+        path.write_bytes(good)
+
+
+def test_thinning_marking_and_sealing_go_together(store: Store) -> None:
+    edited = Edited(store)
+    points = edited.save(40)
+    now = edited.history.ms + 40 * DAY
+    seal(store, now)
+    done = collection.collect(store, now_ms=now)
+    assert done.thinned[0].dropped == 39
+    assert [each.oid for each in Points(store, WORKSPACE).between(0, MS_MAX)] == [points[-1].oid]
+    everything(store)
+
+
+# Giving back
+
+
+def test_compacting_gives_disk_back_and_readers_go_on(store: Store) -> None:
+    with store.batch() as batch:
+        names = [batch.blob(os.urandom(20_000)) for _ in range(600)]
+        kept = batch.blob(b"kept")
+        batch.set_ref("refs/heads/kept", kept)
+        batch.meta_put("x", b"k" * 450, b"v")
+    store.remove(names)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                assert store.read(kept) == ("blob", b"kept")
+                assert store.get_ref("refs/heads/kept") == kept
+        except BaseException as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    before = os.path.getsize(os.path.join(store.path, "db", "data.mdb"))
+    try:
+        freed = store.compact()
+        with store.batch() as batch:
+            new = batch.blob(b"new")
+            batch.set_ref("refs/heads/new", new)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []
+    assert freed is not None
+    assert freed > 10_000_000
+    assert os.path.getsize(os.path.join(store.path, "db", "data.mdb")) < before / 10
+    assert store.read(new) == ("blob", b"new")
+    assert store.meta_get("x", b"k" * 450) == b"v"
+    assert [name for name in os.listdir(store.path) if ".new-" in name] == []
+    assert store.compact() == 0
+
+
+def test_nothing_is_replaced_under_another_process(store: Store) -> None:
+    with store.batch() as batch:
+        names = [batch.blob(os.urandom(20_000)) for _ in range(600)]
+    store.remove(names)
+    program = (
+        "import sys; from clivefs.objects.store import Store; s = Store.open(sys.argv[1]); print('open', flush=True); "
+        "sys.stdin.read(); s.close()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, store.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    assert store.compact() is None
+    other.communicate("")
+    assert store.compact()
+
+
+@pytest.mark.parametrize("fault", ["objects.environment.copied", "objects.environment.exchanged"])
+def test_a_crash_while_compacting_leaves_a_whole_database(tmp_path: Path, fault: str) -> None:
+    program = f"""
+import os, sys
+from clivefs.base.ports import FAULTS
+from clivefs.objects.store import Store
+store = Store.open(sys.argv[1])
+with store.batch() as batch:
+    names = [batch.blob(os.urandom(20_000)) for _ in range(600)]
+    batch.set_ref("refs/heads/kept", batch.blob(b"kept"))
+store.remove(names)
+FAULTS.plant({fault!r}, lambda: os._exit(9))
+store.compact()
+"""
+    path = str(tmp_path / "store")
+    done = subprocess.run([sys.executable, "-c", program, path], check=False)
+    assert done.returncode == 9
+    with Store.open(path) as store:
+        (kept,) = store.refs().values()
+        assert store.read(kept) == ("blob", b"kept")
+        assert fsck(store) == []
+        store.compact()
+        with store.batch() as batch:
+            names = [batch.blob(os.urandom(20_000)) for _ in range(600)]
+        store.remove(names)
+        assert store.compact()
+        assert [name for name in os.listdir(path) if ".new-" in name] == []
