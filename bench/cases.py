@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import inputs, sessions
+from bench.history import history
 from bench.measure import Row, interleaved, seconds
 from bench.modules import mounted_wheel
 from bench.sessions_live import sessions_live
@@ -36,14 +37,16 @@ class Size(NamedTuple):
     repeats: int
     saves: int
     """Of a patch."""
+    points: int
+    """Of the long history."""
 
     @classmethod
     def full(cls) -> Size:
-        return cls(100_000, 5_000, 5_800, 50_000, 256, 7, 100)
+        return cls(100_000, 5_000, 5_800, 50_000, 256, 7, 100, 100_000)
 
     @classmethod
     def quick(cls) -> Size:
-        return cls(10_000, 1_000, 1_000, 5_000, 32, 3, 20)
+        return cls(10_000, 1_000, 1_000, 5_000, 32, 3, 20, 3_000)
 
 
 @contextlib.contextmanager
@@ -276,8 +279,9 @@ CASES: dict[str, Callable[[Path, Size], list[Row]]] = {
     "throughput": throughput,
     "sessions": sessions.sessions,
     "sessions_live": sessions_live,
+    "history": history,
     "wheel": lambda base, size: mounted_wheel(base, size.some, size.repeats),
     "soak": lambda base, size: soak(base, 40 if size == Size.quick() else 300),
 }
-ON_REQUEST = ("soak",)
+ON_REQUEST = ("history", "soak")
 """Cases that are run only where they are named."""

@@ -29,11 +29,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if base is None or not base.exists():
         return
     deep = subprocess.run(
-        ["find", str(base), "-mindepth", "100", "-type", "d", "-prune", "-print0"], capture_output=True, check=False
+        ["find", str(base), "-xdev", "-mindepth", "100", "-type", "d", "-prune", "-print0"],
+        capture_output=True,
+        check=False,
     ).stdout
     tops = {os.sep.join(path.decode(errors="surrogateescape").split(os.sep)[:8]) for path in deep.split(b"\0") if path}
     for top in tops:
-        subprocess.run(["rm", "-rf", top], check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", top], check=False)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from clivefs.cli.output import Output, table
@@ -23,6 +24,14 @@ def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", error
             out.line(f"{indent}! {each['path']}/{conflict['path']}: conflict ({conflict['kind']}) of the rebase")
     if workspace.get("error"):
         _wrapped(out, indent, f"its files as they are now are not in force: {workspace['error']}")
+    if workspace.get("moved_from"):
+        old, new = shlex.quote(workspace["moved_from"]), shlex.quote(workspace["root"])
+        _wrapped(
+            out,
+            indent,
+            f"it was moved from {old}, and is a workspace of its own now, without the edits and sessions of that one\n"
+            f"to go on with them: `clivefs unmount {workspace['name']}`, `clivefs relink {old} {new}`, then mount it",
+        )
     _recording(out, workspace.get("recording") or {}, indent)
     if workspace.get("degraded"):
         out.line(f"{indent}degraded: {workspace['degraded']} (`clivefs doctor` says how to get more)")

@@ -50,6 +50,7 @@ COMMANDS = (
     Command("xattr", "tell where a file comes from"),
     Command("gc", "thin what is old, and give back what nothing needs"),
     Command("stats", "show what the recorded past costs"),
+    Command("purge", "remove a path from all that was recorded"),
     Command("fsck", "check the store"),
     Command("completion", "print completions for your shell"),
 )

@@ -63,6 +63,8 @@ _PREPARED_MAX = 3
 """How often a barrier has a large file read that changed meanwhile."""
 _END_S = 30.0
 """How long the end of a session waits for large files."""
+_IDLE_S = 0.2
+"""Without a change for so long, large files are read."""
 _READERS = 2
 """Large files of a workspace that are read at a time."""
 _LEFT_OUT_MAX = 1000
@@ -135,6 +137,7 @@ class LiveRecording:
         self._readers = trio.CapacityLimiter(_READERS)
         self._read = trio.Event()
         """Set when one of them has been; then there is another event for the next."""
+        self._waiting_barriers = 0
         self._nursery: trio.Nursery | None = None
         self._ending = False
         """The large files too are read at once: nobody is left who would read them aside."""
@@ -272,7 +275,9 @@ class LiveRecording:
             self._everything = True
         if heard.dirty or heard.lost:
             self._dirty.update(dict.fromkeys(heard.dirty))
-            self.note()
+            # While something comes through the mount, what is heard is most likely its echo: no reason to wait longer.
+            if not (self._noted and any(part.tree.journal for part in self._parts.values())):
+                self.note()
 
     async def _look_around(self) -> None:
         """Where directories are not watched, look at them now and then; and save what is known of files."""
@@ -344,6 +349,13 @@ class LiveRecording:
         """Record all that is dirty; the newest point then, with *message* a new one. ClivefsError when it cannot be
         recorded."""
         await self._ready.wait()
+        self._waiting_barriers += 1
+        try:
+            return await self._settle(message)
+        finally:
+            self._waiting_barriers -= 1
+
+    async def _settle(self, message: str | None) -> Settled:
         self._around.tell_open()
         busy_from = time.monotonic() + _BUSY_S
         prepared = 0
@@ -437,6 +449,7 @@ class LiveRecording:
         case. A failure is told in `describe`, and all is tried again later. To be called with the mutex held."""
         if self._ended or self.session is None:
             return set()
+        self._hear_now()  # so that the echo of what the journals tell of is not looked at once more
         self._noted = False
         dirty = self._take()
         if not self._everything and not dirty and not self._rearranged and message is None:
@@ -600,6 +613,7 @@ class LiveRecording:
 
         async def read() -> None:
             try:
+                await self._wait_for_idle()
                 await trio.to_thread.run_sync(self._recorder.prepare, part, dirty.path, limiter=self._readers)
             except (OSError, ClivefsError) as error:
                 self._failed(error)
@@ -614,6 +628,15 @@ class LiveRecording:
                 self._read = trio.Event()
 
         self._nursery.start_soon(read)
+
+    async def _wait_for_idle(self) -> None:
+        """While much is being written, reading a large file would slow that down. Nobody waits long for it."""
+        latest_s = time.monotonic() + _BUSY_S
+        while not self._waiting_barriers and not self._ending:
+            now = time.monotonic()
+            if now >= min(latest_s, self._last_s + _IDLE_S):
+                return
+            await trio.sleep(_IDLE_S / 4)
 
     # The end
 

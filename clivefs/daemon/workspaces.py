@@ -70,6 +70,8 @@ class Workspaces:
         self._unpacked = unpacked
         self._on_change = on_change
         self.live: dict[str, LiveWorkspace] = {}
+        self._moved_from: dict[str, str] = {}
+        """Where a directory was before, by the id that it has as another workspace now."""
         """By name."""
         self.loop_runs = False
         """From when on threads have to ask for the loop's."""
@@ -143,7 +145,10 @@ class Workspaces:
                 place=settings.root,
                 remedy="choose another with --store or CLIVEFS_STORE",
             )
+        moved_from = identity.moved_from(self._store, settings.root)
         workspace_id = identity.workspace_id(self._store, settings.root)
+        if moved_from is not None:
+            self._moved_from[workspace_id] = moved_from
         if allow or trust.is_own(self.trust, workspace_id):
             trust.allow(settings, self.trust, workspace_id)
         facts = {"pid": os.getpid(), "mountpoint": self._settings.mountpoint, "workspace": settings.name}
@@ -403,6 +408,8 @@ class Workspaces:
         }
         if live.error is not None:
             facts["error"] = live.error
+        if live.id in self._moved_from:
+            facts["moved_from"] = self._moved_from[live.id]
         if self._watcher.degraded:
             facts["degraded"] = "watches"
         return facts

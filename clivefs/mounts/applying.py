@@ -7,10 +7,10 @@
     finish   the staging directory goes
 
 All of it by the tree's ordinary operations, so that marks, nodes and open files stay right: who has a file open keeps
-what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps where publishing
-had begun; each of them finds out by looking whether it has been done. What somebody else has changed since then is his.
-Where it had not begun, nothing has changed, and nothing does. A directory that is to go, but holds what is not ours to remove
-(ignored files, say), stays, as git leaves it.
+what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps where
+publishing had begun; each of them finds out by looking whether it has been done. What somebody else has changed since
+then is his. Where it had not begun, nothing has changed, and nothing does. A directory that is to go, but holds what is
+not ours to remove (ignored files, say), stays, as git leaves it.
 """
 
 from __future__ import annotations

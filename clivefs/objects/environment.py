@@ -338,6 +338,11 @@ class Environment:
 
     # Giving back
 
+    def is_alone(self) -> bool:
+        """Whether no other process has it open at this moment."""
+        with self._presence.alone() as is_alone:
+            return is_alone
+
     def compact(self) -> int | None:
         """Write the file anew without what was freed; how many bytes smaller it is now. None where another process has
         the environment open. Whoever writes waits meanwhile, about a second for 100 MB; readers go on. OSError."""

@@ -325,13 +325,19 @@ class Store(ObjectStore):
         """The objects of the database that sealed ones lead to."""
         return self._sealed.beside()
 
-    def compact(self, *, used_max: int | None = None) -> int | None:
-        """Give disk back to the system where that is worth it; how many bytes. None: others have the store open.
-        *used_max*: more than that is not copied, as writers wait meanwhile. OSError."""
+    def compact(self, *, used_max: int | None = None, always: bool = False) -> int | None:
+        """Give disk back to the system where that is worth it, or *always*; how many bytes. None: others have the store
+        open. *used_max*: more than that is not copied, as writers wait meanwhile. OSError."""
         size, used = self.usage()
+        if always:
+            return self._environment.compact()
         if size - used < max(_FREE_BYTES_MIN, size // 4) or (used_max is not None and used > used_max):
             return 0
         return self._environment.compact()
+
+    def is_alone(self) -> bool:
+        """Whether no other process has the store open at this moment."""
+        return self._environment.is_alone()
 
     def usage(self) -> tuple[int, int]:
         """(bytes of the database's file, bytes of it that hold something)."""

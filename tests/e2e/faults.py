@@ -1,12 +1,31 @@
-"""Ends a test's daemon at a named fault point, as `kill -9` does: `kill_at` gives the environment that asks for it."""
+"""Ends a test's daemon at a named fault point, as `kill -9` does.
+
+`kill_at` gives the environment that asks for it; a `Killer` is told the point while the daemon runs.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _PLANT = """
 import os, signal, sys
+from functools import partial
+from pathlib import Path
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_if_told(point):
+    if Path(os.environ["CLIVEFS_TEST_KILL_FILE"]).read_text() == point:
+        kill()
+
+if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_FILE" in os.environ:
+    from clivefs.base.ports import FAULTS
+
+    for point in os.environ["CLIVEFS_TEST_KILL_POINTS"].split():
+        FAULTS.plant(point, partial(kill_if_told, point))
 
 if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
     from clivefs.base.ports import FAULTS
@@ -16,7 +35,7 @@ if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
     def plant():
         point, *rest = points
         points[:] = rest
-        FAULTS.plant(point, plant if rest else lambda: os.kill(os.getpid(), signal.SIGKILL))
+        FAULTS.plant(point, plant if rest else kill)
 
     plant()
 """
@@ -25,7 +44,29 @@ if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
 def kill_at(directory: Path, point: str) -> dict[str, str]:
     """The environment of a daemon that dies at *point*; *directory* gets the module that sees to it. Of several points,
     with blanks between, the next one counts from when the one before was hit."""
+    return {"PYTHONPATH": _planted(directory), "CLIVEFS_TEST_KILL_AT": point}
+
+
+class Killer:
+    """Kills daemons that were started with its `environment` at any of *points*, one after the other: whoever is to die
+    at many need not be set up anew for each."""
+
+    def __init__(self, directory: Path, points: Iterable[str]) -> None:
+        self._file = directory / "point"
+        self.environment = {
+            "PYTHONPATH": _planted(directory),
+            "CLIVEFS_TEST_KILL_FILE": str(self._file),
+            "CLIVEFS_TEST_KILL_POINTS": " ".join(points),
+        }
+        self.at("")
+
+    def at(self, point: str) -> None:
+        """Kill at *point* from now on; at none when it is empty."""
+        self._file.write_text(point)
+
+
+def _planted(directory: Path) -> str:
+    """The PYTHONPATH with the module that sees to it, in *directory*."""
     directory.mkdir(exist_ok=True)
     (directory / "sitecustomize.py").write_text(_PLANT)
-    path = os.pathsep.join(each for each in (str(directory), os.environ.get("PYTHONPATH", "")) if each)
-    return {"PYTHONPATH": path, "CLIVEFS_TEST_KILL_AT": point}
+    return os.pathsep.join(each for each in (str(directory), os.environ.get("PYTHONPATH", "")) if each)

@@ -337,3 +337,39 @@ def test_mounting_and_unmounting_leaves_nothing_behind(shop: Bench) -> None:
     assert len(pids) == 5
     for pid in pids:
         gone(pid)
+
+
+def test_a_moved_workspace_is_told_how_to_go_on(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.mount()
+    assert "moved_from" not in bench.status()["workspaces"][0]
+    bench.unmount()
+    old, new = bench.root, bench.base / "new place"
+    old.rename(new)
+    bench.root = new
+    told = bench.cli("mount", new, "--at", bench.mountpoint).stdout
+    assert f"relink {old} '{new}'" in told
+    assert bench.status()["workspaces"][0]["moved_from"] == str(old)
+    bench.cli("unmount", bench.mountpoint)
+    bench.cli("relink", old, new)
+    told = bench.cli("mount", new, "--at", bench.mountpoint).stdout
+    assert "relink" not in told
+    assert "moved_from" not in bench.status()["workspaces"][0]
+
+
+@pytest.mark.parametrize("transport", ["native", "pyfuse3"])
+def test_a_broken_libfuse_stops_only_the_transport_that_needs_it(bench: Bench, transport: str) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    broken = bench.base / "broken"
+    broken.mkdir()
+    (broken / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3: cannot open shared object file')\n")
+    path = os.pathsep.join([str(broken), str(Path(__file__).parents[2])])
+    env = {"CLIVEFS_TRANSPORT": transport, "PYTHONPATH": path}
+    done = bench.mount(check=False, env=env)
+    if transport == "native":
+        assert done.returncode == 0, done.stderr
+        assert (bench.live / "Clive.toml").exists()
+        return
+    assert done.returncode == 1
+    assert "the transport pyfuse3 cannot be loaded: libfuse3.so.3" in done.stderr
+    assert "clivefs doctor" in done.stderr

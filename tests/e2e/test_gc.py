@@ -160,3 +160,94 @@ def test_stats_tell_what_history_costs(shop: Bench) -> None:
     (plain,) = [each for each in found["paths"] if each["path"] == "plain.txt"]
     assert plain["versions"] >= 5
     assert "plain.txt" in shop.cli("stats").stdout
+
+
+# Purging
+
+
+SECRET = "the password is hunter2-" + "correct-horse" * 3
+
+
+def holds(bench: Bench, text: str) -> list[str]:
+    """The files of the store whose bytes have *text*."""
+    found = []
+    for folder, _, names in os.walk(bench.store):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) and text.encode() in Path(path).read_bytes():
+                found.append(os.path.relpath(path, bench.store))
+    return found
+
+
+def leak(bench: Bench) -> str:
+    """Save a secret, and go on; the name of a point that has it."""
+    (bench.live / "conf").mkdir()
+    (bench.live / "conf/other").write_text("kept\n")
+    save(bench, "before\n")
+    (bench.live / "conf/key").write_text(SECRET)
+    (bench.live / "conf/large").write_bytes(SECRET.encode() * 30_000)
+    name = save(bench, "with it\n")
+    (bench.live / "conf/key").unlink()
+    (bench.live / "conf/large").unlink()
+    save(bench, "after\n")
+    return name
+
+
+def test_what_is_purged_is_nowhere_any_more(shop: Bench) -> None:
+    name = leak(shop)
+    shop.cli("fork", "try", "--at", name)
+    assert (shop.live / ".clive/at" / name / "conf/key").read_text() == SECRET
+    shop.cli("git", "log", "--oneline")
+    refused = shop.cli("purge", "conf/key", "--yes", check=False)
+    assert refused.returncode == 1
+    assert "unmount" in refused.stderr
+    told = json.loads(shop.cli("purge", "conf/key", "--dry-run", "--json").stdout)
+    assert told["points"] >= 1
+    before = points(shop)
+    shop.unmount()
+    assert holds(shop, SECRET)
+    assert shop.cli("purge", "conf/key", check=False).returncode == 2
+    for path in ("conf/key", "conf/large"):
+        done = json.loads(shop.cli("purge", path, "--yes", "--json").stdout)
+        assert (done["points"], done["versions"], done["left"]) == (told["points"], 1, [])
+    assert holds(shop, SECRET) == []
+    assert shop.cli("purge", "conf/key", "--yes").stdout.startswith("no recorded point has")
+    shop.mount()
+    after = points(shop)
+    assert [each["name"] for each in after[-len(before) :]] == [each["name"] for each in before]
+    past = shop.live / ".clive/at" / name
+    assert sorted(os.listdir(past / "conf")) == ["other"]
+    assert (past / "plain.txt").read_text() == "with it\n"
+    assert (shop.live / ".clive/forks/try/plain.txt").read_text() == "with it\n"
+    assert not (shop.live / ".clive/forks/try/conf/key").exists()
+    export = shop.base / "export.git"
+    shop.cli("export", "--git", export)
+    commits = shop.run(["git", f"--git-dir={export}", "rev-list", "--all"]).stdout.split()
+    assert len(commits) == len(points(shop))
+    grep = shop.run(["git", f"--git-dir={export}", "grep", "-q", "hunter2", *commits], check=False)
+    assert grep.returncode == 1
+    shop.check_sound()
+
+
+def test_a_killed_purge_has_changed_nothing_or_can_be_finished(shop: Bench) -> None:
+    leak(shop)
+    shop.unmount()
+    for delay in (0.3, 0.5, 0.7, 0.9, 1.2):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "clivefs.cli", "purge", "conf/key", "--yes"],
+            env=shop.environment,
+            cwd=shop.root,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            child.wait(delay)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        shop.cli("fsck")
+    shop.cli("purge", "conf/key", "--yes")
+    shop.cli("purge", "conf/large", "--yes")
+    assert holds(shop, SECRET) == []
+    shop.mount()
+    shop.check_sound()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import kill_at
+from faults import Killer
 from harness import Bench, until, write_files
 
 pytestmark = pytest.mark.mount
@@ -335,35 +335,44 @@ POINTS = (
     "rebase.shown",
     "rebase.noted",
 )
-CRASHES = [*(("git", point) for point in POINTS), *(("archive", point) for point in ("rebase.renamed", "rebase.shown"))]
+CRASHES = {"git": POINTS, "archive": ("rebase.renamed", "rebase.shown")}
 
 
-@pytest.mark.parametrize(("world", "point"), CRASHES)
-def test_a_crash_leaves_before_or_after(bench: Bench, world: str, point: str) -> None:
-    bench.environment |= kill_at(bench.base / "faults", point)
+def die(bench: Bench, killer: Killer, point: str, *args: object) -> None:
+    """Have the daemon die at *point* of a rebase, and mount again."""
+    pid = bench.daemon_pid()
+    killer.at(point)
+    assert bench.cli("overlay", "rebase", "lib", *args, check=False).returncode != 0, point
+    until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of the daemon at {point}")
+    killer.at("")
+    bench.mount()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_crashes_leave_before_or_after(bench: Bench, world: str) -> None:
+    """One after the other, at each point of the way; and what they leave can be rebased."""
+    killer = Killer(bench.base / "faults", CRASHES[world])
+    bench.environment |= killer.environment
     to = begin(bench, world)
     lib = bench.live / "lib"
     before, files = facts(lib), own(bench)
-    pid = bench.daemon_pid()
-    failed = bench.cli("overlay", "rebase", "lib", "--to", to, check=False)
-    assert failed.returncode != 0
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the daemon")
-    del bench.environment["CLIVEFS_TEST_KILL_AT"]
-    bench.mount()
-    if point == "rebase.noted":
-        expected(lib)
-        assert bench.entry("lib")["conflicts"]
-        rebase(bench, "--abort", code=0)
-    assert "conflicts" not in bench.entry("lib")
-    assert own(bench) == files
-    shown = facts(lib)
-    assert {path: each[:2] for path, each in shown.items()} == {path: each[:2] for path, each in before.items()}
-    assert all(shown[path][2] == before[path][2] for path in ("added.txt", "clean.txt", "clash.txt", "same/stays.txt"))
-    if world == "git":
-        old = bench.git("rev-parse", "v1", cwd=bench.base / "thing").strip()
-        assert bench.git("rev-parse", "HEAD", cwd=lib).strip() == old
-        status = sorted(bench.git("status", "--porcelain", cwd=lib).splitlines())
-        assert status == [" M clash.txt", " M clean.txt", " M patched.txt", "?? added.txt"]
+    for point in CRASHES[world]:
+        die(bench, killer, point, "--to", to)
+        if point == "rebase.noted":
+            expected(lib)
+            assert bench.entry("lib")["conflicts"]
+            rebase(bench, "--abort", code=0)
+        assert "conflicts" not in bench.entry("lib"), point
+        assert own(bench) == files, point
+        shown = facts(lib)
+        assert {path: each[:2] for path, each in shown.items()} == {path: each[:2] for path, each in before.items()}
+        kept = ("added.txt", "clean.txt", "clash.txt", "same/stays.txt")
+        assert [shown[path][2] for path in kept] == [before[path][2] for path in kept], point
+        if world == "git":
+            old = bench.git("rev-parse", "v1", cwd=bench.base / "thing").strip()
+            assert bench.git("rev-parse", "HEAD", cwd=lib).strip() == old, point
+            status = sorted(bench.git("status", "--porcelain", cwd=lib).splitlines())
+            assert status == [" M clash.txt", " M clean.txt", " M patched.txt", "?? added.txt"], point
     rebase(bench, "--to", to, code=1)
     expected(lib)
     bench.check_sound(allowed="clearing the dead mount")
@@ -379,21 +388,19 @@ BACK_POINTS = (
 )
 
 
-@pytest.mark.parametrize("point", BACK_POINTS)
-def test_a_crash_on_the_way_back(bench: Bench, point: str) -> None:
-    bench.environment |= kill_at(bench.base / "faults", point)
+def test_crashes_on_the_way_back(bench: Bench) -> None:
+    killer = Killer(bench.base / "faults", BACK_POINTS)
+    bench.environment |= killer.environment
     to = begin(bench, "git")
     lib = bench.live / "lib"
     before, files = facts(lib), own(bench)
-    rebase(bench, "--to", to, code=1)
-    pid = bench.daemon_pid()
-    assert bench.cli("overlay", "rebase", "lib", "--abort", check=False).returncode != 0
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the daemon")
-    del bench.environment["CLIVEFS_TEST_KILL_AT"]
-    bench.mount()
-    assert "conflicts" not in bench.entry("lib")
-    assert own(bench) == files
-    assert {path: each[:2] for path, each in facts(lib).items()} == {path: each[:2] for path, each in before.items()}
+    for point in BACK_POINTS:
+        rebase(bench, "--to", to, code=1)
+        die(bench, killer, point, "--abort")
+        assert "conflicts" not in bench.entry("lib"), point
+        assert own(bench) == files, point
+        shown = facts(lib)
+        assert {path: each[:2] for path, each in shown.items()} == {path: each[:2] for path, each in before.items()}
     bench.check_sound(allowed="clearing the dead mount")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -150,6 +151,76 @@ cd /
 {python} -m clivefs.cli unmount {base}/point --store {base}/own-store
 grep -c {base}/point /proc/mounts || true
 """
+
+
+CLOSED_DIRECTORIES = """
+cd {base}
+for each in under plain ours/through; do
+    mkdir -p $each/ro/sub $each/unread $each/into
+    echo f > $each/ro/f; echo g > $each/ro/sub/g; echo u > $each/unread/f
+    chmod 555 $each/ro $each/ro/sub
+done
+export CLIVEFS_TRANSPORT={transport}
+{python} -m clivefs.cli mount ours --at {base}/point --store {base}/own-store --allow
+cat > tried.sh <<'END'
+try() {{ out=$(eval "$1" 2>&1); echo "$1: $? $(echo "$out" | sed 's/.*: //' | tr '\\n' ' ')"; }}
+try 'ln unread/f hard; chmod 400 unread; touch q; ls; cat hard; echo more >> hard; ln hard harder; stat -c %h harder'
+try 'ls unread; cat unread/f'
+try 'mv unread away; ls; cat hard; chmod 700 away; ls away'
+for mode in 0 0111 0300 0500; do
+    try "mkdir -m $mode empty; rmdir empty; ls -d empty"
+    try "mkdir full; touch full/f; chmod $mode full; rmdir full; mv -T into full; chmod 700 full; rm -r full; ls"
+    try "mkdir -m $mode target; mkdir source; mv -T source target; stat -c %a target; rmdir target; ls"
+done
+try 'mkdir late; touch late/f; chmod 300 late; touch late/g; sync -f late/g; chmod 700 late; ls late; rm -r late; ls'
+try 'mkdir -m 300 wx; echo q > wx/q; mv wx wx2; cat wx2/q; rm wx2/q; rmdir wx2; ls'
+try 'rmdir ro; mv ro into; mv ro ro2; chmod 755 ro2/sub; mv ro2/sub into; ls -R into; rm -rf ro2; ls -R'
+END
+for each in {base}/plain {base}/point/ours/through {base}/point/ours/over; do
+    cd $each
+    echo "in $each"
+    bash {base}/tried.sh
+done
+cd {base}/point/ours/over
+for mode in 0 0400 0500; do mkdir closed$mode; touch closed$mode/f; mkdir closed$mode/d; chmod $mode closed$mode; done
+clivefs() {{ {python} -m clivefs.cli "$@" --store {base}/own-store; }}
+clivefs overlay diff . 2>&1 || true
+clivefs overlay reset .
+ls -A . ro
+ls -A {base}/own-store/uppers/*/*/work
+cd /
+clivefs fsck
+clivefs unmount {base}/point
+"""
+
+
+@pytest.mark.parametrize("transport", ["native", "pyfuse3"])
+def test_directories_that_are_closed_to_their_owner(bench: Bench, transport: str) -> None:
+    """Everything as in a plain directory, for a daemon that is not root either; and edits can be forgotten."""
+    base = bench.base
+    for name in ("ours", "under", "plain", "nobody"):
+        (base / name).mkdir()
+        os.chown(base / name, NOBODY, NOBODY)
+    (base / "ours/Clive.toml").write_text('[mounts.over]\nlocal = "../under"\nwrite = "overlay"\n')
+    opened_up(base)
+    os.chmod(base, 0o777)
+    script = CLOSED_DIRECTORIES.format(base=base, python=sys.executable, transport=transport)
+    (base / "user.sh").write_text("set +e\n" + script)
+    private = PRIVATE_MOUNT.format(base=base, uid=NOBODY, reach=reach(base), etc="")
+    env = {"HOME": str(base / "nobody"), "PYTHONPATH": str(ROOT), "CLIVEFS_STORE": ""}
+    done = bench.run(["unshare", "-m", "--fork", "bash", "-c", private], check=False, cwd=base, env=env)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    _, plain, through, over = re.split(r"^in .*\n", done.stdout, flags=re.MULTILINE)
+    over, _, after = over.partition("clivefs: ")
+    assert "ro2; ls -R: 0" in plain
+    assert through.splitlines() == plain.splitlines()
+    assert over.splitlines() == plain.splitlines()
+    assert "does not let you read it" in after
+    assert re.search(r"^closed0/f: |^closed0400/f: ", after, flags=re.MULTILINE)
+    shown = after[after.rindex("undid ") :].split("\n", 1)[1]
+    assert shown.startswith(".:\ninto\nro\nunread\n\nro:\nf\nsub\n"), shown
+    assert "no problems" in shown
+    until(lambda: not bench.is_mounted(), "no mount left")
 
 
 def reach(base: Path) -> str:

@@ -207,6 +207,8 @@ def test_another_name_of_a_symlink_leads_from_there() -> None:
         member("h", type=tarfile.LNKTYPE, linkname="d/l"),
     )
     assert "`h` is a symbolic link to `../f`, which leads out" in refused(data, strip=0)
+    below = tar_of({b"top/d/l": Link(b"../../x")})
+    assert "`top/d/l` is a symbolic link to `../../x`, which leads out" in refused(below)
 
 
 def test_what_comes_after_the_end() -> None:

@@ -30,7 +30,7 @@ def run(call: Call) -> int:
     with past.opened(call) as opened:
         sessions = session_refs(opened.store, opened.workspace_id)
         head = opened.head()
-        new = update(directory, sessions, opened.reader, head=head.session)
+        new = update(directory, sessions, opened.reader, head=head.session, points=opened.points)
     call.out.line(f"{directory}: {new} new points, {len(sessions)} sessions, the newest is {head.name}")
     call.out.json({"directory": directory, "points": new, "sessions": sorted(sessions), "head": head.oid.hex()})
     return 0

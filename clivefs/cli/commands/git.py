@@ -39,6 +39,7 @@ def run(call: Call) -> int:
             head=opened.head().session if sessions else None,
             elsewhere=lambda oid: any(each.has(oid) for each in opened.repositories),
             alternates=tuple(os.path.join(each.commondir, "objects") for each in opened.repositories),
+            points=opened.points,
         )
     call.out.flush()
     try:

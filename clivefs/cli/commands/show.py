@@ -85,8 +85,8 @@ def _show_point(call: Call, opened: past.Past, point: Point) -> None:
     call.out.line(past.line_of(point))
     call.out.line(f"session {point.session}, machine {point.machine}, {point.name}")
     call.out.line()
-    before = opened.points.load(point.parent).tree if point.parent is not None else EMPTY_TREE
-    differences = differences_at(opened.reader, before, point.tree)
+    before = opened.points.before(point)
+    differences = differences_at(opened.reader, before.tree if before is not None else EMPTY_TREE, point.tree)
     call.out.raw(patch_of(with_content(opened.reader, differences), opened.scratch))
 
 

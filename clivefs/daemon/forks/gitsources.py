@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon.live import LiveWorkspace
@@ -15,7 +16,7 @@ from clivefs.mounts.git.fetch import repository_path
 from clivefs.mounts.git.index import stat_from
 from clivefs.mounts.git.kept import KeptObjects
 from clivefs.mounts.git.lower import GitLower
-from clivefs.objects.errors import RepositoryError
+from clivefs.objects.errors import RepositoryError, UnknownRef
 from clivefs.objects.gitdirs import find_gitdir
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
@@ -60,10 +61,15 @@ def keep_sources(store: Store, live: LiveWorkspace, upper: str) -> None:
     if gitdir is None or own is None:
         return
     repository = Repository(gitdir)
+    try:
+        head = repository.resolve("HEAD")
+    except UnknownRef:
+        return  # there is no commit yet
     kept = KeptObjects(_kept_path(store, repository), repository, git=GitCommand())
     kept.create()
-    kept.keep([repository.resolve("HEAD")])
-    gitdirs.borrow(own, [kept.objects_dir])
+    kept.keep([head])
+    with suppress(FileNotFoundError):  # dropped meanwhile
+        gitdirs.borrow(own, [kept.objects_dir])
 
 
 def _kept_path(store: Store, repository: Repository) -> str:

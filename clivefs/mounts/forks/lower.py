@@ -14,30 +14,25 @@ import copy
 import errno
 import os
 import stat
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from clivefs.mounts.forks.inherited import Inherited
+from clivefs.mounts.forks.livefiles import GONE, LiveFiles, Trees, host_xattrs, tree_xattrs
 from clivefs.mounts.git.space import Reader
-from clivefs.mounts.host.calls import HostFile, xattr_path
+from clivefs.mounts.host.calls import HostFile
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.points.lower import PointLower, PointRef
 from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
 from clivefs.mounts.recording.layers import GITIGNORE, is_never
 from clivefs.mounts.recording.parts import join
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
+from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 
 DOT_GIT = b".git"
-_HELD_MAX = 256
-_USED_MAX = 16
 _CONTEXTS_MAX = 4096
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.ELOOP)
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-Live = Callable[[], Mapping[bytes, Tree]]
-"""The trees of the live view by mount entry; that of the workspace's own directory is the empty path."""
 
 
 class ForkRef(LowerRef):
@@ -80,7 +75,7 @@ class ForkLower(Lower):
         reader: Reader,
         inherited: Inherited,
         table: NodeTable,
-        live: Live,
+        live: Trees,
         *,
         entries: Iterable[bytes] = (),
         git: Mapping[bytes, bytes] | None = None,
@@ -91,16 +86,13 @@ class ForkLower(Lower):
         self._point = point
         self._reader = reader
         self.inherited = inherited
-        self._table = table
-        self._live = live
+        self._live = LiveFiles(table, live)
         self._anew = frozenset(entries)
         rules = inherited.rules
         self._git = {path: _GitFile(content) for path, content in (git or {}).items()}
         self._made_ns = made_ns
         self._exclude = Exclude("\n".join(rules.exclude).encode("utf-8", "surrogateescape"))
-        self._held: OrderedDict[tuple[int, bytes], Node] = OrderedDict()
         self._contexts: OrderedDict[bytes, ForkRef | None] = OrderedDict()
-        self._used: deque[Node] = deque()
         self._open: dict[bytes, list[InheritedFile]] = {}
         self._root: ForkRef | None = None
 
@@ -216,7 +208,7 @@ class ForkLower(Lower):
         try:
             entries = tree.entries(node)
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
             return
         top = self._live_path(directory.at)
@@ -255,88 +247,7 @@ class ForkLower(Lower):
     def in_live(self, at: bytes) -> tuple[Tree, Node, Attr] | None:
         """What the live view has of the path *at*; None where it has nothing. May be `Blocked`."""
         path = self._live_path(at)
-        if path is None:
-            return None
-        trees = self._live()
-        prefix = path
-        while prefix not in trees:
-            if not prefix:
-                return None
-            prefix = prefix.rpartition(b"/")[0]
-        tree = trees[prefix]
-        below = path[len(prefix) :].lstrip(b"/")
-        for _ in range(2):
-            try:
-                return self._walk(tree, below)
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise
-                if not self._forget_way(tree, below):
-                    break
-        return None
-
-    def _walk(self, tree: Tree, path: bytes) -> tuple[Tree, Node, Attr]:
-        if not path:
-            return tree, tree.root, tree.getattr(tree.root)
-        head, _, name = path.rpartition(b"/")
-        node, attr = tree.lookup(self._directory(tree, head), name)
-        self._use(node)
-        return tree, node, attr
-
-    def _use(self, node: Node) -> None:
-        """Hold a node for as long as its finder may need it."""
-        node.opens += 1
-        self._used.append(node)
-        if len(self._used) > _USED_MAX:
-            self._unuse(self._used.popleft())
-
-    def _unuse(self, node: Node) -> None:
-        node.opens -= 1
-        self._table.release(node)
-
-    def _directory(self, tree: Tree, path: bytes) -> Node:
-        """The directory *path* of *tree*, held so that the next look is quick. Iterative: paths may be deep."""
-        names = path.split(b"/") if path else []
-        at = len(names)
-        node = tree.root
-        while at:
-            known = self._held.get((id(tree), b"/".join(names[:at])))
-            if known is not None:
-                if known.tree is tree and not known.removed and known.path() == b"/".join(names[:at]):
-                    node = known
-                    break
-                self._let_go((id(tree), b"/".join(names[:at])))
-            at -= 1
-        for index in range(at, len(names)):
-            node, attr = tree.lookup(node, names[index])
-            if not stat.S_ISDIR(attr.mode):
-                self._table.release(node)
-                raise refuse(errno.ENOTDIR, names[index])
-            self._hold((id(tree), b"/".join(names[: index + 1])), node)
-        return node
-
-    def _hold(self, key: tuple[int, bytes], node: Node) -> None:
-        self._let_go(key)
-        node.opens += 1
-        self._held[key] = node
-        while len(self._held) > _HELD_MAX:
-            self._let_go(next(iter(self._held)))
-
-    def _let_go(self, key: tuple[int, bytes]) -> bool:
-        node = self._held.pop(key, None)
-        if node is None:
-            return False
-        node.opens -= 1
-        self._table.release(node)
-        return True
-
-    def _forget_way(self, tree: Tree, path: bytes) -> bool:
-        """Forget the held directories on the way to *path*; whether there were any."""
-        found = False
-        while path:
-            path = path.rpartition(b"/")[0]
-            found = self._let_go((id(tree), path)) or found
-        return found
+        return self._live.find(path) if path is not None else None
 
     # Files
 
@@ -421,11 +332,11 @@ class ForkLower(Lower):
             return self._point.xattrs(own.point)
         if self.inherited.stat(own.at) is not None:
             fd, name = self.inherited.place(own.at)
-            return _host_xattrs(fd, name)
+            return host_xattrs(fd, name)
         if self._git_file(own) is not None:
             return {}
         found = None if self.inherited.is_absent(own.at) else self.in_live(own.at)
-        return _tree_xattrs(found[0], found[1]) if found is not None else {}
+        return tree_xattrs(found[0], found[1]) if found is not None else {}
 
     # About
 
@@ -443,10 +354,7 @@ class ForkLower(Lower):
         return self._point.describe(own.point) if own.point is not None else {"layer": b"inherited"}
 
     def close(self) -> None:
-        for key in list(self._held):
-            self._let_go(key)
-        while self._used:
-            self._unuse(self._used.popleft())
+        self._live.close()
         self._contexts.clear()
         self.inherited.close()
         self._point.close()
@@ -547,29 +455,6 @@ class InheritedFile(HostFile):
     def close(self) -> None:
         self._lower.closed(self)
         super().close()
-
-
-def _host_xattrs(dir_fd: int, name: bytes) -> dict[bytes, bytes]:
-    path = xattr_path(dir_fd, name)
-    try:
-        names = [os.fsencode(each) for each in os.listxattr(path, follow_symlinks=False)]
-        return {each: os.getxattr(path, each, follow_symlinks=False) for each in names if each.startswith(b"user.")}
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA):
-            return {}
-        raise
-
-
-def _tree_xattrs(tree: Tree, node: Node) -> dict[bytes, bytes]:
-    try:
-        names = [each for each in tree.listxattr(node) if each.startswith(b"user.")]
-        return {each: tree.getxattr(node, each) for each in names}
-    except Blocked:
-        raise
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA, *_GONE):
-            return {}
-        raise
 
 
 def _own(ref: LowerRef) -> ForkRef:

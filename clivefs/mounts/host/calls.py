@@ -7,11 +7,12 @@ bounded cache of directory descriptors, and how attributes are changed without f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from clivefs.mounts.host import residency
@@ -83,7 +84,7 @@ def proc_path(fd: int) -> str:
 def scan_kinds(dir_fd: int, hidden: Callable[[bytes], bool]) -> list[DirEntry]:
     """The names of a directory with their kinds, sorted. A *hidden* one counts as a directory and is not touched.
 
-    EACCES where *dir_fd* is an O_PATH descriptor, because the directory may be searched but not read.
+    EACCES where the directory may be searched but not read.
     """
     found: list[DirEntry] = []
     try:
@@ -95,9 +96,10 @@ def scan_kinds(dir_fd: int, hidden: Callable[[bytes], bool]) -> list[DirEntry]:
                 except FileNotFoundError:
                     continue
     except OSError as error:
-        if error.errno == errno.EBADF:
-            raise refuse(errno.EACCES) from None
-        raise
+        if error.errno != errno.EBADF:
+            raise
+        with readable_again(dir_fd) as own:
+            return scan_kinds(own, hidden)
     found.sort()
     return found
 
@@ -107,8 +109,22 @@ def scan_names(dir_fd: int) -> list[bytes]:
     try:
         names = os.listdir(dir_fd)
     except OSError as error:
-        raise refuse(errno.EACCES) if error.errno == errno.EBADF else error from None
+        if error.errno != errno.EBADF:
+            raise
+        with readable_again(dir_fd) as own:
+            names = os.listdir(own)
     return sorted(map(os.fsencode, names))
+
+
+@contextlib.contextmanager
+def readable_again(dir_fd: int) -> Iterator[int]:
+    """Of a directory that could not be read when it was opened, and so was with O_PATH: a descriptor for reading it,
+    if that is permitted by now. EACCES."""
+    fd = os.open(proc_path(dir_fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:

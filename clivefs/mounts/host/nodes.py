@@ -348,18 +348,23 @@ class HostNodes:
         return self._fds.get(node) if node.is_dir else None
 
     def locate(self, node: HostNode) -> tuple[int, bytes, os.stat_result]:
-        """A verified place of *node*: the directory's descriptor, the name, and what stat says. ESTALE."""
+        """A verified place of *node*: the directory's descriptor, the name, and what stat says. Of a file with several,
+        one whose directory we may search. ESTALE; EACCES if there is none such."""
+        denied: PermissionError | None = None
         for parent, name in node.places():
             try:
                 fd = self.dir_fd(parent)
                 st = stat_at(fd, name)
+            except PermissionError as error:
+                denied = error
+                continue
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
                     raise
                 continue
             if identity_of(st) == node.identity:
                 return fd, name, st
-        raise refuse(errno.ESTALE)
+        raise denied or refuse(errno.ESTALE)
 
     def stat(self, node: HostNode) -> os.stat_result:
         """fstat(2) of what *node* stands for, removed or not. ESTALE."""
@@ -375,9 +380,13 @@ class HostNodes:
             if fd is None:
                 raise refuse(errno.ESTALE)
             return os.open(proc_path(fd), flags & ~os.O_NOFOLLOW)
+        denied: PermissionError | None = None
         for parent, name in node.places():
             try:
                 fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=self.dir_fd(parent))
+            except PermissionError as error:  # of the file, or of one of its directories
+                denied = error
+                continue
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
                     raise
@@ -385,7 +394,7 @@ class HostNodes:
             if identity_of(os.fstat(fd)) == node.identity:
                 return fd
             os.close(fd)
-        raise refuse(errno.ESTALE)
+        raise denied or refuse(errno.ESTALE)
 
     # Files without a name
 

@@ -10,7 +10,6 @@ from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.overlay.marks import Mark
 from clivefs.mounts.tree import Attr, Node, OpenFile, Tree
 
-
 _DIRECTORY_BYTES = 4096
 
 

@@ -22,7 +22,16 @@ from collections.abc import Callable, Iterator
 
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import rename_at, sync_fs
-from clivefs.mounts.host.calls import DIRECTORY_FLAGS, IS_ROOT, DirFds, chmod_at, open_directory, proc_path, stat_at
+from clivefs.mounts.host.calls import (
+    DIRECTORY_FLAGS,
+    IS_ROOT,
+    DirFds,
+    chmod_at,
+    open_directory,
+    proc_path,
+    readable_again,
+    stat_at,
+)
 from clivefs.mounts.overlay.discard import Discard, destroy
 from clivefs.mounts.overlay.intentlog import IntentLog
 from clivefs.mounts.overlay.marks import KEEP_MODE, Action, ActionKind, Edit, EditKind, Mark
@@ -329,9 +338,10 @@ def list_directory(fd: int) -> Iterator[DirEntry]:
             for entry in listing:
                 yield DirEntry(os.fsencode(entry.name), _entry_kind(fd, entry))
     except OSError as error:
-        if error.errno == errno.EBADF:  # an O_PATH descriptor
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
-        raise
+        if error.errno != errno.EBADF:
+            raise
+        with readable_again(fd) as own:
+            yield from list_directory(own)
 
 
 def list_for_us(fd: int) -> list[DirEntry]:
@@ -339,12 +349,8 @@ def list_for_us(fd: int) -> list[DirEntry]:
     try:
         return list(list_directory(fd))
     except PermissionError:
-        with writable_for_us(fd):
-            own = os.open(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return list(list_directory(own))
-            finally:
-                os.close(own)
+        with writable_for_us(fd), readable_again(fd) as own:
+            return list(list_directory(own))
 
 
 def stat_for_us(fd: int, name: bytes) -> os.stat_result:

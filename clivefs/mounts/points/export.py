@@ -4,24 +4,33 @@ The store keeps points where git does not look. `update` brings a bare repositor
 of a workspace (`refs/clive/sessions/NAME` there, and the branch `latest`), at the cost of what is new: one pack of the
 new objects, then all refs in one transaction of git's. Killed in between, it leaves a pack that the next update does
 not need.
+
+Where points were thinned a parent is missing, which stock git takes for damage. Then the commits after a gap are
+written anew, each with the point before it that is left as its parent and the trailer `Clive-Point`, the point's own
+id; so are all later ones. Which became which is kept in `clive-exported` in the repository: lines of a point's id, a
+blank, and the commit's, in the order of time. After another thinning the commits are others from there on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.joined import JoinedObjects
-from clivefs.mounts.points.index import SESSION_REFS
-from clivefs.objects.encode import TreeEntry
+from clivefs.mounts.points.index import SESSION_REFS, Points
+from clivefs.mounts.points.names import MS_MAX
+from clivefs.objects.encode import TreeEntry, encode_commit, hash_object
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.packwriter import new_trees, write_pack
+from clivefs.objects.repository import Repository
 
 LATEST = "refs/heads/latest"
 _CHUNK_BYTES = 1 << 20
+_EXPORTED = "clive-exported"
 
 
 def session_refs(store: ObjectStore, workspace_id: str) -> dict[str, bytes]:
@@ -38,23 +47,37 @@ def update(
     head: str | None,
     elsewhere: Callable[[bytes], bool] | None = None,
     alternates: tuple[str, ...] = (),
+    points: Points | None = None,
 ) -> int:
     """Let the repository *directory* (made if it is missing) have exactly *sessions*; how many points are new in it.
 
     *head*: the session that its branch `latest`, and so HEAD, stands on. *elsewhere* says of an object that one of the
-    object directories *alternates*, which the repository borrows from, has it. ClivefsError, GitFailed, ObjectMissing,
-    OSError.
+    object directories *alternates*, which the repository borrows from, has it. *points*: those of the sessions, to be
+    asked where some may have been thinned. ClivefsError, GitFailed, ObjectMissing, OSError.
     """
     git = GitCommand()
     _make(git, directory)
     _borrow(directory, alternates)
     there = _refs(git, directory)
-    commits = _new_commits(sessions.values(), set(there.values()), source)
+    elsewhere = elsewhere or (lambda oid: False)
+    exported = sessions
+    told: list[str] = []
+    chain: _Chain | None = None
+    if points is not None and points.has_gaps():
+        chain = _rewritten(points, source, _read_exported(directory))
+        exported = {name: chain.ids[oid] for name, oid in sessions.items()}
+        told = [f"{old.hex()} {new.hex()}\n" for old, new in chain.ids.items()]
+        commits = chain.new
+        own = Repository(directory)
+        known, elsewhere = elsewhere, lambda oid: known(oid) or own.has(oid)
+    else:
+        commits = _new_commits(sessions.values(), set(there.values()), source)
     if commits:
-        _add_pack(git, directory, _Chunked(source), commits, elsewhere or (lambda oid: False))
-    wanted = {SESSION_REFS + name: oid for name, oid in sessions.items()}
+        _add_pack(git, directory, _Chunked(source, chain.payloads if chain is not None else {}), commits, elsewhere)
+    _write_exported(directory, told)
+    wanted = {SESSION_REFS + name: oid for name, oid in exported.items()}
     if head is not None:
-        wanted[LATEST] = sessions[head]
+        wanted[LATEST] = exported[head]
     lines = [f"update {name} {oid.hex()}\n" for name, oid in wanted.items() if there.get(name) != oid]
     lines += [f"delete {name}\n" for name in there if name not in wanted]
     if lines:
@@ -111,6 +134,67 @@ def _new_commits(
     return found
 
 
+class _Chain(NamedTuple):
+    """Points as commits whose parents are all there."""
+
+    ids: dict[bytes, bytes]
+    """Point -> commit, the oldest first."""
+    new: list[tuple[bytes, bytes, bytes | None]]
+    """As `_new_commits` has them: those that are not in the repository."""
+    payloads: dict[bytes, bytes]
+    """The content of those that are no points themselves."""
+
+
+def _rewritten(points: Points, source: JoinedObjects, before: dict[bytes, bytes]) -> _Chain:
+    """The points that are left, each with the one before as its parent. *before*: what was exported so far."""
+    ids: dict[bytes, bytes] = {}
+    new: list[tuple[bytes, bytes, bytes | None]] = []
+    payloads: dict[bytes, bytes] = {}
+    known = iter(before.items())
+    same = True  # as it was exported so far
+    last: bytes | None = None
+    last_tree: bytes | None = None
+    last_point: bytes | None = None
+    for each in points.between(0, MS_MAX):
+        same = same and next(known, None) == (each.oid, before.get(each.oid))
+        if same:
+            last, last_tree, last_point = before[each.oid], None, each.oid
+            ids[each.oid] = last
+            continue
+        commit = source.read_commit(each.oid)
+        parents = (last,) if last is not None else ()
+        oid = each.oid
+        if commit.parents != parents:
+            message = commit.message + b"Clive-Point: %b\n" % each.oid.hex().encode()
+            payload = encode_commit(commit._replace(parents=parents, message=message))
+            oid = hash_object("commit", payload)
+            payloads[oid] = payload
+        if last_tree is None and last_point is not None:
+            last_tree = source.read_commit(last_point).tree
+        new.append((oid, commit.tree, last_tree))
+        ids[each.oid] = last = oid
+        last_tree, last_point = commit.tree, each.oid
+    return _Chain(ids, new[::-1], payloads)
+
+
+def _read_exported(directory: str) -> dict[bytes, bytes]:
+    with suppress(FileNotFoundError), open(os.path.join(directory, _EXPORTED)) as file:
+        pairs = (line.split() for line in file)
+        return {bytes.fromhex(old): bytes.fromhex(new) for old, new in pairs}
+    return {}
+
+
+def _write_exported(directory: str, lines: list[str]) -> None:
+    path = os.path.join(directory, _EXPORTED)
+    if lines:
+        with open(path + ".new", "w") as file:
+            file.writelines(lines)
+        os.rename(path + ".new", path)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
 class _Names:
     """Objects that need not be packed: those that are already, and those that an alternate has."""
 
@@ -128,9 +212,14 @@ class _Names:
 class _Chunked:
     """Joined objects, whose large blobs can be read piece by piece."""
 
-    def __init__(self, source: JoinedObjects) -> None:
-        self.read = source.read
+    def __init__(self, source: JoinedObjects, payloads: Mapping[bytes, bytes]) -> None:
+        """*payloads*: commits that it does not have."""
         self._source = source
+        self._payloads = payloads
+
+    def read(self, oid: bytes) -> tuple[str, bytes]:
+        payload = self._payloads.get(oid)
+        return ("commit", payload) if payload is not None else self._source.read(oid)
 
     def read_tree(self, oid: bytes) -> list[TreeEntry]:
         return self._source.read_tree(oid)

@@ -20,7 +20,7 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
@@ -99,6 +99,16 @@ class Points:
     ) -> list[IndexedPoint]:
         """The points from *start_ms* to *end_ms*, both included, oldest first or with *reverse* newest first."""
         return [_decode(ms, value) for ms, value in self._records(start_ms, end_ms, reverse, limit)]
+
+    def before(self, point: Point) -> Point | None:
+        """The point before *point* in time that is left: its parent, unless that was thinned."""
+        found = self.at(point.ms - 1)
+        return self.load(found.oid) if found is not None else None
+
+    def has_gaps(self) -> bool:
+        """Whether points were thinned: then not every one's parent is there. 0.2 s for 100,000."""
+        numbers = [each.seq for each in self.between(0, MS_MAX)]
+        return bool(numbers) and (numbers[0] != 1 or numbers[-1] != len(numbers))
 
     def by_seq(self, seq: int) -> IndexedPoint | None:
         """The point with this number; None where it is gone or is yet to be."""
@@ -279,6 +289,20 @@ class Points:
             if self._store.get_ref(ref) is not None:
                 changes.refs.append(RefChange(ref, newest.oid if newest is not None else None, ANY))
         self._store.apply(changes).result()
+
+    def rewrite(self, changes: Changes, ids: Mapping[bytes, bytes]) -> int:
+        """Add to *changes* that every point of *ids* is another commit of the same time and number; how many."""
+        count = 0
+        for each in self.between(0, MS_MAX):
+            new = ids.get(each.oid)
+            if new is not None and new != each.oid:
+                record = _RECORD.pack(new, each.seq) + each.session.encode()
+                changes.meta.append(MetaChange(_POINTS, self._key(each.ms), record, ANY))
+                count += 1
+        prefix = f"{SESSION_REFS}{self._id}/"
+        for name, oid in self._store.refs(prefix).items():
+            changes.refs.append(RefChange(name, ids.get(oid, oid), oid))
+        return count
 
     def _nearest(self, session: Session, without: Container[int], *, reverse: bool) -> IndexedPoint | None:
         """The newest (or oldest) point of *session* whose time is not among *without*."""

@@ -13,6 +13,7 @@ was written meanwhile that needs more of them.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ POINTS_MIN = 500
 _NAMESPACE = "sealed"
 _GARBAGE_MAX = 0.25
 """The part of the sealed points that may have been thinned before the packs are made anew."""
+_TREES_MAX = 256
 RECORDED = b"\xff"
 """The metadata of a path has another hint than the path."""
 
@@ -67,12 +69,20 @@ def plan(store: Store, now_ms: int, *, points_min: int = POINTS_MIN) -> Plan:
 
 
 def seal(
-    store: Store, now_ms: int, progress: Say = lambda text: None, *, points_min: int = POINTS_MIN
+    store: Store,
+    now_ms: int,
+    progress: Say = lambda text: None,
+    *,
+    points_min: int = POINTS_MIN,
+    anew: bool = False,
 ) -> sealing.SealedNow:
-    """Do what `plan` says. Only in a collection (`gc.one_at_a_time`). RepositoryError, OSError, gc.Busy."""
+    """Do what `plan` says; with *anew* also make the packs that there are anew. Only in a collection
+    (`gc.one_at_a_time`). RepositoryError, OSError, gc.Busy."""
     sealing.sweep_unfinished(store)
     before = store.sealed.count()[2]
     todo = plan(store, now_ms, points_min=points_min)
+    if anew and todo.packs:
+        todo = todo._replace(anew=True)
     if todo.new or todo.anew:
         _make(store, now_ms, todo, progress)
     count, size = sealing.drop_copies(store)
@@ -118,6 +128,7 @@ class Gathered:
         self.points = 0
         self._elsewhere: set[bytes] = set()
         self._new: list[tuple[bytes, bytes, bool]] | None = None
+        self._trees: OrderedDict[bytes, dict[bytes, tuple[int, bytes]]] = OrderedDict()
 
     def add(self, points: Points, end_ms: int) -> None:
         """The points up to *end_ms*."""
@@ -186,8 +197,17 @@ class Gathered:
         return not is_large
 
     def _entries(self, tree: bytes) -> dict[bytes, tuple[int, bytes]]:
-        kind, payload = self._store.read(tree)
-        return {entry.name: (entry.mode, entry.oid) for entry in decode_tree(payload)} if kind == "tree" else {}
+        """(mode, object) by name. What was asked for last is kept: the next point differs from it in little."""
+        known = self._trees.get(tree)
+        if known is None:
+            kind, payload = self._store.read(tree)
+            known = {entry.name: (entry.mode, entry.oid) for entry in decode_tree(payload)} if kind == "tree" else {}
+            self._trees[tree] = known
+            if len(self._trees) > _TREES_MAX:
+                self._trees.popitem(last=False)
+        else:
+            self._trees.move_to_end(tree)
+        return known
 
     def add_sealed(self, oids: Iterable[bytes], roots: StoreRoots) -> None:
         """What *oids* lead to and is sealed now."""

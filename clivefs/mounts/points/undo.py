@@ -15,7 +15,6 @@ from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.compare import State, compare
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.point import Point
-from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.interface import ObjectStore
 
 _NAMESPACE = "undo"
@@ -77,12 +76,7 @@ def _changed_before(points: Points, reader: JoinedObjects, point: Point) -> Poin
     """The nearest point before *point* that is another state, not counting times."""
     before: Point | None = point
     while before is not None and _is_same(reader, before, point):
-        if before.parent is None:
-            return None
-        try:
-            before = points.load(before.parent)
-        except ObjectMissing:  # thinned away
-            return None
+        before = points.before(before)
     return before
 
 

@@ -64,7 +64,7 @@ def download(
 
 
 _asked: dict[int, list[socket.socket]] = {}
-"""By thread: the connections of its request, whose servers may be silent. Duplicates, as urllib3 closes its own early."""
+"""By thread: the connections of its request, whose server may be silent. Duplicates: urllib3 closes its own early."""
 _changing = threading.Lock()
 
 

@@ -183,7 +183,7 @@ class ArchiveTree:
     # The end
 
     def finish(self) -> bytes:
-        """Make the trees; the root's name. ArchiveError for a symlink that leads out, and where `strip` leaves nothing."""
+        """Make the trees; the root's name. ArchiveError: a symlink leads out, or `strip` leaves nothing."""
         root, above = self._root, b""
         if self._stripped_away and not root:
             raise ArchiveError(

@@ -49,6 +49,8 @@ class Refresh:
         self._part = layers.part
         self._prefix = layers.part.prefix
         self._levels: dict[bytes, Level] = {}
+        self._ways_gone: set[bytes] = set()
+        """Directories that single paths have led through, and that were found recorded."""
         self._scanned: set[bytes] = set()
         """Directories that were looked at as a whole."""
         self._done: set[bytes] = set()
@@ -108,6 +110,10 @@ class Refresh:
         level = self._root_level()
         for way in ways:
             here = join(level.path, way)
+            known = self._levels.get(here)
+            if known is not None and here in self._ways_gone:
+                level = known  # looked at in this recording
+                continue
             found = self._layers.look(level, way)
             if join(self._prefix, here) in self._prefixes:
                 return  # it lies in another part
@@ -120,7 +126,8 @@ class Refresh:
             if not self._recorded.is_directory(join(self._prefix, here)):
                 self._scan(level, way, found)
                 return
-            level = self._levels.get(here) or self._enter(level, way, found)
+            level = known or self._enter(level, way, found)
+            self._ways_gone.add(here)
         found = self._layers.look(level, name)
         full = join(self._prefix, path)
         if full in self._prefixes:

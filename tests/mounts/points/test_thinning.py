@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.config.config import Keep
+from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points import collection
+from clivefs.mounts.points.export import session_refs, update
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.pins import Pins
@@ -20,6 +23,7 @@ from clivefs.mounts.points.point import Point
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.points.thinning import thin, to_drop
 from clivefs.mounts.points.undo import Position, note_position
+from clivefs.objects import gc
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.fsck import fsck
 from clivefs.objects.store import Store
@@ -292,3 +296,46 @@ def test_a_thinned_parent_is_missing_and_said_so(store: Store) -> None:
     assert parent == points[0].oid
     with pytest.raises(ObjectMissing):
         Points(store, WORKSPACE).load(parent)
+
+
+# Exports
+
+
+def git(directory: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", f"--git-dir={directory}", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def export(store: Store, directory: Path) -> int:
+    points = Points(store, WORKSPACE)
+    source = JoinedObjects((store,), str(directory.parent))
+    return update(str(directory), session_refs(store, WORKSPACE), source, head="work", points=points)
+
+
+def test_an_export_over_gaps_is_whole_for_stock_git(store: Store, tmp_path: Path) -> None:
+    history = History(store)
+    points = [history.record(state(b"version %d" % number), after_ms=MINUTE) for number in range(8)]
+    whole = tmp_path / "whole.git"
+    assert export(store, whole) == 8
+    with gc.alone(store):
+        index = Points(store, WORKSPACE)
+        index.forget([each for each in index.between(0, MS_MAX) if each.seq in (1, 4, 5)])
+    collect(store, history.ms)
+    fresh = tmp_path / "fresh.git"
+    for place in (whole, fresh):
+        assert export(store, place) == 5
+        git(place, "fsck", "--strict")
+        left = [point for point in points if store.has(point.oid)]
+        told = git(place, "log", "--format=%(trailers:key=Clive-Seq,valueonly,separator=) %T", "latest")
+        assert told.split("\n")[:-1] == [f"{point.seq} {point.tree.hex()}" for point in reversed(left)]
+        originals = git(place, "log", "-1", "--format=%(trailers:key=Clive-Point,valueonly,separator=)", "latest")
+        assert originals.strip() == points[-1].oid.hex()
+        assert export(store, place) == 0
+    newest = history.record(state(b"and on"), after_ms=MINUTE)
+    for place in (whole, fresh):
+        assert export(store, place) == 1
+        git(place, "gc", "--quiet", "--prune=now")
+        git(place, "fsck", "--strict")
+        assert git(place, "show", "latest:a") == "and on"
+        assert len(git(place, "rev-list", "latest").split()) == 6
+        assert newest.tree.hex() == git(place, "rev-parse", "latest^{tree}").strip()

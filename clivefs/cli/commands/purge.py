@@ -1,0 +1,108 @@
+"""`clivefs purge`: remove a path from all that was recorded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from clivefs.base.errors import ClivefsError, UsageError
+from clivefs.cli import call as calls
+from clivefs.cli import past
+from clivefs.cli.call import Call
+from clivefs.mounts.points.purge import Purged, purge, wait_until_alone
+
+DESCRIPTION = """\
+Remove a file or a directory from every recorded point of this workspace, as if it had never been there: a password that
+was saved by mistake. The points keep their times and numbers and get other ids. What nothing else has is then removed
+from the store's files. It cannot be undone. Nothing may be mounted from the store meanwhile. Repositories that `export`
+or `clivefs git` users cloned before still have it."""
+
+EXAMPLES = """\
+clivefs purge .env --dry-run
+clivefs purge .env
+clivefs purge secrets/ --yes"""
+
+_WAIT_S = 2.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a file or directory of the workspace")
+    parser.add_argument("--dry-run", action="store_true", help="only say how much has it")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    past.add_place(parser)
+    calls.add_json(parser)
+
+
+def run(call: Call) -> int:
+    dry_run = call.args.dry_run
+    with past.opened(call, fresh=False) as opened:
+        path = opened.below(call.args.path)
+        if not path:
+            raise UsageError("the whole workspace cannot be purged", remedy="remove the store instead")
+        if not dry_run:
+            if opened.place.daemon is not None or not wait_until_alone(opened.store, _WAIT_S):
+                raise ClivefsError(
+                    "something is mounted from this store",
+                    place=call.store,
+                    remedy="`clivefs unmount` all that is, then give the command again",
+                )
+            _confirm(call, os.fsdecode(path))
+        done = purge(
+            opened.store,
+            opened.workspace_id,
+            path,
+            opened.reader,
+            opened.repositories,
+            now_ms=time.time_ns() // 1_000_000,
+            dry_run=dry_run,
+            progress=call.out.progress,
+        )
+        still_there = _places_of(call, opened, os.fsdecode(path))
+    _tell(call, done, os.fsdecode(path), still_there)
+    call.out.json(
+        {
+            "path": os.fsdecode(path),
+            "dry_run": dry_run,
+            "points": done.points,
+            "rewritten": done.rewritten,
+            "versions": done.versions,
+            "left": [*done.left, *still_there],
+        }
+    )
+    return 0
+
+
+def _confirm(call: Call, path: str) -> None:
+    if call.args.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this cannot be undone, and there is nobody to ask", remedy="give --yes")
+    call.out.note(f"{path} will be removed from all that was recorded. This cannot be undone. Type yes to go on:")
+    if sys.stdin.readline().strip() != "yes":
+        raise ClivefsError("nothing was changed")
+
+
+def _places_of(call: Call, opened: past.Past, path: str) -> list[str]:
+    """Where the file is now: it would be recorded again."""
+    uppers = os.path.join(opened.store.path, "uppers", opened.workspace_id)
+    tops = [opened.place.root]
+    if os.path.isdir(uppers):
+        tops += [os.path.join(uppers, name, "tree") for name in sorted(os.listdir(uppers))]
+    return [
+        f"it is still in {top}: remove it there, or exclude it, before you mount again"
+        for top in tops
+        if os.path.lexists(os.path.join(top, path))
+    ]
+
+
+def _tell(call: Call, done: Purged, path: str, still_there: list[str]) -> None:
+    had = f"{done.points} points {'have' if call.args.dry_run else 'had'} {path}, {done.versions} different contents"
+    call.out.line(had if done.points else f"no recorded point has {path}")
+    if done.rewritten:
+        call.out.line(f"{done.rewritten} points were written anew")
+    for left in (*done.left, *still_there):
+        call.out.note(left)
+    if done.rewritten:
+        call.out.note("repositories made earlier by `clivefs export` still have it: remove them and export again")

@@ -1,0 +1,229 @@
+"""Removing a path from all that was recorded of a workspace: a secret that should never have been there.
+
+Every point that has the path is written anew without it, and every point after the first of these, as it names the one
+before; the index, session refs, forks and undo follow, all in one transaction. Then nothing leads to the path's
+content, and a collection removes it: from the database, whose file is written anew, from the packs, which are made
+anew, from what was unpacked, and from the view that `clivefs git` keeps. Killed before the transaction nothing has
+changed; killed after it, giving the command again does the rest.
+
+Nothing may be mounted meanwhile. Times and numbers of points stay; their ids change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.forks.records import FORK_REFS
+from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.patch.apply import CACHE
+from clivefs.mounts.points.history import AtPath, PathFinder
+from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.names import MS_MAX
+from clivefs.mounts.points.point import Point, make_point
+from clivefs.mounts.points.roots import StoreRoots
+from clivefs.mounts.points.sealing import seal
+from clivefs.mounts.recording.recordedtree import RecordedTree
+from clivefs.objects import gc
+from clivefs.objects.encode import MODE_GITLINK
+from clivefs.objects.interface import ANY, Changes, MetaChange, RefChange
+from clivefs.objects.repository import Repository
+from clivefs.objects.store import Store
+
+_BATCH_POINTS = 200
+_CACHES = ("unpacked", "scratch")
+"""Directories of the store with copies of content."""
+
+Say = Callable[[str], None]
+
+
+class Purged(NamedTuple):
+    """What a purge did, or would do."""
+
+    points: int
+    """Points that had the path."""
+    rewritten: int
+    """Points with another id now."""
+    versions: int
+    """Different contents that were at the path."""
+    left: tuple[str, ...]
+    """Where such content is still, in words."""
+
+
+def purge(
+    store: Store,
+    workspace: str,
+    path: bytes,
+    reader: JoinedObjects,
+    repositories: Iterable[Repository] = (),
+    *,
+    now_ms: int,
+    dry_run: bool = False,
+    progress: Say = lambda text: None,
+) -> Purged:
+    """Remove *path* (a file, or a directory with all in it) from every point of *workspace*. ClivefsError, OSError."""
+    points = Points(store, workspace)
+    with gc.one_at_a_time(store):
+        blobs: set[bytes] = set()
+        had = _points_with(points, reader, path, blobs, progress)
+        if dry_run:
+            return Purged(len(had), 0, len(blobs), ())
+        rewritten = 0
+        if had:
+            ids = _rewrite(store, points, reader, path, had, progress)
+            rewritten = _publish(store, workspace, points, ids)
+        FAULTS.hit("purge.published")
+        _clean(store, workspace, now_ms, progress)
+        return Purged(len(had), rewritten, len(blobs), tuple(_left(store, blobs, repositories)))
+
+
+def _points_with(points: Points, reader: JoinedObjects, path: bytes, blobs: set[bytes], progress: Say) -> set[bytes]:
+    """The points that have *path*; the content that is there is added to *blobs*."""
+    finder = PathFinder(reader)
+    seen: set[bytes] = set()
+    had: set[bytes] = set()
+    for number, each in enumerate(points.between(0, MS_MAX)):
+        found = finder.find(points.load(each.oid).tree, path)
+        if found is not None:
+            had.add(each.oid)
+            _contents(reader, found, seen, blobs)
+        if number % 1000 == 0:
+            progress(f"{number} points looked at")
+    return had
+
+
+def _contents(reader: JoinedObjects, found: AtPath, seen: set[bytes], blobs: set[bytes]) -> None:
+    waiting = [(found.mode, found.oid)]
+    while waiting:
+        mode, oid = waiting.pop()
+        if oid in seen or mode == MODE_GITLINK:
+            continue
+        seen.add(oid)
+        if AtPath(mode, oid).is_tree:
+            waiting += [(entry.mode, entry.oid) for entry in reader.read_tree(oid)]
+        else:
+            blobs.add(oid)
+
+
+def _rewrite(
+    store: Store, points: Points, reader: JoinedObjects, path: bytes, had: set[bytes], progress: Say
+) -> dict[bytes, bytes]:
+    """Write the points anew; old id -> new id."""
+    ids: dict[bytes, bytes] = {}
+    done: dict[tuple[bytes, bytes | None], tuple[bytes, bytes | None]] = {}
+    every = [each.oid for each in points.between(0, MS_MAX)]
+    for start in range(0, len(every), _BATCH_POINTS):
+        with store.batch() as batch:
+            for oid in every[start : start + _BATCH_POINTS]:
+                old = points.load(oid)
+                parent = ids.get(old.parent, old.parent) if old.parent is not None else None
+                state = old.tree, old.meta
+                if oid in had:
+                    if state not in done:
+                        tree = RecordedTree(reader, *state)
+                        tree.remove(path)
+                        done[state] = tree.write(batch)
+                    state = done[state]
+                new = _without(old, path, parent, state)
+                if new.oid != old.oid:
+                    ids[oid] = batch.commit(new.commit())
+        progress(f"{min(start + _BATCH_POINTS, len(every))} of {len(every)} points written anew")
+        FAULTS.hit("purge.written")
+    return ids
+
+
+def _without(old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, bytes | None]) -> Point:
+    """The point, of that parent and state, that does not name *path*."""
+    paths = tuple(each for each in old.paths if each != path and not each.startswith(path + b"/"))
+    names_it = len(paths) != len(old.paths) or os.fsdecode(path) in old.message
+    if not names_it and parent == old.parent and state == (old.tree, old.meta):
+        return old
+    return make_point(
+        ms=old.ms,
+        seq=old.seq,
+        session=old.session,
+        machine=old.machine,
+        origin=old.origin,
+        tree=state[0],
+        meta=state[1],
+        parent=parent,
+        paths=paths,
+        more_paths=old.more_paths,
+        message="" if names_it else old.message,
+    )
+
+
+def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, bytes]) -> int:
+    """Let everything name the new points, in one transaction; how many points are others."""
+
+    def new(text: str) -> str:
+        oid = bytes.fromhex(text)
+        return ids.get(oid, oid).hex()
+
+    with gc.alone(store):
+        changes = Changes()
+        count = points.rewrite(changes, ids)
+        own = workspace.encode()
+        for key, value in store.meta_range("forks", own, own + b"\x7f"):
+            fork = msgspec.json.decode(value)
+            fork.update(start=new(fork["start"]), base=new(fork["base"]))
+            changes.meta.append(MetaChange("forks", key, msgspec.json.encode(fork), value))
+        for name, oid in store.refs(f"{FORK_REFS}{workspace}/").items():
+            changes.refs.append(RefChange(name, ids.get(oid, oid), oid))
+        undo = store.meta_get("undo", own)
+        if undo is not None:
+            facts = json.loads(undo)
+            facts.update(after=new(facts["after"]), at=new(facts["at"]), redo=[new(each) for each in facts["redo"]])
+            changes.meta.append(MetaChange("undo", own, json.dumps(facts).encode(), ANY))
+        store.apply(changes).result()
+    return count
+
+
+def _clean(store: Store, workspace: str, now_ms: int, progress: Say) -> None:
+    """Remove what nothing leads to any more from every place in the store."""
+    shutil.rmtree(os.path.join(store.path, "gitviews", f"{workspace}.git"), ignore_errors=True)
+    with gc.alone(store):  # nothing is mounted: what they tell of is made again
+        changes = Changes()
+        changes.meta += [MetaChange(CACHE, key, None, ANY) for key, _ in store.meta_items(CACHE)]
+        store.apply(changes).result()
+    roots = StoreRoots(store, store.path)
+    seal(store, now_ms, progress, anew=True)
+    reach = gc.look(store, roots, progress)
+    gc.sweep(store, roots, reach, progress=progress)
+    FAULTS.hit("purge.swept")
+    for cache in _CACHES:
+        shutil.rmtree(os.path.join(store.path, cache), ignore_errors=True)
+    if store.compact(always=True) is None:
+        raise ClivefsError(
+            "it is out of the history, but not yet out of the database's file: another process has the store open",
+            place=store.path,
+            remedy="end it, and give the command again",
+        )
+
+
+def _left(store: Store, blobs: set[bytes], repositories: Iterable[Repository]) -> Iterable[str]:
+    """Where content that was at the path still is."""
+    kept = sum(store.has(blob) for blob in blobs)
+    if kept:
+        yield f"{kept} of the contents are also recorded under other paths or workspaces, or held by a fork or a rebase"
+    for repository in repositories:
+        if any(repository.has(blob) for blob in blobs):
+            yield f"the source's own repository has it: {repository.path}"
+
+
+def wait_until_alone(store: Store, seconds: float) -> bool:
+    """Whether no other process has the store open, within that time."""
+    deadline = time.monotonic() + seconds
+    while not store.is_alone():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
