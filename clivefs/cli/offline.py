@@ -18,6 +18,8 @@ from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.git import exclude as gitexclude
 from clivefs.mounts.ownfiles import HostFiles
+from clivefs.mounts.points.fsck import point_problems
+from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Owner
@@ -177,6 +179,7 @@ def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[checks.
             else:
                 objects = step.objects
                 progress(f"{objects} objects checked")
+        problems += point_problems(store, past_objects(store))
     return problems, objects
 
 

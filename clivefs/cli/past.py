@@ -78,12 +78,13 @@ def accept_moments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def opened(call: Call, *, fresh: bool = True) -> Iterator[Past]:
-    """The past of the workspace that the call means; with *fresh* everything that was saved before is in it."""
+def opened(call: Call, *, fresh: bool = True, reading: bool = True) -> Iterator[Past]:
+    """The past of the workspace that the call means; with *fresh* everything that was saved before is in it. While it
+    is open for *reading* no collection removes anything."""
     place = locate.find(call)
     if fresh and place.daemon is not None:
         _settle(call, place, place.daemon)
-    with opened_at(call, place) as found:
+    with opened_at(call, place) as found, found.store.reading() if reading else contextlib.nullcontext():
         yield found
 
 

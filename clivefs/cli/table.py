@@ -35,6 +35,7 @@ COMMANDS = (
     Command("diff", "show what changed between two moments"),
     Command("show", "show a point, or a file as it was"),
     Command("find-change", "find when a text came into a file or left it"),
+    Command("bisect", "find the point at which a command began to fail"),
     Command("restore", "make files what they were"),
     Command("undo", "go back by a point"),
     Command("redo", "take back an undo"),

@@ -39,6 +39,8 @@ OLDEST_S = 24 * 3600.0
 """One a day, whatever there is."""
 COPY_BYTES_MAX = 64 << 20
 _NAMESPACE = "gc"
+_BUSY = ("others are reading or writing", "is under way")
+"""What `gc` says when it is only not the moment."""
 
 
 class Collecting:
@@ -49,8 +51,8 @@ class Collecting:
         self._store = store
         self._recorded = recorded
         self._wanted = wanted
-        self._seen: object = None
-        self._since_s = time.monotonic()
+        self._seen: object = object()  # nothing yet
+        self._since_s = 0.0
         self._next_s = 0.0
 
     async def run(self) -> None:
@@ -58,18 +60,18 @@ class Collecting:
         while True:
             await trio.sleep(LOOK_S)
             try:
-                if self._is_quiet() and self._wanted() and time.monotonic() >= self._next_s and self.is_due():
+                if self._is_quiet() and self._wanted() and trio.current_time() >= self._next_s and self.is_due():
                     await self.collect()
             except (OSError, ClivefsError) as error:
                 log.warning("the collection that was due: %s", error)
-                self._next_s = time.monotonic() + AGAIN_S
+                self._next_s = trio.current_time() + AGAIN_S
 
     def _is_quiet(self) -> bool:
         now = self._recorded()
         if now != self._seen:
             self._seen = now
-            self._since_s = time.monotonic()
-        return time.monotonic() - self._since_s >= QUIET_S
+            self._since_s = trio.current_time()
+        return trio.current_time() - self._since_s >= QUIET_S
 
     def is_due(self) -> bool:
         """Whether there is enough to collect."""
@@ -81,7 +83,7 @@ class Collecting:
 
     async def collect(self) -> None:
         """One collection, ended when something is recorded or it takes long."""
-        self._next_s = time.monotonic() + AGAIN_S
+        self._next_s = trio.current_time() + AGAIN_S
         command = [sys.executable, "-m", "clivefs.cli", "gc", "--store", self._store.path, "--json"]
         command += ["--seconds", str(int(WORK_S_MAX))]
         for polite in (["ionice", "-c", "3"], ["nice", "-n", "19"]):
@@ -115,7 +117,9 @@ class Collecting:
     async def _finish(self, done: subprocess.CompletedProcess[bytes]) -> None:
         with trio.CancelScope(shield=True):
             if done.returncode:
-                log.warning("a collection failed: %s", done.stderr.decode("utf-8", "replace").strip()[-500:])
+                said = done.stderr.decode("utf-8", "replace").strip()[-500:]
+                level = logging.INFO if any(text in said for text in _BUSY) else logging.WARNING
+                log.log(level, "a collection came to nothing: %s", said)
                 return
             facts = json.loads(done.stdout)
             freed = await trio.to_thread.run_sync(self.give_back)

@@ -34,6 +34,8 @@ from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.edits import journal, takeback
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.points.fsck import point_problems
+from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Blocked, Owner, Tree
@@ -380,8 +382,9 @@ class Workspaces:
             if mounted.resolved is not None
         ]
         roots = StoreRoots(self._store).fresh()
-        problems = [str(problem) for problem in check_store(self._store, extra=extra, roots=roots)]
-        return {"problems": problems}
+        problems = check_store(self._store, extra=extra, roots=roots)
+        problems += point_problems(self._store, past_objects(self._store))
+        return {"problems": [str(problem) for problem in problems]}
 
     # Telling
 

@@ -38,8 +38,8 @@ class Elsewhere(Protocol):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong. `kind` is `ref`, `missing`, `corrupt` or `tier`; `name` a ref, an object's
-    hexadecimal name, or a path in the store."""
+    """One thing that is wrong. `kind` is `ref`, `missing`, `corrupt`, `tier`, `point` or `session`; `name` a ref, an
+    object's hexadecimal name, a path in the store, or a workspace's id with a point's time or a session's name."""
 
     kind: str
     name: str

@@ -120,7 +120,7 @@ def test_overlay(shell: Any, workspace: Path, scripted: Callable[..., Any]) -> N
     patch = b"--- a\n+++ b\xff\n"
     answers = _answers(
         status=_facts(workspace),
-        overlay_diff={"path": "lib", "patch": base64.b64encode(patch).decode()},
+        overlay_diff={"path": "lib", "patch": base64.b64encode(patch).decode(), "ignored": []},
         overlay_reset={
             "path": "lib",
             "files": ["a", "b"],

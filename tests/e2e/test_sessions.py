@@ -429,3 +429,25 @@ def test_large_files_that_are_being_read_when_it_ends(recorded: Bench) -> None:
         told = json.loads(recorded.cli("show", f"latest:over/{name}", "--json").stdout)
         assert told["size"] == 20 << 20
     recorded.check_sound()
+
+
+def test_bisect(recorded: Bench) -> None:
+    """CMD runs in each point's directory, by git's exit codes."""
+    file = recorded.live / "plain.txt"
+    for number in range(12):
+        file.write_text(f"{number}\n")
+        snapshot(recorded)
+    script = 'test "$(cat plain.txt)" = plain && exit 0; n=$(cat plain.txt); test $n = 6 && exit 125; test $n -lt 8'
+    done = recorded.cli("bisect", "--json", "--", "sh", "-c", script, check=False, cwd=recorded.live)
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    past = recorded.live / ".clive/at" / told["point"]["name"]
+    assert (past / "plain.txt").read_text() == "8\n"
+    assert told["tried"] < 9
+    assert recorded.cli("bisect", "--from", "-10y", "--", "true", check=False).returncode == 125
+    assert recorded.cli("bisect", "--", "true").returncode == 0
+    assert recorded.cli("bisect", "--", "false", check=False).returncode == 125
+    assert recorded.cli("bisect", "--", "sh", "-c", "kill -9 $$", check=False).returncode == 125
+    assert recorded.cli("bisect", "--", "no-such-command", check=False).returncode == 125
+    assert recorded.cli("bisect", check=False).returncode == 2
+    recorded.check_sound()

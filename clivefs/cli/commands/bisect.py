@@ -84,7 +84,9 @@ def _search(call: Call, words: list[str]) -> int:
                 names = ", ".join(points[number].name for number in search.suspects)
                 raise ClivefsError(f"all between were passed over: it is one of {names}")
             found = search.first_bad
-        return _tell(call, opened, None if found is None else points[found], 0 if found is None else codes[found], codes)
+        return _tell(
+            call, opened, None if found is None else points[found], 0 if found is None else codes[found], codes
+        )
 
 
 def _run(call: Call, opened: past.Past, point: IndexedPoint, words: list[str]) -> int:

@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(call: Call) -> int:
     dry_run = call.args.dry_run
-    with past.opened(call, fresh=False) as opened:
+    with past.opened(call, fresh=False, reading=False) as opened:
         path = opened.below(call.args.path)
         if not path:
             raise UsageError("the whole workspace cannot be purged", remedy="remove the store instead")

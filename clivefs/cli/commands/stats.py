@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(call: Call) -> int:
-    with past.opened(call, fresh=False) as opened, opened.store.reading():
+    with past.opened(call, fresh=False) as opened:
         found = stats(opened.store, opened.workspace_id, top=call.args.top, progress=call.out.progress)
         whole = tiers(opened.store)
     _tell(call, found, whole)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 from clivefs.base.ports import Clock
 from clivefs.mounts.points.metadata import Facts
 from clivefs.mounts.recording.contents import Contents
-from clivefs.mounts.recording.layers import GITIGNORE, Found, Layers, Level, unstorable
+from clivefs.mounts.recording.layers import GITIGNORE, Found, Layers, Level, is_never, unstorable
 from clivefs.mounts.recording.parts import Dirty, join
 from clivefs.mounts.recording.recordedtree import RecordedTree, Subtree, Version
 from clivefs.mounts.recording.scan import Outcome, Scanner, Watch, is_alike, read_file, shown_by_default
@@ -168,6 +168,8 @@ class Refresh:
         return inner
 
     def _is_recorded(self, level: Level, name: bytes, found: Found) -> bool | None:
+        if is_never(name):
+            return False  # as everybody expects: no reason is told
         why = unstorable(found, name)
         if why is not None:
             self._outcome.leave_out(join(join(self._prefix, level.path), name), why)

@@ -15,7 +15,7 @@ from clivefs.mounts.git.treeeditor import differences
 from clivefs.mounts.overlay.marks import MarkKind
 from clivefs.mounts.points.metadata import ROOT, Facts
 from clivefs.mounts.recording.contents import Contents, Deferred, Unreadable, Unsettled
-from clivefs.mounts.recording.layers import Found, Layers, Level, unstorable
+from clivefs.mounts.recording.layers import Found, Layers, Level, is_never, unstorable
 from clivefs.mounts.recording.parts import Dirty, join
 from clivefs.mounts.recording.recordedtree import Directory, Subtree, Version, load, write_directory
 from clivefs.mounts.recording.statcache import Row, StatCache
@@ -296,6 +296,8 @@ class Scanner:
 
     def _file(self, frame: _Frame, name: bytes, found: Found, rows: dict[bytes, Row]) -> None:
         """Add what is no directory (of ours): a file, or a submodule."""
+        if is_never(name):
+            return
         why = unstorable(found, name)
         if why is not None:
             self._outcome.leave_out(join(frame.path, name), why)
