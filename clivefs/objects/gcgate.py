@@ -16,7 +16,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 NAME = b"gc.lock"
 
@@ -30,6 +30,7 @@ class Gate:
         # A lock of its own: a shared one that is turned into an exclusive one is lost where that fails.
         self._own_fd = os.open(NAME, flags, 0o600, dir_fd=store_fd)
         self._mutex = threading.Lock()
+        self._pid = os.getpid()
         self._inside = 0
 
     def enter(self) -> None:
@@ -59,7 +60,8 @@ class Gate:
             fcntl.flock(self._own_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        with self._mutex:
+        # In a forked child some thread of the parent's may hold the mutex for ever; the child has no other threads.
+        with self._mutex if os.getpid() == self._pid else nullcontext():
             for fd in (self._fd, self._own_fd):
                 if fd >= 0:
                     os.close(fd)
