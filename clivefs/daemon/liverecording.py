@@ -61,8 +61,8 @@ _BUSY_S = 5.0
 """How long a barrier waits for a file that is written to all the time."""
 _PREPARED_MAX = 3
 """How often a barrier has a large file read that changed meanwhile."""
-_END_S = 30.0
-"""How long the end of a session waits for large files."""
+_END_S = 600.0
+"""How long the end of a session waits for large files that are being read; the next mount records what is left."""
 _IDLE_S = 0.2
 """Without a change for so long, large files are read."""
 _READERS = 2
@@ -539,7 +539,7 @@ class LiveRecording:
             before = known if known is not None and known.oid == head.oid else self.points.load(head.oid)
         base = (before.tree, before.meta) if before is not None else (EMPTY_TREE, None)
         with self._store.batch() as batch:
-            defer_bytes = None if self._ending else DEFER_BYTES
+            defer_bytes = None if self._ending and not self._deferred else DEFER_BYTES
             recorded = self._recorder.record(parts, dirty, batch, base=base, defer_bytes=defer_bytes)
             if not recorded.changed and message is None:
                 return recorded, None

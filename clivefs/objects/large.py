@@ -21,6 +21,9 @@ from clivefs.objects.encode import object_hasher
 from clivefs.objects.errors import ContentChanged
 
 CHUNK_BYTES = 1 << 20
+_LOOK_BYTES = 64 * CHUNK_BYTES
+"""How often a file that is stored is looked at, whether it is still the same."""
+_ZEROS = bytes(CHUNK_BYTES)
 _TEMPORARY = b"new-"
 
 
@@ -80,10 +83,14 @@ class LargeFiles:
                 if not piece or len(piece) > left:
                     raise ContentChanged(f"the file changed while it was stored: {left} bytes are missing")
                 hasher.update(piece)
-                _write_all(fd, piece)
+                if piece == _ZEROS[: len(piece)]:
+                    os.lseek(fd, len(piece), os.SEEK_CUR)  # a hole stays a hole
+                else:
+                    _write_all(fd, piece)
                 left -= len(piece)
             if read(1):
                 raise ContentChanged("the file grew while it was stored")
+            os.ftruncate(fd, size)
             os.fsync(fd)
             FAULTS.hit("objects.large.before-rename")
             oid = hasher.digest()
@@ -96,6 +103,25 @@ class LargeFiles:
             os.close(fd)
         FAULTS.hit("objects.large.after-rename")
         return oid
+
+    def put_file(self, fd: int, size: int) -> bytes:
+        """Store the *size* bytes of the file *fd*; the object's name, durable. ContentChanged, soon, when the file is
+        written to or removed meanwhile."""
+        before = os.fstat(fd)
+        offset = 0
+
+        def read(count: int) -> bytes:
+            nonlocal offset
+            piece = os.pread(fd, count, offset)
+            if not offset % _LOOK_BYTES:
+                now = os.fstat(fd)
+                same = now.st_size == before.st_size and now.st_mtime_ns == before.st_mtime_ns
+                if not same or now.st_nlink < min(before.st_nlink, 1):
+                    raise ContentChanged("the file changed while it was stored")
+            offset += len(piece)
+            return piece
+
+        return self.put(read, size)
 
     def put_bytes(self, payload: bytes) -> bytes:
         """Store a payload that is in memory already; the object's name, durable."""

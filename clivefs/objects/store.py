@@ -211,15 +211,7 @@ class Store(ObjectStore):
         return values.pack(kind, payload, deflated)
 
     def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
-        offset = 0
-
-        def read(count: int) -> bytes:
-            nonlocal offset
-            piece = os.pread(fd, count, offset)
-            offset += len(piece)
-            return piece
-
-        return self._large.put(read, size), values.pack_large(size)
+        return self._large.put_file(fd, size), values.pack_large(size)
 
     def apply(self, changes: Changes) -> Future[None]:
         def job(transaction: WriteTransaction) -> None:

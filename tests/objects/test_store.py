@@ -16,7 +16,7 @@ import pytest
 from clivefs.base.ports import FAULTS
 from clivefs.objects.encode import MODE_FILE, TreeEntry, hash_object
 from clivefs.objects.environment import open_environment
-from clivefs.objects.errors import RefConflict, StoreError
+from clivefs.objects.errors import ContentChanged, RefConflict, StoreError
 from clivefs.objects.fsck import fsck
 from clivefs.objects.store import Store
 
@@ -247,6 +247,52 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
                 at = next(iter(store.read_commit(at).parents), None)
             assert history >= {oid for oid in acknowledged if len(oid) == 40}
             assert not any(name.startswith("new-") for name in os.listdir(path / "large"))
+
+
+# Large files
+
+
+def test_the_holes_of_a_large_file_take_no_room(tmp_path: Path) -> None:
+    with (tmp_path / "disk.img").open("wb") as file:
+        file.write(b"first")
+        file.truncate((64 << 20) + 7)
+        file.seek(48 << 20)
+        file.write(b"middle")
+    with Store.open(tmp_path / "store", create=True) as store, store.batch() as batch:
+        oid = batch.blob_file(tmp_path / "disk.img")
+    stored = tmp_path / "store" / "large" / oid.hex()[:2] / oid.hex()[2:]
+    assert stored.read_bytes() == (tmp_path / "disk.img").read_bytes()
+    assert oid == hash_object("blob", stored.read_bytes())
+    assert stored.stat().st_blocks * 512 <= 4 << 20
+
+
+@pytest.mark.parametrize("change", ["removed", "written to"])
+def test_a_large_file_that_changes_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    read = 0
+    pread = os.pread
+
+    def change_at_once(fd: int, count: int, offset: int) -> bytes:
+        nonlocal read
+        if not read and change == "removed":
+            path.unlink()
+        elif not read:
+            os.utime(path, ns=(1, 1))
+        piece = pread(fd, count, offset)
+        read += len(piece)
+        return piece
+
+    with Store.open(tmp_path / "store", create=True) as store, path.open("rb") as file:
+        monkeypatch.setattr(os, "pread", change_at_once)
+        with pytest.raises(ContentChanged), store.batch() as batch:
+            batch.blob_file(file.fileno())
+        monkeypatch.undo()
+        assert read <= 65 << 20
+        assert os.listdir(tmp_path / "store" / "large") == []
 
 
 FAULTY = """

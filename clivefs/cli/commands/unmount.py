@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import time
 from typing import Any
 
 from clivefs.base.errors import ClivefsError, UsageError
@@ -25,7 +26,9 @@ clivefs unmount              the mountpoint that this directory is in, else the 
 clivefs unmount /mnt/work    another mountpoint
 clivefs unmount shop         the workspace shop; the others stay"""
 
-END_WAIT_MS = 30_000
+END_WAIT_S = 30.0
+"""How long we wait for a daemon that does nothing."""
+_SAY_S = 2.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -111,14 +114,7 @@ def _end(call: Call, daemon: Daemon) -> int:
         if users:
             call.out.note("still at work in it: " + ", ".join(f"{each['command']} ({each['pid']})" for each in users))
         if pidfd is not None:
-            waiting = select.poll()
-            waiting.register(pidfd, select.POLLIN)
-            if not waiting.poll(END_WAIT_MS):
-                raise ClivefsError(
-                    f"the daemon (process {daemon.pid}) has not ended within {END_WAIT_MS // 1000} s",
-                    place=daemon.mountpoint,
-                    remedy=f"see {daemons.log_path(call.store, daemon.mountpoint)}",
-                )
+            _wait(call, daemon, pidfd)
     finally:
         if pidfd is not None:
             os.close(pidfd)
@@ -128,6 +124,37 @@ def _end(call: Call, daemon: Daemon) -> int:
     call.out.line(f"unmounted {daemon.mountpoint}")
     call.out.json({"mountpoint": daemon.mountpoint, "users": users})
     return 0
+
+
+def _wait(call: Call, daemon: Daemon, pidfd: int) -> None:
+    """Until the daemon has ended: for as long as it works, since what it does then is to record what was saved last."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    worked = _work_done(daemon.pid)
+    since = time.monotonic()
+    said = False
+    while not waiting.poll(_SAY_S * 1000):
+        if not said:
+            call.out.note("the last changes are being recorded; Ctrl-C leaves that to the daemon")
+            said = True
+        now = _work_done(daemon.pid)
+        if now != worked:
+            worked, since = now, time.monotonic()
+        elif time.monotonic() - since >= END_WAIT_S:
+            raise ClivefsError(
+                f"the daemon (process {daemon.pid}) has not ended, and has done nothing for {END_WAIT_S:.0f} s",
+                place=daemon.mountpoint,
+                remedy=f"see {daemons.log_path(call.store, daemon.mountpoint)}",
+            )
+
+
+def _work_done(pid: int) -> tuple[bytes, ...]:
+    """The processor time that a process has used, in ticks, as user and as kernel; empty when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return tuple(file.read().rpartition(b") ")[2].split()[11:13])
+    except OSError:
+        return ()
 
 
 def _pidfd(pid: int) -> int | None:
