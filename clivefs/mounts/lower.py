@@ -67,6 +67,10 @@ class Lower(ABC):
         """What tells this file from every other of the same source, for `inode_number`: the same in every
         mount, another when the content behind the name is another (not so for directories)."""
 
+    def host_inode(self, ref: LowerRef) -> int | None:
+        """The inode number that the file has on its own file system; None where it has none."""
+        return None
+
     @abstractmethod
     def path(self, ref: LowerRef) -> bytes:
         """The path below the root (empty for the root), by which `find` finds it again."""

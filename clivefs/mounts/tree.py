@@ -393,6 +393,14 @@ def inode_number(*identity: bytes) -> int:
     return number if number > 1 else number + 2
 
 
+def host_inode_number(host: int, *identity: bytes) -> int:
+    """Like `inode_number`, for what has the inode number *host* on its own file system: the low 32 bits are those of
+    *host*. That is what git's index holds of a number, so that an index which was written beside the mount tells the
+    truth in it, and one written in it, beside it: `git status` need not read every file again."""
+    number = inode_number(*identity) >> 32 << 32 | host & 0xFFFFFFFF
+    return number if number > 1 else number + (1 << 32)
+
+
 class NodeTable:
     """All nodes of one mountpoint by number. Everything that decides when a node is forgotten is here.
 

@@ -132,3 +132,22 @@ def test_submodules_in_submodules(bench: Bench, origin: Path) -> None:
     assert (tree / "m/i/inner.txt").read_text() == "edited\n"
     assert bench.git("status", "--porcelain", cwd=tree) == ""  # git does not look into what has no `.git`
     bench.check_sound()
+
+
+@pytest.mark.parametrize("write", ["through", "overlay"])
+def test_the_index_of_a_local_checkout_is_as_true_in_the_mount(bench: Bench, write: str) -> None:
+    """git compares size, times and the low 32 bits of the inode number; where one differs, it reads the file again."""
+    path = bench.repository("thing", {f"d{number % 3}/f{number}": f"{number}\n" for number in range(30)})
+    bench.write_toml(f'[workspace]\nname = "shop"\n\n[mounts."lib/thing"]\nlocal = "../thing"\nwrite = "{write}"\n')
+    bench.mount()
+    tree = bench.live / "lib/thing"
+    for name in bench.git("ls-files", cwd=path).split():
+        outside, inside = (path / name).stat(), (tree / name).stat()
+        assert inside.st_ino & 0xFFFFFFFF == outside.st_ino & 0xFFFFFFFF
+        assert (inside.st_size, inside.st_mtime_ns, inside.st_ctime_ns) == (
+            outside.st_size,
+            outside.st_mtime_ns,
+            outside.st_ctime_ns,
+        )
+        assert (inside.st_uid, inside.st_gid, inside.st_mode) == (outside.st_uid, outside.st_gid, outside.st_mode)
+    assert bench.git("diff-files", cwd=tree) == ""  # which never reads: a stat that differs is a line

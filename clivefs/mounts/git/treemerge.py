@@ -236,9 +236,12 @@ class _Merging:
         self.editor.remove(path)
 
     def _renamed(self, before: Version | None, added: Iterable[tuple[bytes, Version | None]]) -> bytes | None:
-        """Which of *added* is the file *before*: the same content, else the most similar of at least half."""
-        if before is None or not _is_regular(before):
+        """Which of *added* is the file *before*: the same content, else the most similar of at least half. A symlink is
+        followed only where its target is the same."""
+        if before is None:
             return None
+        if not _is_regular(before):
+            return next((path for path, version in added if version == before), None)
         candidates = [(path, version) for path, version in added if version is not None and _is_regular(version)]
         for path, version in candidates:
             if version.oid == before.oid:

@@ -226,6 +226,10 @@ class LocalLower(Lower):
             return b"hidden:" + self.path(ref)
         return b"local:%d:%d" % ref.identity
 
+    def host_inode(self, ref: LowerRef) -> int | None:
+        assert isinstance(ref, LocalRef)
+        return None if ref.hidden else ref.identity[1]
+
     def path(self, ref: LowerRef) -> bytes:
         assert isinstance(ref, LocalRef)
         parts: list[bytes] = []

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from clivefs.mounts.host.calls import PATH_FLAGS, DirFds, HostFile, open_directory, proc_path, stat_at
-from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, inode_number, refuse
+from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, host_inode_number, inode_number, refuse
 
 Identity = tuple[int, int]
 """Device and inode number on the host."""
@@ -113,7 +113,8 @@ class HostNodes:
         identity = node.identity
         assert identity is not None
         self._by_identity[identity] = node
-        number = inode_number(self._entry, b"host", b"%d" % identity[0], b"%d" % identity[1])
+        dev, ino = identity
+        number = host_inode_number(ino, self._entry, b"host", b"%d" % dev, b"%d" % (ino >> 32))
         self._table.add(node, number, pin=pin)
 
     def known(self, identity: Identity) -> HostNode | None:

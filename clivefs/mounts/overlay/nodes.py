@@ -29,7 +29,7 @@ from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.marks import Mark, MarkKind, split
 from clivefs.mounts.overlay.node import OverlayNode, UpperFile, directory_only, shown
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, inode_number, refuse
+from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, host_inode_number, inode_number, refuse
 
 
 class OverlayNodes:
@@ -313,7 +313,10 @@ class OverlayNodes:
             return inode_number(self._entry, self.source, identity)
         node.identity = identity
         # The path as well: hard links of the lower are files of their own here.
-        return inode_number(self._entry, self.source, identity, self.lower.path(ref))
+        host = self.lower.host_inode(ref)
+        if host is None:
+            return inode_number(self._entry, self.source, identity, self.lower.path(ref))
+        return host_inode_number(host, self._entry, self.source, identity, self.lower.path(ref))
 
     # Places
 
