@@ -19,7 +19,9 @@ from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable, Owner, SetAttr, Tree
-from tests.contract.tree_driver import Failed, PlainDriver, TreeDriver, both, outcome
+from tests.contract.driver import Failed, both, outcome
+from tests.contract.plain_driver import PlainDriver
+from tests.contract.tree_driver import TreeDriver
 
 Factory = Callable[[Path, NodeTable], Tree]
 

@@ -1,15 +1,4 @@
-"""Drives a `Tree` as the kernel would, by paths; and its twin, which does the same to a plain directory.
-
-Both drivers have the same methods with the same results, so that a test calls both and compares:
-
-    tree = TreeDriver(make_tree(table), table)
-    plain = PlainDriver(tmp_path / "plain")
-    assert both(tree, plain, "rename", b"a", b"b")
-
-Paths are bytes below the root, `b""` is the root itself. No symlink is followed. Errors are `OSError`s;
-`outcome()` turns a call into a value that can be compared. The umask must be 0 (`umask_zero` fixture),
-since the kernel hands a filesystem modes to which it has applied the umask already.
-"""
+"""Drives a `Tree` as the kernel would, by paths: see `driver`."""
 
 from __future__ import annotations
 
@@ -17,69 +6,15 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from clivefs.base.syscalls import rename_at
 from clivefs.mounts.tree import Attr, Blocked, Node, NodeTable, OpenFile, Owner, SetAttr, Tree
+from tests.contract.driver import Driver, Facts, File, facts
 
 RETRIES_MAX = 20
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What stat tells that must be equal in a tree and in a plain directory."""
-
-    mode: int
-    size: int | None
-    """None for directories: their size is the filesystem's business."""
-    nlink: int | None
-    """None for directories: an overlay may answer 1."""
-    uid: int
-    gid: int
-    mtime_ns: int | None
-    """None unless asked for."""
-    rdev: int
-
-
-def facts(st: Attr | os.stat_result, *, times: bool = False) -> Facts:
-    attr = Attr.of(st) if isinstance(st, os.stat_result) else st
-    is_dir = stat.S_ISDIR(attr.mode)
-    return Facts(
-        attr.mode,
-        None if is_dir else attr.size,
-        None if is_dir else attr.nlink,
-        attr.uid,
-        attr.gid,
-        attr.mtime_ns if times else None,
-        attr.rdev,
-    )
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A call ended with this errno."""
-
-    name: str
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """The value of *call*, or `Failed` with the errno's name."""
-    try:
-        return call()
-    except OSError as error:
-        return Failed(errno.errorcode.get(error.errno or 0, str(error.errno)))
-
-
-def both(tree: TreeDriver, plain: PlainDriver, method: str, *args: Any, **kwargs: Any) -> Any:
-    """Call *method* on both, assert that both say the same, and return what they say."""
-    want = outcome(lambda: getattr(plain, method)(*args, **kwargs))
-    got = outcome(lambda: getattr(tree, method)(*args, **kwargs))
-    assert got == want, f"{method}{args}: tree {got!r}, plain directory {want!r}"
-    return want
-
-
-class TreeFile:
+class TreeFile(File):
     """A file that the driver has open."""
 
     def __init__(self, driver: TreeDriver, node: Node, file: OpenFile) -> None:
@@ -109,7 +44,7 @@ class TreeFile:
         self.driver.table.release(self.node)
 
 
-class TreeDriver:
+class TreeDriver(Driver):
     """A tree by paths. Counts references as the kernel does: each look-up is one, given back by `forget`.
 
     With *remember* it keeps them, as a kernel with a warm cache does, until `forget_all`.
@@ -211,7 +146,6 @@ class TreeDriver:
         return facts(self._at(path, self.tree.getattr), times=times)
 
     def inode(self, path: bytes) -> int:
-        """`st_ino`; not to be compared with the twin's."""
         return int(self._at(path, lambda node: node.nodeid))
 
     def listdir(self, path: bytes) -> list[tuple[bytes, int]]:
@@ -233,31 +167,6 @@ class TreeDriver:
 
         result: bytes = self._at(path, target)
         return result
-
-    def read(self, path: bytes) -> bytes:
-        file = self.open(path, os.O_RDONLY)
-        try:
-            return file.read(0, 1 << 26)
-        finally:
-            file.close()
-
-    def tree_of(self, path: bytes = b"") -> dict[bytes, Any]:
-        """Everything below *path*: facts, and content or target. Iterative."""
-        found: dict[bytes, Any] = {}
-        waiting = [path]
-        while waiting:
-            directory = waiting.pop()
-            for name, kind in self.listdir(directory):
-                place = directory + b"/" + name if directory else name
-                found[place] = (self.stat(place), self._content(place, kind))
-                if kind == stat.S_IFDIR:
-                    waiting.append(place)
-        return found
-
-    def _content(self, place: bytes, kind: int) -> bytes | None:
-        if kind == stat.S_IFREG:
-            return self.read(place)
-        return self.readlink(place) if kind == stat.S_IFLNK else None
 
     # Files
 
@@ -289,36 +198,11 @@ class TreeDriver:
         created: TreeFile = self._in(path, creating)
         return created
 
-    def write(self, path: bytes, data: bytes, offset: int = 0) -> int:
-        """Write into an existing file."""
-        file = self.open(path, os.O_RDWR)
-        try:
-            return file.write(offset, data)
-        finally:
-            file.close()
-
     def append(self, path: bytes, data: bytes) -> int:
         file = self.open(path, os.O_WRONLY | os.O_APPEND)
         try:
             attr = self.call(lambda: self.tree.getattr(file.node))
             return file.write(attr.size, data)
-        finally:
-            file.close()
-
-    def make(self, path: bytes, data: bytes = b"", mode: int = 0o644) -> None:
-        """Create a file that must not exist, with content."""
-        file = self.create(path, mode)
-        try:
-            if data:
-                file.write(0, data)
-        finally:
-            file.close()
-
-    def overwrite(self, path: bytes, data: bytes) -> None:
-        """open(O_TRUNC) of an existing file, and write."""
-        file = self.open(path, os.O_WRONLY | os.O_TRUNC)
-        try:
-            file.write(0, data)
         finally:
             file.close()
 
@@ -402,172 +286,3 @@ class TreeDriver:
 
     def fsync_dir(self, path: bytes) -> None:
         self._at(path, self.tree.fsync_dir)()
-
-
-class PlainFile:
-    """The twin of `TreeFile`."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.fd, size, offset)
-
-    def write(self, offset: int, data: bytes) -> int:
-        return os.pwrite(self.fd, data, offset)
-
-    def stat(self) -> Facts:
-        return facts(os.fstat(self.fd))
-
-    def truncate(self, size: int) -> None:
-        os.ftruncate(self.fd, size)
-
-    def fsync(self) -> None:
-        os.fsync(self.fd)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class PlainDriver:
-    """The twin of `TreeDriver`: a directory of the host, by the system calls."""
-
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = os.fsencode(root)
-
-    def _path(self, path: bytes) -> bytes:
-        """The host's path. As with the tree's driver, components are walked one by one, and no symlink is followed."""
-        place = self.root
-        for name in path.split(b"/")[:-1]:
-            place += b"/" + name
-            mode = os.lstat(place).st_mode
-            if stat.S_ISLNK(mode):
-                raise OSError(errno.ELOOP, "the driver follows no symlink")
-            if not stat.S_ISDIR(mode):
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return self.root + b"/" + path if path else self.root
-
-    def stat(self, path: bytes, *, times: bool = False) -> Facts:
-        return facts(os.lstat(self._path(path)), times=times)
-
-    def listdir(self, path: bytes) -> list[tuple[bytes, int]]:
-        place = self._path(path)
-        if os.path.islink(place):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return sorted((name, stat.S_IFMT(os.lstat(place + b"/" + name).st_mode)) for name in os.listdir(place))
-
-    def readlink(self, path: bytes) -> bytes:
-        return os.readlink(self._path(path))
-
-    def _open(self, path: bytes, flags: int, mode: int = 0) -> PlainFile:
-        return PlainFile(os.open(self._path(path), flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode))
-
-    def open(self, path: bytes, flags: int = os.O_RDONLY) -> PlainFile:
-        mode = os.lstat(self._path(path)).st_mode
-        if stat.S_ISDIR(mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise OSError(errno.EOPNOTSUPP, "the driver opens regular files only")
-        return self._open(path, flags)
-
-    def create(self, path: bytes, mode: int = 0o644, flags: int = os.O_RDWR) -> PlainFile:
-        return self._open(path, flags | os.O_CREAT | os.O_EXCL, mode)
-
-    def read(self, path: bytes) -> bytes:
-        file = self.open(path, os.O_RDONLY)
-        try:
-            return file.read(0, 1 << 26)
-        finally:
-            file.close()
-
-    tree_of = TreeDriver.tree_of
-    _content = TreeDriver._content
-
-    def write(self, path: bytes, data: bytes, offset: int = 0) -> int:
-        file = self.open(path, os.O_RDWR)
-        try:
-            return file.write(offset, data)
-        finally:
-            file.close()
-
-    def append(self, path: bytes, data: bytes) -> int:
-        file = self.open(path, os.O_WRONLY | os.O_APPEND)
-        try:
-            return file.write(0, data)
-        finally:
-            file.close()
-
-    def make(self, path: bytes, data: bytes = b"", mode: int = 0o644) -> None:
-        file = self.create(path, mode)
-        try:
-            if data:
-                file.write(0, data)
-        finally:
-            file.close()
-
-    def overwrite(self, path: bytes, data: bytes) -> None:
-        file = self.open(path, os.O_WRONLY | os.O_TRUNC)
-        try:
-            file.write(0, data)
-        finally:
-            file.close()
-
-    def truncate(self, path: bytes, size: int) -> None:
-        place = self._path(path)
-        if os.path.islink(place):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        os.truncate(place, size)
-
-    def mkdir(self, path: bytes, mode: int = 0o755) -> None:
-        os.mkdir(self._path(path), mode)
-
-    def mknod(self, path: bytes, mode: int, rdev: int = 0) -> None:
-        os.mknod(self._path(path), mode, rdev)
-
-    def symlink(self, target: bytes, path: bytes) -> None:
-        os.symlink(target, self._path(path))
-
-    def link(self, old: bytes, new: bytes) -> None:
-        source = self._path(old)
-        os.lstat(source)
-        os.link(source, self._path(new), follow_symlinks=False)
-
-    def unlink(self, path: bytes) -> None:
-        os.unlink(self._path(path))
-
-    def rmdir(self, path: bytes) -> None:
-        os.rmdir(self._path(path))
-
-    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
-        rename_at(-100, self._path(old), -100, self._path(new), flags)
-
-    def chmod(self, path: bytes, mode: int) -> None:
-        place = self._path(path)
-        if os.path.islink(place):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        os.chmod(place, mode)
-
-    def chown(self, path: bytes, uid: int, gid: int) -> None:
-        os.chown(self._path(path), uid, gid, follow_symlinks=False)
-
-    def utime(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
-        os.utime(self._path(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
-
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
-        return os.getxattr(self._path(path), name, follow_symlinks=False)
-
-    def listxattr(self, path: bytes) -> list[bytes]:
-        return sorted(os.fsencode(name) for name in os.listxattr(self._path(path), follow_symlinks=False))
-
-    def setxattr(self, path: bytes, name: bytes, value: bytes) -> None:
-        os.setxattr(self._path(path), name, value, follow_symlinks=False)
-
-    def removexattr(self, path: bytes, name: bytes) -> None:
-        os.removexattr(self._path(path), name, follow_symlinks=False)
-
-    def fsync_dir(self, path: bytes) -> None:
-        fd = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

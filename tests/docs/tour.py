@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIES = [
+    (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\.\d{3}(Z|\b)"), "TIME"),
     (re.compile(r"\b[0-9a-f]{7,40}\b"), "HASH"),
     (re.compile(r"process \d+, (native|pyfuse3)"), "process N, TRANSPORT"),
 ]

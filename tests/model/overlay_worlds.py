@@ -13,7 +13,9 @@ from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable
-from tests.contract.tree_driver import Failed, PlainDriver, TreeDriver, outcome
+from tests.contract.driver import Failed, outcome
+from tests.contract.plain_driver import PlainDriver
+from tests.contract.tree_driver import TreeDriver
 
 ENTRY = b"w/lib"
 NOW_NS = 1_700_000_000_000_000_000

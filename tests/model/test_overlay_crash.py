@@ -18,7 +18,9 @@ import pytest
 
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import NodeTable
-from tests.contract.tree_driver import PlainDriver, TreeDriver, outcome
+from tests.contract.driver import outcome
+from tests.contract.plain_driver import PlainDriver
+from tests.contract.tree_driver import TreeDriver
 from tests.model.overlay_worlds import ENTRY, copy_to, make_lower
 
 WORKER = Path(__file__).with_name("overlay_crash_worker.py")

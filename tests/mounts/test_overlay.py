@@ -17,7 +17,8 @@ from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
-from tests.contract.tree_driver import Failed, TreeDriver, outcome
+from tests.contract.driver import Failed, outcome
+from tests.contract.tree_driver import TreeDriver
 
 NOW_NS = 1_700_000_000_000_000_000
 US = (os.geteuid(), os.getegid())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,8 +63,8 @@ def ignored_by_us(contents: dict[bytes, bytes], info_exclude: bytes, paths: list
 
 
 @pytest.fixture(scope="module")
-def repository() -> Path:
-    root = Path(tempfile.mkdtemp(prefix="clivefs-ignore-"))
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ignore")
     subprocess.run(["git", "init", "-q", "."], cwd=root, env=ENVIRONMENT, check=True)
     for path in PATHS:
         place = os.fsencode(root) + b"/" + path

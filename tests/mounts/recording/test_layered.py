@@ -22,7 +22,8 @@ from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.recording.parts import Dirty, HostLower, Part, TreeLower, UpperLayer, copy_marks
 from clivefs.mounts.tree import NodeTable, Owner
 from clivefs.objects.memory import MemoryStore
-from tests.contract.tree_driver import TreeDriver, outcome
+from tests.contract.driver import outcome
+from tests.contract.tree_driver import TreeDriver
 from tests.model.overlay_worlds import random_operation
 from tests.mounts.gitworlds import put_world, text
 from tests.mounts.recording.worlds import Workspace, contents, files, recorded_as_on_disk
