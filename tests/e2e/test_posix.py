@@ -125,9 +125,10 @@ def test_open_flags(place: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with refused(errno.EEXIST):
         os.open(path, os.O_CREAT | os.O_EXCL)
-    path.write_text("x")
-    os.close(os.open(path, os.O_TRUNC | os.O_WRONLY))
-    assert path.stat().st_size == 0
+    for access in (os.O_WRONLY, os.O_RDONLY):
+        path.write_text("x")
+        os.close(os.open(path, os.O_TRUNC | access))
+        assert path.stat().st_size == 0
     with refused(errno.ENOTDIR):
         os.open(path, os.O_DIRECTORY)
     with refused(errno.EISDIR):

@@ -236,7 +236,10 @@ class HostTree(Tree):
             raise refuse(errno.EROFS)
         if node.kind != stat.S_IFREG:
             raise refuse(errno.EISDIR if node.is_dir else errno.EOPNOTSUPP)
-        fd = self._open_fd(node, host_flags(flags) & ~(os.O_TRUNC | os.O_APPEND))
+        wanted = host_flags(flags) & ~(os.O_TRUNC | os.O_APPEND)
+        if flags & os.O_ACCMODE == os.O_RDONLY and writing:
+            wanted |= os.O_RDWR  # who truncates needs no more than that, but ftruncate does
+        fd = self._open_fd(node, wanted)
         try:
             st = os.fstat(fd)
             same = node.seen == facts_of(st) and not node.racy

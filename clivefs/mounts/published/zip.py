@@ -162,6 +162,8 @@ class _Reader:
         """The content, and its deflate stream as it is in the archive: what `read` gives, without its cost."""
         info, file = self._info, self._archive.fp
         assert file is not None
+        if info.header_offset < 0:  # as a damaged directory says
+            raise self._damaged("it begins before the archive")
         file.seek(info.header_offset)
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size:
