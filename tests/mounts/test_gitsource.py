@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
+import threading
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +362,33 @@ def test_a_server_without_filters_sends_everything(origin: Path, opened: Any, tm
     source, resolved = opened(f"file://{origin}")
     assert source.fetch_all(resolved) == 0
     assert content(lower_of(source, resolved, tmp_path), b"more") == b"more"
+
+
+def test_a_server_of_files_gives_a_whole_clone(origin: Path, opened: Any, tmp_path: Path) -> None:
+    """Over "dumb" http, a partial clone makes git ask for what is missing from within asking for it, without end."""
+    git(origin, "update-server-info")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        source, resolved = opened(f"http://127.0.0.1:{server.server_address[1]}/origin/.git")
+        assert not source.lazy
+        assert source.promisor_url is None
+        assert content(lower_of(source, resolved, tmp_path), b"src/deep/2.txt") == b"src/deep 2\n"
+        unknown = subprocess.run(
+            ["git", "-C", source.refs.commondir, "cat-file", "-e", "12" * 20], check=False, timeout=20
+        )
+        assert unknown.returncode != 0
+        (origin / "later").write_text("later")
+        git(origin, "add", ".")
+        git(origin, "commit", "-qm", "later")
+        git(origin, "update-server-info")
+        moved = source.poll()
+        assert moved is not None
+        assert content(lower_of(source, moved, tmp_path), b"later") == b"later"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_times_are_never_too_new_for_git_and_stay(tmp_path: Path, opened: Any) -> None:

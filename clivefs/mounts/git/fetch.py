@@ -1,4 +1,5 @@
-"""Bare repositories of the store that stock git fetches into: partial clones, blobs on demand.
+"""Bare repositories of the store that stock git fetches into: partial clones, blobs on demand. From a server of files
+that does not know git ("dumb" http) there is nothing on demand: its clones are whole.
 
 Everything that talks to a git remote is here. One process at a time fetches into a repository (a lock
 file beside it). After a failure that took long, further requests fail at once for as long as that, so
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -78,8 +80,11 @@ class PartialClone:
                 return
             temporary = self._temporary()
             try:
-                self._create(temporary)
+                self._create(temporary, partial=True)
                 try:
+                    if not self._knows_git(temporary):
+                        # Git would ask for what is missing while it asks for what is missing, without end.
+                        self._create(temporary, partial=False)
                     self._fetch_refs(temporary)
                 except GitFailed as error:
                     self.error = f"{self.url}: {error.message}"
@@ -101,7 +106,7 @@ class PartialClone:
             if os.path.isdir(self.path):
                 return
             temporary = self._temporary()
-            self._create(temporary)
+            self._create(temporary, partial=True)
             write_whole(os.path.join(temporary, "objects", "info", "alternates"), alternates_text(objects_dir))
             os.rename(temporary, self.path)
 
@@ -113,22 +118,46 @@ class PartialClone:
                 shutil.rmtree(os.path.join(directory, each), ignore_errors=True)
         return f"{self.path}.{os.getpid()}.new"
 
-    def _create(self, path: str) -> None:
+    def _create(self, path: str, *, partial: bool) -> None:
         for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads")):
             make_directories(os.path.join(path, *part))
-        text = config_text(
-            {
-                "core": {"repositoryformatversion": "1", "bare": "true"},
-                "extensions": {"partialClone": "origin"},
-                'remote "origin"': {"url": self.url, "promisor": "true", "partialclonefilter": "blob:none"},
-                "gc": {"auto": "0"},
-                "maintenance": {"auto": "false"},
-            }
-        )
-        write_whole(os.path.join(path, "config"), os.fsencode(text))
+        sections = {
+            "core": {"repositoryformatversion": "1", "bare": "true"},
+            'remote "origin"': {"url": self.url},
+            "gc": {"auto": "0"},
+            "maintenance": {"auto": "false"},
+        }
+        if partial:
+            sections["extensions"] = {"partialClone": "origin"}
+            sections['remote "origin"'].update({"promisor": "true", "partialclonefilter": "blob:none"})
+        write_whole(os.path.join(path, "config"), os.fsencode(config_text(sections)))
         write_whole(os.path.join(path, "HEAD"), b"ref: refs/heads/main\n")
 
+    @functools.cached_property
+    def is_partial(self) -> bool:
+        """Whether objects may be missing that the remote has. After `clone` or `borrow`."""
+        return _is_partial(self.path)
+
     # Asking the remote
+
+    def _knows_git(self, path: str) -> bool:
+        """Whether the remote speaks git's own protocol: its packets (gitprotocol-common(5)) are seen when it is asked
+        for its refs. GitFailed."""
+        if not self.url.lower().startswith(("http://", "https://")):
+            return True
+        trace = os.path.abspath(os.path.join(path, "packets"))
+        self._git.run(
+            ["ls-remote", "origin", "HEAD"],
+            git_dir=path,
+            stall_s=self._answer_timeout_s,
+            variables={"GIT_TRACE_PACKET": trace},
+        )
+        try:
+            size = os.stat(trace).st_size
+        except FileNotFoundError:
+            return False
+        os.unlink(trace)
+        return size > 0
 
     def update(self, commit: str | None = None) -> None:
         """Bring all branches and tags up to date, and get *commit* (an id) if the remote gives it out.
@@ -161,6 +190,9 @@ class PartialClone:
 
     def _fetch(self, path: str, refspecs: Sequence[str], *, prune: bool = False) -> None:
         options = ["--prune"] if prune else []
+        if not _is_partial(path):
+            self._run([*_FETCH, *options, "origin", *refspecs], path)
+            return
         try:
             self._run([*_FETCH, *options, "--filter=blob:none", "origin", *refspecs], path)
         except GitFailed as error:
@@ -220,6 +252,11 @@ class PartialClone:
                 yield
             finally:
                 os.close(fd)
+
+
+def _is_partial(path: str) -> bool:
+    with open(os.path.join(path, "config"), encoding="utf-8", errors="surrogateescape") as file:
+        return "partialClone" in file.read()
 
 
 def write_whole(path: str, content: bytes) -> None:

@@ -120,12 +120,12 @@ class GitSource:
     @property
     def lazy(self) -> bool:
         """Objects may be missing that can be fetched."""
-        return self._clone is not None
+        return self._clone is not None and self._clone.is_partial
 
     @property
     def promisor_url(self) -> str | None:
         """Where missing objects come from; None where none are missing."""
-        return self._clone.url if self._clone is not None else None
+        return self._clone.url if self._clone is not None and self._clone.is_partial else None
 
     @property
     def objects_dirs(self) -> list[str]:
@@ -425,7 +425,7 @@ class GitSource:
 
     def fetch_objects(self, oids: Sequence[bytes]) -> None:
         """Get these objects, some thousands in a request. OSError(EIO) when they cannot be had."""
-        if self._clone is None:
+        if self._clone is None or not self._clone.is_partial:
             raise OSError(errno.EIO, f"{len(oids)} objects are missing in {self.location.given}")
         missing = [oid for oid in dict.fromkeys(oids) if self._is_missing(oid)]
         for start in range(0, len(missing), OBJECTS_PER_FETCH):
