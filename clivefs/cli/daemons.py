@@ -101,7 +101,12 @@ class Daemon(NamedTuple):
 def failure(answer: dict[str, Any]) -> ClivefsError:
     """The error that a daemon's answer or start-up line tells of."""
     kind = UsageError if answer.get("exit_code") == 2 else ClivefsError
-    return kind(str(answer.get("message", "it failed")), place=answer.get("place"), remedy=answer.get("remedy"))
+    return kind(
+        str(answer.get("message", "it failed")),
+        place=answer.get("place"),
+        remedy=answer.get("remedy"),
+        also=answer.get("also") or (),
+    )
 
 
 def _answers(stream: Any) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,13 @@
-"""What commands about forks say alike."""
+"""What commands about forks say alike, and commands that are given in one."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from clivefs.base.errors import ClivefsError
+from clivefs.cli.locate import Workspace
+
+_FORKS = ".clive/forks/"
 
 
 def commit_lines(commits: list[dict[str, Any]]) -> list[str]:
@@ -11,3 +16,18 @@ def commit_lines(commits: list[dict[str, Any]]) -> list[str]:
         f"commits{' of ' + each['entry'] if each['entry'] else ''}: {each['ref']} in {each['repository']}"
         for each in commits
     ]
+
+
+def fork_at(path: str) -> str | None:
+    """The fork that *path*, of a workspace, lies in."""
+    return path.removeprefix(_FORKS).partition("/")[0] if path.startswith(_FORKS) else None
+
+
+def refuse_in_a_fork(place: Workspace, why: str) -> None:
+    """ClivefsError, which begins with *why*, where the command was given in a fork and would not be about that."""
+    name = fork_at(place.directory)
+    if name is not None:
+        raise ClivefsError(
+            f"{why}, and you are in the fork {name}",
+            remedy=f"if the live view is meant, say so: -w {place.name}",
+        )

@@ -15,6 +15,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
+from clivefs.cli.forks import fork_at
 from clivefs.cli.locate import Workspace
 from clivefs.mounts import identity
 from clivefs.mounts.edits.diff import scratch_directory
@@ -55,8 +56,16 @@ class Past:
         return self.find("now")
 
     def below(self, path: str) -> bytes:
-        """*path* as a person names it, below the workspace; empty for all of it."""
-        return os.fsencode(self.place.inside(path))
+        """*path* as a person names it, below the workspace; empty for all of it. ClivefsError in a fork."""
+        inside = self.place.inside(path)
+        fork = fork_at(inside)
+        if fork is not None:
+            raise ClivefsError(
+                f"only the live view is recorded, and this is in the fork {fork}",
+                place=path,
+                remedy=f"`clivefs fork --diff {fork}` shows what it changed",
+            )
+        return os.fsencode(inside)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:

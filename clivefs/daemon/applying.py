@@ -20,7 +20,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.mounts.applying import Applying, Steps, Wanted
+from clivefs.mounts.applying import Affected, Applying, Steps, Wanted
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NAMESPACE = "applying"
+_MADE_FILES = 256
+"""Files that a thread makes before it is asked whether to go on."""
 _GROUP_FILES = 64
 _GROUP_BYTES = 4 << 20
 _COPY_BYTES = 1 << 20
@@ -99,6 +101,7 @@ class LiveChanges:
         finally:
             with trio.CancelScope(shield=True):
                 for applying in applyings.values():
+                    await trio.to_thread.run_sync(applying.sweep)
                     self._caches.forget_names(await _waiting(applying.finish))
                 FAULTS.hit("apply.finished")
                 await self._keep(live, {})
@@ -115,13 +118,25 @@ class LiveChanges:
             raise ChangedMeanwhile
         for path, applying in applyings.items():
             affected = applying.publish()
-            self._caches.forget_names(affected)
+            self._caches.forget_names(each for each in affected if self._may_be_known(each))
             journal = _tree(live, path).journal
             if journal is not None:
                 for parent, name, _ in affected:
                     journal.name(parent, name)
 
+    def _may_be_known(self, affected: Affected) -> bool:
+        """Whether the kernel can have the name in its caches, or hold what it led to."""
+        old = affected.node
+        return self._view.kernel_node(affected.parent).lookups > 0 or (old is not None and old.lookups > 0)
+
     async def _stage(self, applying: Applying, targets: list[Target], reader: JoinedObjects) -> None:
+        if any(stat.S_ISREG(target.wanted.mode) for target in targets) and await _waiting(
+            applying.takes_files_of_threads
+        ):
+            files = [target for target in targets if stat.S_ISREG(target.wanted.mode)]
+            targets = [target for target in targets if not stat.S_ISREG(target.wanted.mode)]
+            for at in range(0, len(files), _MADE_FILES):
+                await trio.to_thread.run_sync(_make, applying, files[at : at + _MADE_FILES], reader)
         for group in _groups(targets):
             contents = await trio.to_thread.run_sync(_contents, group, reader)
             for (wanted, oid), content in zip(group, contents, strict=True):
@@ -218,6 +233,23 @@ def _contents(group: list[Target], reader: JoinedObjects) -> list[bytes | None]:
         except ObjectTooLarge:
             contents.append(None)
     return contents
+
+
+def _make(applying: Applying, targets: list[Target], reader: JoinedObjects) -> None:
+    """In a thread: make the files of *targets*."""
+    for wanted, oid in targets:
+        assert oid is not None
+        applying.make(wanted, partial(_write, reader, oid))
+
+
+def _write(reader: JoinedObjects, oid: bytes, fd: int) -> None:
+    try:
+        content = memoryview(reader.read(oid)[1])
+    except ObjectTooLarge:
+        _copy(reader, oid, fd)
+        return
+    while content:
+        content = content[os.write(fd, content) :]
 
 
 def _copy(reader: JoinedObjects, oid: bytes, fd: int) -> None:

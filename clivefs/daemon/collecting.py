@@ -1,9 +1,10 @@
 """Collections that nobody asked for: when it is quiet, and there is enough to collect.
 
 The work is done by a child, `clivefs gc`, at the lowest priority: marking takes memory and time that a mount should not
-have to share, and a child can be ended at any moment. It is ended as soon as something is recorded, and after two
-minutes; what it did stays done, and the next one goes on. Afterwards this process gives disk back to the system, which
-only it can do while it has the store open.
+have to share, and a child can be ended at any moment. It begins nothing new after two minutes, or once something is
+recorded; what it did stays done, and the next one goes on, soon where there is more to do. What it has begun it ends:
+it holds no lock for more than some milliseconds, so it is in nobody's way. Afterwards this process gives disk back to
+the system, which only it can do while it has the store open, and only when it is quiet, as writers wait meanwhile.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ LOOK_S = 30.0
 QUIET_S = 60.0
 """How long nothing was recorded before one begins."""
 WORK_S_MAX = 120.0
+"""Nothing is begun later."""
+END_S_MAX = 1800.0
+"""What was begun is ended then: packs of a very long history are being made one, say."""
 AGAIN_S = 3600.0
-"""At most one an hour."""
+"""At most one an hour ..."""
+GO_ON_S = 60.0
+"""... unless there was more to do."""
 OBJECTS_MIN = 20_000
 BYTES_MIN = 64 << 20
 OLDEST_S = 24 * 3600.0
@@ -54,6 +60,7 @@ class Collecting:
         self._seen: object = object()  # nothing yet
         self._since_s = 0.0
         self._next_s = 0.0
+        self._unfinished = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -75,6 +82,8 @@ class Collecting:
 
     def is_due(self) -> bool:
         """Whether there is enough to collect."""
+        if self._unfinished:
+            return True
         record = self._store.meta_get(_NAMESPACE, b"last")
         last = json.loads(record) if record is not None else {"time": 0.0, "objects": 0, "used": 0}
         _, used = self._store.usage()
@@ -82,39 +91,33 @@ class Collecting:
         return grown or time.time() - last["time"] >= OLDEST_S
 
     async def collect(self) -> None:
-        """One collection, ended when something is recorded or it takes long."""
+        """One collection, short if something is recorded meanwhile."""
         self._next_s = trio.current_time() + AGAIN_S
+        self._unfinished = False
+        before = self._recorded()
         command = [sys.executable, "-m", "clivefs.cli", "gc", "--store", self._store.path, "--json"]
-        command += ["--seconds", str(int(WORK_S_MAX))]
+        command += ["--seconds", str(int(WORK_S_MAX)), "--while-quiet"]
         for polite in (["ionice", "-c", "3"], ["nice", "-n", "19"]):
             if shutil.which(polite[0]):
                 command = [*polite, *command]
-        # Told by itself: what it records is not ours.
-        with trio.move_on_after(WORK_S_MAX * 2) as limit:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_when_recorded, nursery.cancel_scope)
-                done = await trio.run_process(
-                    command,
-                    capture_stdout=True,
-                    capture_stderr=True,
-                    check=False,
-                    cwd="/",
-                    env={**os.environ, "PYTHONSAFEPATH": "1"},
-                )
-                nursery.cancel_scope.cancel()
-                await self._finish(done)
-                return
-        log.info(
-            "a collection was ended %s", "after its time" if limit.cancelled_caught else "as something was recorded"
-        )
+        with trio.move_on_after(END_S_MAX):
+            done = await trio.run_process(
+                command,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                cwd="/",
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+            )
+            await self._finish(done, is_quiet=self._recorded() == before)
+            return
+        log.warning("a collection was ended after %.0f minutes", END_S_MAX / 60)
 
-    async def _end_when_recorded(self, scope: trio.CancelScope) -> None:
-        before = self._recorded()
-        while self._recorded() == before:
-            await trio.sleep(0.1)
-        scope.cancel()
+    def _go_on(self) -> None:
+        self._unfinished = True
+        self._next_s = trio.current_time() + GO_ON_S
 
-    async def _finish(self, done: subprocess.CompletedProcess[bytes]) -> None:
+    async def _finish(self, done: subprocess.CompletedProcess[bytes], *, is_quiet: bool) -> None:
         with trio.CancelScope(shield=True):
             if done.returncode:
                 said = done.stderr.decode("utf-8", "replace").strip()[-500:]
@@ -122,6 +125,10 @@ class Collecting:
                 log.log(level, "a collection came to nothing: %s", said)
                 return
             facts = json.loads(done.stdout)
+            if facts["unfinished"] or not is_quiet:
+                self._go_on()
+                log.info("collected: %s; it goes on when it is quiet", _told(facts))
+                return
             freed = await trio.to_thread.run_sync(self.give_back)
             log.info("collected: %s; %s bytes of disk given back", _told(facts), freed)
 

@@ -1,8 +1,8 @@
 """The control socket: one JSON object a line, for the command line of the same user.
 
 A request is `{"command": NAME, "args": {...}}`; the answers are any number of `{"progress": TEXT}` and then
-`{"ok": true, "result": ...}` or `{"ok": false, "message", "place", "remedy", "exit_code"}`. The socket lies in a
-directory that only its owner may enter and is 0600 itself; the peer's uid is checked as well.
+`{"ok": true, "result": ...}` or `{"ok": false, "message", "place", "remedy", "also", "exit_code"}`. The socket lies in
+a directory that only its owner may enter and is 0600 itself; the peer's uid is checked as well.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def failure(error: ClivefsError) -> dict[str, Any]:
         "message": error.message,
         "place": error.place,
         "remedy": error.remedy,
+        "also": error.also,
         "exit_code": error.exit_code,
     }
 

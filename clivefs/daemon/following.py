@@ -11,12 +11,14 @@ import trio
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.overlays.reading import delete_discarded
 from clivefs.daemon.patched import PatchedEntries
 from clivefs.daemon.workspaces import FOLLOWED_FILES, Workspaces
 from clivefs.mounts.assembly.entry import State
 from clivefs.mounts.config import lockfile, trust
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.host.watch import Outside, Watcher
+from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.ownwatch import OwnWatch, watched_places
 
 log = logging.getLogger(__name__)
@@ -154,11 +156,14 @@ class Following:
                         prepared.discard()
 
     async def fetch_in_background(self) -> None:
-        """Until cancelled: make the store own what entries show of local repositories, and get the blobs of entries
-        that want all of them (`blobs = "all"`), one entry at a time."""
+        """Until cancelled: delete the copies that covered what sources have moved on to, make the store own what
+        entries show of local repositories, and get the blobs of entries that want all of them (`blobs = "all"`), one
+        entry at a time."""
         while True:
             for live in list(self._workspaces.live.values()):
                 for mounted in list(live.entries.values()):
+                    if isinstance(mounted.tree, OverlayTree):
+                        await delete_discarded(mounted.tree)
                     if mounted.wants_keeping():
                         await trio.to_thread.run_sync(mounted.keep, abandon_on_cancel=True)
             waiting = [

@@ -73,13 +73,16 @@ class KernelCaches:
         self, affected: Iterable[tuple[Node, bytes, Node | None] | tuple[Node, bytes, Node | None, bool]]
     ) -> None:
         """The kernel forgets names that mean something else now, and the listings that they are in."""
+        listings: set[int] = set()
         for each in affected:
             directory, name, old = each[:3]
             known = self._view.kernel_node(directory)
             self._invalidator.entry(known.nodeid, name)
-            self._invalidator.inode(known.nodeid)
+            listings.add(known.nodeid)
             if self.applier is not None:
                 self.applier.happened(known, name, old=old, was=len(each) > 3 and bool(each[3]))
+        for number in listings:
+            self._invalidator.inode(number)
 
     async def settled(self) -> None:
         """The kernel has forgotten what it was told to: who looks now sees the new state."""

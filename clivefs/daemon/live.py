@@ -37,6 +37,8 @@ class LiveWorkspace:
         self.recording: Callable[[], dict[str, Any]] = dict
         """What `status` says of its recording."""
         self.reloading = trio.Lock()
+        self.recording_now = trio.Lock()
+        """Held by whoever records, and by a change that no point may have half of; taken last."""
         self.going_back = trio.Lock()
         """Held while restore, undo or redo changes it."""
         self._entry_locks: dict[str, trio.Lock] = {}

@@ -121,7 +121,9 @@ class LiveRecording:
         self._rearranged = False
         """Mount entries went."""
         self._origin: str | None = None
-        self._mutex = trio.Lock()
+        self._message: str | None = None
+        """What the next point is to be called, which there will be in any case."""
+        self._mutex = live.recording_now
         self._ready = trio.Event()
         """The first recording was made, or tried."""
         self._changed = trio.Event()
@@ -200,10 +202,6 @@ class LiveRecording:
             self._first_s = now
         self._last_s = now
         self._changed.set()
-
-    def as_origin(self, origin: str) -> None:
-        """What is recorded next was done by *origin*, as `command:restore`."""
-        self._origin = origin
 
     def describe(self) -> dict[str, Any]:
         """What `status --json` says of it."""
@@ -435,11 +433,12 @@ class LiveRecording:
         """The paths that could not be recorded."""
         return set(self._left_out)
 
-    def claim(self, oid: bytes, paths: Collection[bytes], origin: str) -> bool:
-        """`is_still`; where it is so, what is recorded next was done by *origin*."""
+    def claim(self, oid: bytes, paths: Collection[bytes], origin: str, message: str) -> bool:
+        """`is_still`; where it is so, what is recorded next, whoever has it recorded, was done by *origin* (as
+        `command:restore`), and is a point in any case, called *message*."""
         if not self.is_still(oid, paths):
             return False
-        self.as_origin(origin)
+        self._origin, self._message = origin, message
         return True
 
     # One recording
@@ -452,12 +451,13 @@ class LiveRecording:
         self._hear_now()  # so that the echo of what the journals tell of is not looked at once more
         self._noted = False
         dirty = self._take()
-        if not self._everything and not dirty and not self._rearranged and message is None:
+        if not self._everything and not dirty and not self._rearranged and message is None and self._message is None:
             return set()
         whole, self._everything = self._everything, False
         rearranged, self._rearranged = self._rearranged, False
         by_mount, self._by_mount = self._by_mount, False
         origin, self._origin = self._origin, None
+        asked, self._message = self._message, None
         live_parts = dict(self._parts)
         parts = self._parts_now(None if whole else dirty)
         for part in live_parts.values():
@@ -469,7 +469,7 @@ class LiveRecording:
                 parts,
                 None if whole else list(dirty),
                 origin or ("mount" if by_mount else "outside"),
-                message,
+                message or asked,
             )
         except Exception as error:
             if not isinstance(error, (OSError, ClivefsError)):
@@ -479,6 +479,7 @@ class LiveRecording:
             self._rearranged |= rearranged
             self._by_mount |= by_mount
             self._origin = self._origin or origin
+            self._message = self._message or asked
             self._failed(error)
             return set(dirty)
         finally:

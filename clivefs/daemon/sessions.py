@@ -105,13 +105,14 @@ class Sessions:
             if dry or not differs:
                 return result
             targets = [_target(each, times=times) for each in differs]
-            still = partial(recording.claim, before.oid, {each.path for each in differs}, origin)
+            told = f"{origin.partition(':')[2]} to {point.name}"
+            still = partial(recording.claim, before.oid, {each.path for each in differs}, origin, told)
             try:
                 applied = await self._changes.apply(live, targets, reader, still)
             except ChangedMeanwhile:
                 continue
             result["refused"] = [{"path": os.fsdecode(path), "why": why} for path, why in applied.refused]
-            after = await self._recording.snapshot(live, f"{origin.partition(':')[2]} to {point.name}")
+            after = await self._recording.snapshot(live)
             result["after"] = point_facts(after)
             return result
         raise ClivefsError(

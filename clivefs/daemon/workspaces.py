@@ -33,6 +33,7 @@ from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.edits import journal, takeback
 from clivefs.mounts.edits.diff import scratch_directory
+from clivefs.mounts.edits.ownpatches import HostOwn, own_files
 from clivefs.mounts.host.watch import Watcher
 from clivefs.mounts.points.fsck import point_problems
 from clivefs.mounts.points.objects import past_objects
@@ -164,7 +165,10 @@ class Workspaces:
                 remedy="use it there, or `clivefs unmount` it first",
             ) from None
         try:
-            if takeback.recover(self._store, workspace_id, settings.root, self._uppers(workspace_id)):
+            own = HostOwn(settings.root)
+            if settings.write != "overlay" and takeback.recover(
+                self._store, workspace_id, own, self._uppers(workspace_id)
+            ):
                 settings = config.load(os.path.join(root, config.FILE_NAME))
             assembly = Assembly(
                 store=self._store,
@@ -196,6 +200,13 @@ class Workspaces:
         threads."""
         if live.settings.write != "overlay":
             return
+        try:
+            own = own_files(live.assembly.files, live.root)
+            takeback.recover(self._store, live.id, own, self._uppers(live.id))
+        except BaseException:
+            self._on_loop(live.root_tree.close)
+            live.lock.release()
+            raise
         try:
             settings, lock = ownconfig.load(live), ownconfig.read_lock(live)
             if settings.write != "overlay":

@@ -1,14 +1,17 @@
 """Making a live tree show other content at some paths, in one step as its users see it.
 
-    stage    every new file is made in a staging directory of the tree, in calls of its own: others go on meanwhile
+    stage    every new file is made in a staging directory of the tree, in calls of its own: others go on meanwhile.
+             Where the tree takes in what the host has, regular files are made by threads (`hoststaging`)
     record   what is to be done, as `Steps`: whoever applies keeps it durable before the next step
     publish  one span: the staging directory gets its second name, which says that it has begun; then removals, new
-             directories, and renames of the staged files into their places
-    finish   the staging directory goes
+             directories, and renames of the staged files into their places. On the host an old file changes places with
+             the new one, which costs no more than a name: to free it may take a disk's time
+    finish   the staging directory goes, with the old files
 
 All of it by the tree's ordinary operations, so that marks, nodes and open files stay right: who has a file open keeps
 what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps where
-publishing had begun; each of them finds out by looking whether it has been done. What somebody else has changed since
+publishing had begun; each of them finds out by looking whether it has been done (by its inode number, where an old file
+has taken the new one's place in the staging directory). What somebody else has changed since
 then is his. Where it had not begun, nothing has changed, and nothing does. A directory that is to go, but holds what is
 not ours to remove (ignored files, say), stays, as git leaves it.
 """
@@ -18,16 +21,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from clivefs.base.ports import FAULTS
+from clivefs.base.syscalls import RENAME_EXCHANGE
+from clivefs.mounts.hoststaging import HostStaging
 from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
 
 STAGING = b".clive-new-"
 _BEGUN = b".begun"
+_LISTED_MIN = 8
+"""For so many changes in a directory its names are listed; for fewer they are looked up."""
 
 
 class Wanted(NamedTuple):
@@ -44,12 +51,14 @@ class Wanted(NamedTuple):
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
-    """One change of `publish`. `staged`: the name of the new file in the staging directory, if one was made."""
+    """One change of `publish`. `staged`: the name of the new file in the staging directory, if one was made; `inode`:
+    its number on the host, if a thread made it there."""
 
     path: bytes
     mode: int
     mtime_ns: int | None
     staged: bytes
+    inode: int = 0
 
 
 class Steps(msgspec.Struct, array_like=True, frozen=True):
@@ -83,7 +92,13 @@ class Applying:
         self._held: list[Node] = []
         self._directories: dict[bytes, Node] = {}
         self._stage: Node | None = None
+        self._host: HostStaging | None = None
+        """The staging directory, where threads may make files in it."""
+        self._exchanges = True
+        """The host's filesystem can exchange two names, as far as is known."""
         self._steps: list[Step] = []
+        self._there: dict[bytes, int] = {}
+        """What `check` found at the path of each step: a kind, 0 for nothing."""
 
     # Staging
 
@@ -91,7 +106,34 @@ class Applying:
         if self._stage is None:
             self._stage = self._tree.mkdir(self._tree.root, self.staging, 0o700, self._owner)[0]
             self._hold(self._stage)
+            self._open_host()
         return self._stage
+
+    def _open_host(self) -> None:
+        assert self._stage is not None
+        fd = self._tree.host_directory(self._stage)
+        if fd is not None:
+            self._host = HostStaging(fd, self._owner)
+
+    def takes_files_of_threads(self) -> bool:
+        """Whether regular files can be staged by `make`."""
+        self._staging()
+        return self._host is not None
+
+    def make(self, wanted: Wanted, write: Callable[[int], None]) -> None:
+        """`stage` a regular file, which *write* fills by its descriptor: for a thread, while nobody else stages."""
+        assert self._host is not None
+        name = b"%d" % len(self._steps)
+        as_wanted = self._owner.uid == 0
+        inode = self._host.make(
+            name,
+            stat.S_IMODE(wanted.mode),
+            write,
+            owner=(wanted.uid, wanted.gid) if as_wanted else (None, None),
+            xattrs=wanted.xattrs,
+            mtime_ns=wanted.mtime_ns,
+        )
+        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name, inode))
 
     def stage(self, wanted: Wanted, content: bytes | None = None) -> OpenFile | None:
         """Take *wanted* up. *content*: a symlink's target, a file's bytes. For a regular file without it the open
@@ -156,12 +198,38 @@ class Applying:
         if not self._tree.writable:
             raise refuse(errno.EROFS)
         self._staging()
+        self._there = self._look()
         leaving = {step.path for step in self._steps if not stat.S_ISDIR(step.mode)}
         for step in self._steps:
-            parent = self._directory(step.path.rpartition(b"/")[0])
-            found = self._child(parent, step.path.rpartition(b"/")[2]) if parent is not None else None
-            if found is not None and step.mode and stat.S_ISDIR(found[1].mode) and not stat.S_ISDIR(step.mode):
-                self._refuse_kept(found[0], step.path, leaving)
+            if step.mode and stat.S_ISDIR(self._there[step.path]) and not stat.S_ISDIR(step.mode):
+                directory = self._directory(step.path)
+                if directory is not None:
+                    self._refuse_kept(directory, step.path, leaving)
+
+    def _look(self) -> dict[bytes, int]:
+        """What is at the path of each step: a kind, 0 for nothing."""
+        there: dict[bytes, int] = {}
+        by_directory: dict[bytes, list[bytes]] = {}
+        for step in self._steps:
+            by_directory.setdefault(step.path.rpartition(b"/")[0], []).append(step.path)
+        for head, paths in by_directory.items():
+            parent = self._directory(head)
+            kinds = self._kinds(parent) if parent is not None and len(paths) >= _LISTED_MIN else None
+            for path in paths:
+                name = path[len(head) + 1 :] if head else path
+                if kinds is not None:
+                    there[path] = kinds.get(name, 0)
+                else:
+                    found = self._child(parent, name) if parent is not None else None
+                    there[path] = stat.S_IFMT(found[1].mode) if found is not None else 0
+        return there
+
+    def _kinds(self, directory: Node) -> dict[bytes, int] | None:
+        """The kinds by name; None where the directory cannot be listed."""
+        try:
+            return {entry.name: entry.kind for entry in self._tree.entries(directory)}
+        except PermissionError:
+            return None
 
     def _refuse_kept(self, directory: Node, path: bytes, leaving: set[bytes]) -> None:
         for entry in self._tree.entries(directory):
@@ -173,7 +241,8 @@ class Applying:
                 raise refuse(errno.ENOTEMPTY, below)
 
     def publish(self) -> list[Affected]:
-        """Do it: one span. What was done before a crash is found done."""
+        """Do it: one span, which begins with `check` unless this is resumed. What was done before a crash is found
+        done."""
         affected: list[Affected] = []
         self._directories.clear()
         if self._begun_ns is None:
@@ -194,15 +263,18 @@ class Applying:
 
     def _clear(self, step: Step) -> list[Affected]:
         """Remove what cannot stay at the path of *step*."""
-        parent = self._directory(step.path.rpartition(b"/")[0])
-        name = step.path.rpartition(b"/")[2]
+        there = self._there.get(step.path)
+        if there is not None and (not there or (step.mode and stat.S_ISDIR(step.mode) == stat.S_ISDIR(there))):
+            return []  # nothing, or a rename takes its place
+        head, _, name = step.path.rpartition(b"/")
+        parent = self._directory(head)
         found = self._child(parent, name) if parent is not None else None
         if parent is None or found is None:
             return []
         node, attr = found
         is_directory = stat.S_ISDIR(attr.mode)
         if step.mode and stat.S_ISDIR(step.mode) == is_directory:
-            return []  # a rename takes its place
+            return []
         if not is_directory and self._is_of_others(attr):
             return []
         if not is_directory:
@@ -224,14 +296,38 @@ class Applying:
         if stat.S_ISDIR(step.mode):
             self._make_directories(step.path, affected)
             return affected
-        found = self._child(parent, name)
-        if self._child(self._staging(), step.staged) is None:
-            return affected  # done before the crash
-        if found is not None and self._is_of_others(found[1]):
-            return affected
-        self._tree.rename(self._staging(), step.staged, parent, name, 0)
-        affected.append(Affected(parent, name, found[0] if found is not None else None))
+        if self._begun_ns is not None:
+            found = self._child(parent, name)
+            if self._is_done(step) or (found is not None and self._is_of_others(found[1])):
+                return affected
+            taken = found is not None
+        else:
+            there = self._there.get(step.path, 0)
+            taken = bool(there) and not stat.S_ISDIR(there)
+        old = (parent.children or {}).get(name)
+        self._replace(step, parent, name, taken=taken)
+        affected.append(Affected(parent, name, old))
         return affected
+
+    def _is_done(self, step: Step) -> bool:
+        """Whether the new file had left the staging directory before the crash."""
+        if step.inode and self._host is not None:
+            return self._host.inode(step.staged) != step.inode
+        return self._child(self._staging(), step.staged) is None
+
+    def _replace(self, step: Step, parent: Node, name: bytes, *, taken: bool) -> None:
+        """Let *name* lead to the new file. *taken*: it leads to an old one."""
+        if taken and step.inode and self._exchanges:
+            try:
+                self._tree.rename(self._staging(), step.staged, parent, name, RENAME_EXCHANGE)
+                return
+            except FileNotFoundError:
+                pass  # somebody has just removed it
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                self._exchanges = False
+        self._tree.rename(self._staging(), step.staged, parent, name, 0)
 
     def _is_of_others(self, attr: Attr) -> bool:
         """Whether somebody has changed a file after the crash that we finish the work of."""
@@ -288,6 +384,11 @@ class Applying:
 
     # The end
 
+    def sweep(self) -> None:
+        """Remove old files that no node is known of, as far as they are on the host: for a thread, before `finish`."""
+        if self._host is not None and self._stage is not None:
+            self._host.sweep(frozenset(self._stage.children or ()))
+
     def finish(self) -> list[Affected]:
         """Remove the staging directory and what is left in it, and let go of everything."""
         affected: list[Affected] = []
@@ -300,6 +401,9 @@ class Applying:
                 self._tree.unlink(directory, entry.name)
             self._tree.rmdir(self._tree.root, name)
             affected.append(Affected(self._tree.root, name, directory))
+        if self._host is not None:
+            self._host.close()
+            self._host = None
         held, self._held = self._held, []
         self._directories.clear()
         for node in held:
@@ -321,6 +425,7 @@ class Applying:
             if found is not None:
                 applying._stage = found[0]
                 applying._hold(found[0])
+                applying._open_host()
                 if name == applying._begun:
                     applying._begun_ns = found[1].ctime_ns
         return applying

@@ -93,6 +93,10 @@ class Lower(ABC):
         references of *other* to files in there are good here too, from `take_over` on."""
         return False
 
+    def same_tree(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
+        """Whether *directory* is known to have the same files as *other_directory* of *other*, wherever they are."""
+        return False
+
     def take_over(self, other: Lower) -> None:  # noqa: B027 - nothing to do is a fine answer
         """This lower is shown in the place of *other* from now on."""
 

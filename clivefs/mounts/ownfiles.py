@@ -238,6 +238,63 @@ class TreeFiles(OwnFiles):
             raise
         self._ask(lambda: tree.fsync_dir(root))()
 
+    def put(self, path: bytes, content: bytes) -> None:
+        """Let the file *path* have *content*, whole or not at all, durable; directories on the way are made."""
+        tree = self._tree
+        temporary = b".%s.tmp" % os.urandom(12).hex().encode()
+
+        def create() -> tuple[Node, bytes, OpenFile]:
+            directory = tree.root
+            *head, name = path.split(b"/")
+            for part in head:
+                try:
+                    directory = tree.lookup(directory, part)[0]
+                except FileNotFoundError:
+                    directory = tree.mkdir(directory, part, 0o755, self._owner)[0]
+            try:
+                mode = tree.lookup(directory, name)[1].mode & 0o777
+            except FileNotFoundError:
+                mode = _NEW_MODE
+            directory.opens += 1
+            return directory, name, tree.create(directory, temporary, mode, os.O_WRONLY | os.O_EXCL, self._owner)[2]
+
+        def done() -> None:
+            directory.opens -= 1
+
+        directory, name, file = self._ask(create)
+        try:
+            try:
+                file.write(0, content)
+                file.fsync(False)
+            finally:
+                self._ask(file.close)
+            self._ask(lambda: tree.rename(directory, temporary, directory, name, 0))
+        except BaseException:
+            self._ask(lambda: tree.unlink(directory, temporary))
+            raise
+        finally:
+            self._ask(done)
+        self._sync(path)
+
+    def remove(self, path: bytes) -> None:
+        """Let there be no file *path*, durably."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            self._ask(lambda: self._tree.unlink(self._node(parent), name))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self._sync(path)
+
+    def link(self, path: bytes, new: bytes) -> None:
+        """Give the file *path* the name *new* too, durably. EEXIST."""
+        parent, _, name = new.rpartition(b"/")
+        self._ask(lambda: self._tree.link(self._node(path), self._node(parent), name))
+        self._sync(new)
+
+    def _sync(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0]
+        self._ask(lambda: self._tree.fsync_dir(self._node(parent)))()
+
     def places(self, directory: bytes) -> list[Place]:
         # What is removed or renamed leaves its mark in the upper's own directory.
         return [Place("own", directory), Place("edits", b"tree/" + directory if directory else b"tree"), MARKS]

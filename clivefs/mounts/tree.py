@@ -350,6 +350,11 @@ class Tree(ABC):
         once, in a thread."""
         return _nothing
 
+    def host_directory(self, directory: Node) -> int | None:
+        """A descriptor, the caller's to close, of the host directory that *directory* is, for a tree that takes in what
+        others make there; None where names are more than what the host has."""
+        return None
+
     def dropped(self, node: Node) -> None:  # noqa: B027 - nothing to do is a fine answer
         """The table has forgotten *node*: release what is held for it."""
 

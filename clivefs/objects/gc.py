@@ -92,17 +92,17 @@ def sweep(
     *,
     dry_run: bool = False,
     progress: Callable[[str], None] = lambda text: None,
-    until: float = float("inf"),
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Swept:
-    """Remove what has no mark. Busy where others have been inside the gate for too long. *until*: the monotonic time
-    after which no more is removed."""
+    """Remove what has no mark. Busy where others have been inside the gate for too long. *is_over*: asked now and then
+    whether to begin nothing more."""
     marks = reach.marks
     dead = list(marks.unmarked())
     if dry_run:
         return Swept(len(dead), sum(map(store.hot_bytes, dead)), len(marks) - len(dead))
     changed = -1
     count = size = at = rereads = 0
-    while at < len(dead) and time.monotonic() < until:
+    while at < len(dead) and not is_over():
         with alone(store):
             stale = store.last_change() != changed
             if stale and rereads >= _REREADS_MAX:

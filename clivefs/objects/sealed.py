@@ -5,6 +5,8 @@
     .../objects/pack/pack-HASH.strand             what is kept as a strand, see `strands`; git leaves it alone
     .../objects/pack/pack-HASH.beside             names (20 bytes each, in order) of large blobs that objects of this
                                                   pack lead to: they stay files of their own, see `large`
+    .../objects/pack/pack-HASH.paths              zlib: of each object that is no delta a line `NAME PATH`, NAME in
+                                                  hexadecimal; a hint for packing again, see `sealing`
 
 Invariants: whatever a sealed object leads to is sealed, or beside it, or a repository's. An object leaves the database
 only when a pack with it has its name, durably; a pack goes only when another has all of it that is still wanted.
@@ -20,7 +22,7 @@ import struct
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from clivefs.objects.encode import OID_BYTES
@@ -29,12 +31,14 @@ from clivefs.objects.repository import Repository
 from clivefs.objects.strands import Strand
 
 DIRECTORY = "packs/sealed.git"
-SUFFIXES = (".idx", ".pack", ".beside", ".strand")
+SUFFIXES = (".idx", ".pack", ".beside", ".strand", ".paths")
 """Of one pack's files; without the first it is none."""
 _MAGIC = b"\xfftOc\0\0\0\2"
 _FANOUT = struct.Struct(">256I")
 _NAMES_AT = len(_MAGIC) + _FANOUT.size
 _TICK_NS = 50_000_000
+_DELTAS = (6, 7)
+"""Kinds of entries of a pack that stand on others."""
 
 
 class PackIndex:
@@ -78,6 +82,15 @@ class PackIndex:
             self._ends = array("Q", sorted((*self._offsets, pack_bytes - OID_BYTES)))
         offset = self._offsets[found]
         return self._ends[bisect_right(self._ends, offset)] - offset if offset < 1 << 31 else 0
+
+    def whole(self, pack: str) -> Iterator[bytes]:
+        """The names of the objects that are no deltas in the file *pack*, but for those beyond 2 GiB. OSError."""
+        start = _NAMES_AT + len(self) * (OID_BYTES + 4)
+        offsets = struct.unpack_from(f">{len(self)}I", self._map, start)
+        with open(pack, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+            for number, offset in enumerate(offsets):
+                if offset < min(1 << 31, len(content)) and content[offset] >> 4 & 7 not in _DELTAS:
+                    yield self._name(number)
 
     def _name(self, number: int) -> bytes:
         at = _NAMES_AT + number * OID_BYTES
@@ -133,7 +146,11 @@ class Sealed:
     def beside(self) -> Iterator[bytes]:
         """The large blobs that sealed objects lead to."""
         self._look()
-        for name in self._indexes:
+        return self.beside_of(self._indexes)
+
+    def beside_of(self, packs: Iterable[str]) -> Iterator[bytes]:
+        """The large blobs that the objects of *packs* lead to."""
+        for name in packs:
             with suppress(FileNotFoundError), open(os.path.join(self.packs, name + ".beside"), "rb") as file:
                 names = file.read()
                 for at in range(0, len(names), OID_BYTES):

@@ -244,9 +244,10 @@ class Store(ObjectStore):
         """The names of the objects of the database, in order: not of what is sealed."""
         return self._environment.scan_keys("objects")
 
-    def is_large(self, oid: bytes) -> bool:
-        """Whether an object is a file of its own. ObjectMissing."""
-        return self._header(oid)[2] == values.LARGE
+    def measure(self, oid: bytes) -> tuple[int, bool]:
+        """(size of the payload in bytes, whether the object is a file of its own). ObjectMissing."""
+        _, size, tier = self._header(oid)
+        return size, tier == values.LARGE
 
     def hot_bytes(self, oid: bytes) -> int:
         """What an object of the database takes, with its file; 0 where it is not there."""

@@ -1,4 +1,4 @@
-"""A daemon collects by itself, by a child that ends as soon as something is recorded."""
+"""A daemon collects by itself, by a child that begins nothing more once something is recorded."""
 
 from __future__ import annotations
 
@@ -50,12 +50,28 @@ def test_a_collection_thins_and_gives_disk_back(store: Store, caplog: pytest.Log
     assert not Collecting(store, lambda: None, lambda: True).is_due()
 
 
-def test_it_ends_when_something_is_recorded(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_something_was_recorded_it_goes_on_later(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    old_points(store, 20)
     heads = iter(range(1_000_000))
+    decides = Collecting(store, lambda: next(heads), lambda: True)
     with caplog.at_level(logging.INFO):
-        trio.run(Collecting(store, lambda: next(heads), lambda: True).collect)
-    assert "something was recorded" in caplog.text
+        trio.run(decides.collect)
+    assert "19 points thinned" in caplog.text
     assert store.meta_get("gc", b"last") is None
+    assert decides.is_due()
+
+
+def test_what_is_unfinished_goes_on_soon(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_points(store, 20)
+    decides = Collecting(store, lambda: None, lambda: True)
+    monkeypatch.setattr(collecting, "WORK_S_MAX", 0)
+    trio.run(decides.collect)
+    assert len(Points(store, WORKSPACE).between(0, MS_MAX)) == 20
+    assert decides.is_due()
+    monkeypatch.undo()
+    trio.run(decides.collect)
+    assert len(Points(store, WORKSPACE).between(0, MS_MAX)) == 1
+    assert not decides.is_due()
 
 
 def test_one_is_due_when_there_is_enough_or_it_is_long_ago(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,12 @@ def test_no_clive_toml(bench: Bench) -> None:
         pytest.param(
             PLAIN + entry("a", git="../t", ref="--upload-pack=x"), ["Clive.toml:", "--upload-pack"], id="option-ref"
         ),
+        pytest.param(
+            PLAIN + entry("a", lcoal="d") + "[limts]\n",
+            ["no source", "lcoal", "local", "limts", "limits"],
+            id="several",
+        ),
+        pytest.param(PLAIN + '[limits]\nnetwork_timeout = "0s"\n', ["Clive.toml:4", "0s"], id="no-time"),
         pytest.param(PLAIN + entry("a", git="ext::sh -c true"), ["ext::sh"], id="ext"),
     ],
 )

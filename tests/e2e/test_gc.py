@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import Bench, until
+
+from clivefs.objects.store import Store
 
 KEEP_NOTHING = '\n[sessions]\nkeep = { all = "0s", hourly = "0s", daily = "0s", yearly = "0s" }\n'
 
@@ -131,6 +135,37 @@ def test_a_killed_collection_leaves_a_sound_store(shop: Bench) -> None:
         shop.cli("fsck")
     until(lambda: collect(shop)["points"][0]["kept"] == 1, "the last one finishes")
     shop.check_sound()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_collection_that_is_ended_says_so(shop: Bench, number: signal.Signals) -> None:
+    save(shop, "one\n")
+    with Store.open(shop.store) as store, store.reading():  # it waits for us
+        child = subprocess.Popen(
+            [sys.executable, "-m", "clivefs.cli", "gc"],
+            env=shop.environment,
+            cwd=shop.root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(lambda: is_collecting(shop), "it has begun")
+        child.send_signal(number)
+        said = child.communicate(timeout=30)[1]
+    assert child.returncode == 128 + number
+    assert f"ended by {number.name}" in said
+    assert "what was done stays done" in said
+    shop.cli("gc")
+    shop.check_sound()
+
+
+def is_collecting(bench: Bench) -> bool:
+    with open(bench.store / "gc.run", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def test_disk_comes_back_while_it_is_mounted(shop: Bench, tmp_path: Path) -> None:

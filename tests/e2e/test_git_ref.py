@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -318,6 +320,10 @@ def commit(bench: Bench, repository: Path, files: dict[str, str | bytes], messag
     return bench.git("rev-parse", "HEAD", cwd=repository).strip()
 
 
+def git_dir_of(tree: Path) -> Path:
+    return Path((tree / ".git").read_text().removeprefix("gitdir:").strip())
+
+
 def test_follow_moves_tree_head_and_index(bench: Bench, origin: Path) -> None:
     tree = mount(bench, "follow = true\n")
     assert bench.git("status", "--porcelain", cwd=tree) == ""
@@ -371,6 +377,78 @@ def test_follow_is_behind_local_commits(bench: Bench, origin: Path) -> None:
     assert bench.git("status", "--porcelain", cwd=tree) == ""
 
 
+def test_follow_goes_on_from_what_was_pushed_though_others_have_pushed_since(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    bench.git("switch", "-q", "--detach", cwd=origin)
+    (tree / "README").write_text("mine\n")
+    bench.git("rm", "-q", "second", cwd=tree)
+    bench.git("commit", "-qam", "mine", cwd=tree)
+    daemon = bench.daemon_pid()
+    bench.git("fetch", "-q", str(git_dir_of(tree)), "main:mine", cwd=origin)
+    os.kill(daemon, signal.SIGSTOP)  # it sees neither the push alone nor what stands on it alone
+    try:
+        bench.git("switch", "-q", "mine", cwd=origin)
+        theirs = commit(bench, origin, {"second": "again\n", "src/a.c": "int theirs;\n"}, "theirs")
+        bench.git("branch", "-q", "-f", "main", theirs, cwd=origin)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    until(lambda: (tree / "src/a.c").read_text() == "int theirs;\n", "the followed content")
+    until(lambda: bench.entry("lib/thing")["state"] == "mounted", "the entry going on")
+    assert bench.git("rev-parse", "HEAD", cwd=tree).strip() == theirs
+    assert (tree / "README").read_text() == "mine\n"
+    assert (tree / "second").read_text() == "again\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    (tree / "README").write_text("more\n")
+    bench.git("commit", "-qam", "more", cwd=tree)
+    bench.git("push", "-q", "origin", "HEAD:refs/heads/more", cwd=tree)
+
+
+@pytest.mark.parametrize("when", ["mounted", "unmounted"])
+def test_a_renamed_directory_that_was_pushed(bench: Bench, origin: Path, when: str) -> None:
+    tree = mount(bench, "follow = true\n")
+    bench.git("status", cwd=tree)
+    bench.git("switch", "-q", "--detach", cwd=origin)
+    bench.git("mv", "src", "lib", cwd=tree)
+    (tree / "lib/a.c").write_text("int edited;\n")
+    bench.git("commit", "-qam", "renamed", cwd=tree)
+    shutil.move(tree / "lib/deep", tree / "moved")  # and this was not committed
+    if when == "unmounted":
+        gitdir = git_dir_of(tree)
+        bench.unmount()
+        bench.git("push", "-q", str(origin), "main", cwd=gitdir)
+        bench.mount()
+    else:
+        bench.git("push", "-q", "origin", "main", cwd=tree)
+    pushed = bench.git("rev-parse", "main", cwd=origin).strip()
+    until(lambda: bench.entry("lib/thing")["ref"] == pushed, "the base where HEAD is")
+    assert (tree / "lib/a.c").read_text() == "int edited;\n"
+    assert (tree / "moved/b.c").read_text() == "int b;\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == " D lib/deep/b.c\n?? moved/\n"
+    bench.git("switch", "-q", "main", cwd=origin)
+    theirs = commit(bench, origin, {"src/new.c": "int c;\n", "lib/more.c": "int d;\n"}, "theirs")
+    until(lambda: bench.entry("lib/thing")["ref"] == theirs, "the followed commit")
+    assert (tree / "src/new.c").read_text() == "int c;\n"
+    assert sorted(os.listdir(tree / "lib")) == ["a.c", "more.c"]
+    assert (tree / "moved/b.c").read_text() == "int b;\n"
+    assert bench.git("status", "--porcelain", cwd=tree) == " D lib/deep/b.c\n?? moved/\n"
+    bench.check_sound()
+
+
+def test_a_renamed_directory_that_goes_upstream(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    (tree / "src").rename(tree / "mine")
+    bench.git("rm", "-qr", "src", cwd=origin)
+    commit(bench, origin, {"third": "3\n"}, "without src")
+    until(lambda: bench.entry("lib/thing")["state"] == "behind", "the state `behind`")
+    assert "mine" in bench.entry("lib/thing")["error"]
+    assert (tree / "mine/a.c").read_text() == "int a;\n"
+    (tree / "mine").rename(tree / "src")
+    bench.git("status", cwd=tree)
+    until(lambda: (tree / "third").exists(), "the followed commit")
+    assert os.listdir(tree / "src") == []
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
 def test_follow_does_not_hide_a_change_under_an_edit_of_the_same_file(bench: Bench, origin: Path) -> None:
     tree = mount(bench, "follow = true\n")
     bench.git("status", cwd=tree)
@@ -404,6 +482,17 @@ def test_copies_that_git_wrote_back_do_not_hide_what_follows(bench: Bench, origi
     assert (tree / "src/a.c").read_text() == "int new;\n"
     assert not (tree / "second").exists()
     assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_a_large_copy_that_git_wrote_back_leaves_the_disk(bench: Bench, origin: Path) -> None:
+    large = b"0123456789abcdef" * (1 << 17)
+    commit(bench, origin, {"large": large}, "large")
+    tree = mount(bench, "follow = true\n")
+    (tree / "large").write_text("x\n")
+    bench.git("checkout", "-q", "large", cwd=tree)
+    commit(bench, origin, {"large": large + b"more"}, "more")
+    until(lambda: (tree / "large").stat().st_size == len(large) + 4, "the followed content")
+    until(lambda: not list(bench.store.glob("uppers/*/*/work/*")), "the end of the copy")
 
 
 def test_a_branch_that_moved_while_nothing_was_mounted(bench: Bench, origin: Path) -> None:

@@ -280,19 +280,27 @@ def test_commit_on_a_published_module(lib: Bench) -> None:
     lib.check_sound()
 
 
-def test_converted_files_are_not_merged_blindly(bench: Bench) -> None:
-    bench.repository("thing", {".gitattributes": "*.txt eol=crlf\n", "a.txt": "1\n2\n", "b": "b\n"})
+def test_converted_files_are_stored_as_git_stores_them(bench: Bench) -> None:
+    thing = bench.repository("thing", {".gitattributes": "*.txt eol=crlf\n", "a.txt": "1\n2\n3\n", "b": "b\n"})
     bench.write_toml('[workspace]\nname = "shop"\n[mounts."lib"]\ngit = "../thing"\nref = "main"\n')
     bench.mount()
-    (bench.live / "lib/b").write_text("mine\n")
+    lib = bench.live / "lib"
+    (lib / "b").write_text("mine\n")
     answer(bench, "overlay", "commit", "lib", "-m", "b")
-    assert (bench.live / "lib/a.txt").read_bytes() == b"1\r\n2\r\n"
-    (bench.live / "lib/a.txt").write_bytes(b"1\r\nmine\r\n")
-    for command in (["commit", "lib", "-m", "a"], ["export", "lib", "-o", "x.patch", "--as-layer"]):
-        refused = bench.cli("overlay", *command, check=False)
-        assert refused.returncode == 1
-        assert "a.txt: this file is converted" in refused.stderr
-    bench.cli("overlay", "export", "lib", "-o", "x.patch")
+    assert (lib / "a.txt").read_bytes() == b"1\r\n2\r\n3\r\n"
+    (lib / "a.txt").write_bytes(b"1\r\nmine\r\n3\r\n")
+    assert bench.git("status", "--porcelain", cwd=lib) == " M a.txt\n"
+    patch = bench.cli("overlay", "diff", "lib").stdout
+    assert "\n-2\n+mine\n" in patch
+    bench.run(["git", "apply", "--check"], cwd=thing, input=patch)
+    answer(bench, "overlay", "commit", "lib", "-m", "a")
+    assert bench.git("cat-file", "blob", "HEAD:a.txt", cwd=lib) == "1\nmine\n3\n"
+    assert bench.git("status", "--porcelain", cwd=lib) == ""
+    assert (lib / "a.txt").read_bytes() == b"1\r\nmine\r\n3\r\n"
+    (lib / "a.txt").write_bytes(b"1\r\nmine\r\n4\r\n")
+    bench.cli("overlay", "export", "lib", "-o", "x.patch", "--as-layer")
+    assert (lib / "a.txt").read_bytes() == b"1\r\nmine\r\n4\r\n"
+    assert "+4\n" in (bench.root / "x.patch").read_text()
     bench.check_sound()
 
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from harness import Bench, until
+from faults import Killer
+from harness import Bench, until, write_files
 
 pytestmark = pytest.mark.mount
 
@@ -172,3 +173,120 @@ def test_patches_are_those_that_the_mount_shows(own: Bench) -> None:
     os.rename(own.live / "other", own.live / "patches")
     shows(shown, "again\n")
     own.check_sound()
+
+
+# Edits of an entry, whose patches and Clive.toml lie among the edits of the workspace
+
+LINES = [f"line {number}\n" for number in range(1, 21)]
+RELEASE = '\n[mounts."lib"]\ngit = "../release"\nref = "v1"\npatches = ["patches/*.patch"]\n'
+TAKEN = "--- a/h\n+++ b/h\n@@ -1 +1 @@\n-h\n+taken\n"
+OLD = "--- a/g\n+++ b/g\n@@ -4,3 +4,3 @@\n line 4\n-line 5\n+patched 5\n line 6\n"
+
+
+def lines(**changed: str) -> str:
+    made = list(LINES)
+    for name, line in changed.items():
+        made[int(name[1:]) - 1] = line + "\n"
+    return "".join(made)
+
+
+@pytest.fixture
+def release(bench: Bench) -> Bench:
+    """An entry at v1 of a repository that has a v2, with two patches, in a workspace that is not written."""
+    thing = bench.repository("release", {"f": lines(), "g": lines(), "h": "h\n"})
+    bench.git("tag", "v1", cwd=thing)
+    write_files(thing, {"h": "taken\n", "f": lines(l15="new"), "g": "above\n" + lines(l5="theirs", l18="new")})
+    bench.git("commit", "-qam", "second", cwd=thing)
+    bench.git("tag", "v2", cwd=thing)
+    write_files(bench.root, {"patches/1.patch": OLD.replace("5", "9").replace("4", "8").replace("line 6", "line 10")})
+    write_files(bench.root, {"patches/0.patch": TAKEN})
+    bench.write_toml(TOML + RELEASE)
+    return bench
+
+
+def own_files(bench: Bench) -> dict[str, bytes]:
+    found = bench.root.rglob("*")
+    return {str(each.relative_to(bench.root)): each.read_bytes() for each in found if each.is_file()}
+
+
+def shown_files(bench: Bench) -> dict[str, bytes]:
+    return {
+        str(each.relative_to(bench.live)): each.read_bytes()
+        for each in sorted(bench.live.rglob("*"))
+        if each.is_file() and each.name != ".git"
+    }
+
+
+def test_edits_of_an_entry_become_a_patch_among_the_edits(release: Bench) -> None:
+    release.mount()
+    before = own_files(release)
+    (release.live / "lib/f").write_text(lines(l2="mine"))
+    assert not (release.live / "patches/new").exists()
+    shown = shown_files(release)
+    release.cli("overlay", "export", "lib", "-o", "patches/new/2.patch", "--as-layer")
+    assert "patches/new/2.patch" in (release.live / "Clive.toml").read_text()
+    assert "+mine" in (release.live / "patches/new/2.patch").read_text()
+    assert release.cli("overlay", "diff", "lib").stdout == ""
+    now = shown_files(release)
+    assert now.pop("patches/new/2.patch")
+    assert {**now, "Clive.toml": b""} == {**shown, "Clive.toml": b""}
+    assert own_files(release) == before
+    release.unmount()
+    release.mount()
+    assert (release.live / "lib/f").read_text() == lines(l2="mine")
+    assert release.run(["getfattr", "-n", "user.clive.layer", "--only-values", "lib/f"]).stdout == (
+        "patch:patches/new/2.patch"
+    )
+    release.check_sound()
+
+
+def test_patches_and_edits_move_onto_another_release_and_back(release: Bench) -> None:
+    release.mount()
+    before = own_files(release)
+    (release.live / "lib/f").write_text(lines(l2="mine"))
+    (release.live / "lib/g").write_text(lines(l5="ours", l9="patched 9"))
+    shown = shown_files(release)
+    done = release.cli("overlay", "rebase", "lib", "--to", "v2", check=False)
+    assert done.returncode == 1, done.stderr
+    assert (release.live / "lib/f").read_text() == lines(l2="mine", l15="new")
+    assert "ours\n=======\ntheirs\n" in (release.live / "lib/g").read_text()
+    assert 'ref = "v2"' in (release.live / "Clive.toml").read_text()
+    assert own_files(release) == before
+    release.unmount()
+    release.mount()
+    assert [each["path"] for each in release.entry("lib")["conflicts"]] == ["g"]
+    # A patch that the release has went. Somebody writes one of that name meanwhile: it is kept beside.
+    patch = release.live / "patches/0.patch"
+    assert not patch.exists()
+    patch.write_text(PATCH.format(word="mine").replace("one", "line 1"))
+    release.cli("overlay", "rebase", "lib", "--abort")
+    now = shown_files(release)
+    assert b"+mine" in now.pop("patches/0.patch.kept-1")
+    assert now == shown
+    assert own_files(release) == before
+    release.check_sound()
+
+
+def test_a_crash_of_that_leaves_before_or_after(release: Bench, tmp_path: Path) -> None:
+    points = ["rebase.begun", "patch.rename", "rebase.config", "rebase.prepared", "rebase.lowered", "rebase.shown"]
+    killer = Killer(tmp_path / "killer", [*points, "rebase.noted"])
+    release.mount(env=killer.environment)
+    (release.live / "lib/f").write_text(lines(l2="mine"))
+    shown = shown_files(release)
+    for point in points:
+        killer.at(point)
+        release.cli("overlay", "export", "lib", "-o", "patches/2.patch", "--as-layer", check=False)
+        until(lambda: not release.daemons(), f"the end of the daemon at {point}")
+        killer.at("")
+        release.mount(env=killer.environment)
+        assert shown_files(release) == shown, point
+        assert "+mine" in release.cli("overlay", "diff", "lib").stdout, point
+    killer.at("rebase.noted")
+    release.cli("overlay", "export", "lib", "-o", "patches/2.patch", "--as-layer", check=False)
+    until(lambda: not release.daemons(), "the end of the daemon")
+    killer.at("")
+    release.mount(env=killer.environment)
+    now = shown_files(release)
+    assert "+mine" in now.pop("patches/2.patch").decode()
+    assert now == shown
+    release.check_sound(allowed="dead mount")

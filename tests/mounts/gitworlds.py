@@ -6,15 +6,19 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
+from clivefs.mounts.edits.plan import Write
+from clivefs.mounts.git.joined import blob_content
 from clivefs.mounts.git.treeeditor import TreeEditor, Version, differences
 from clivefs.objects.encode import EMPTY_TREE
 from clivefs.objects.interface import ObjectStore
 
+R = TypeVar("R")
 World = dict[bytes, tuple[int, bytes]]
 """Path to (mode, content)."""
 
@@ -166,3 +170,18 @@ def _fits(world: World, path: bytes) -> bool:
     return path not in world and not any(
         other.startswith(path + b"/") or path.startswith(other + b"/") for other in world
     )
+
+
+def done(work: Generator[Any, Any, R], store: ObjectStore | None = None) -> R:
+    """Run work that goes in steps to its end; what it returns. What it asks to write is in *store*."""
+    answer = None
+    try:
+        while True:
+            told = work.send(answer)
+            answer = None
+            if isinstance(told, Write):
+                assert store is not None
+                answer = blob_content(store, told.version.oid)
+    except StopIteration as end:
+        value: R = end.value
+        return value

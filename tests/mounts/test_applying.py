@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,10 +56,23 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
     made.close()
 
 
+def writer(content: bytes) -> Callable[[int], None]:
+    """What writes *content* to a descriptor."""
+
+    def write(fd: int) -> None:
+        os.write(fd, content)
+
+    return write
+
+
 def apply(tree: Tree, wanted: dict[bytes, tuple[int, bytes | None]], *, crash_after: str = "") -> None:
     table: NodeTable = tree.table  # type: ignore[attr-defined]
     applying = Applying(tree, table, OWNER)
     for path, (mode, content) in wanted.items():
+        if stat.S_ISREG(mode) and applying.takes_files_of_threads():
+            assert content is not None
+            applying.make(Wanted(path, mode), writer(content))
+            continue
         file = applying.stage(Wanted(path, mode), content if content is None or len(content) < 8 else None)
         if file is not None:
             assert content is not None
@@ -167,6 +181,60 @@ def test_times_and_attributes(tree: Tree) -> None:
     assert attr.mtime_ns == 1_600_000_000_123_456_789
     assert tree.getxattr(node, b"user.note") == b"n"
     assert tree.lookup(tree.root, b"d")[1].mtime_ns == 1_500_000_000_000_000_001
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class MortalTree(HostTree):
+    """A host tree whose process is killed at its renames, when none is left."""
+
+    renames_left = 1_000_000
+
+    def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
+        if not self.renames_left:
+            raise Killed
+        self.renames_left -= 1
+        super().rename(src, name, dst, new_name, flags)
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_crash_between_two_files(tmp_path: Path, renames: int) -> None:
+    """Files that had changed places with the new ones are not put back, and no old file stays anywhere."""
+    table = NodeTable()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    tree = MortalTree(fd, table, entry=b"test", writable=True, hidden=lambda identity, name: False)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(f"old {name}")
+    tree.lookup(tree.root, b"b")  # one that the kernel may know
+    applying = Applying(tree, table, OWNER)
+    assert applying.takes_files_of_threads()
+    for name in (b"a", b"b", b"c"):
+        applying.make(Wanted(name, FILE), writer(b"new " + name))
+    applying.check()
+    record = encode_steps(applying.steps)
+    tree.renames_left = renames
+    if renames < 4:
+        with pytest.raises(Killed):
+            applying.publish()
+    else:
+        applying.publish()
+    tree.renames_left = 1_000_000
+    again = Applying.resume(tree, table, OWNER, decode_steps(record))
+    if again.has_begun:
+        again.publish()
+    again.finish()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"new {name}" if renames else f"old {name}" for name in ("a", "b", "c")
+    }
+    tree.close()
+
+
+def test_steps_of_an_older_version_are_read() -> None:
+    """They have no inode numbers."""
+    steps = decode_steps(msgspec.msgpack.encode([1, b".clivefs-new-x", [[b"a", FILE, None, b"0"]]]))
+    assert (steps.steps[0].staged, steps.steps[0].inode) == (b"0", 0)
 
 
 PATHS = st.sampled_from([b"a", b"b", b"a/x", b"a/y", b"b/x/z", b"c"])

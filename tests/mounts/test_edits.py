@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
@@ -34,6 +34,7 @@ from clivefs.objects.store import Store
 from tests.mounts.gitworlds import (
     ENVIRONMENT,
     World,
+    done,
     edited,
     fresh,
     get_world,
@@ -98,6 +99,13 @@ def plan(
     )
 
 
+def leads_to_itself(item: tuple[bytes, tuple[int, bytes]]) -> bool:
+    """Whether a file is a link `a -> a/b`. Stock git cannot put a directory in its place: `git apply` looks for `a/x`
+    before it removes `a`, and "Too many levels of symbolic links" is not the answer that it expects."""
+    path, (mode, content) = item
+    return mode == 0o120000 and content.startswith(path.rpartition(b"/")[2] + b"/")
+
+
 # Trees
 
 
@@ -126,6 +134,7 @@ def test_edits_exported_as_a_layer_show_the_same(data: st.DataObject, tmp_path: 
 @given(data=st.data())
 def test_stock_git_applies_the_patch_to_the_same_files(data: st.DataObject, tmp_path: Path) -> None:
     base = data.draw(worlds())
+    assume(not any(map(leads_to_itself, base.items())))
     shown = data.draw(edited(base))
     patch = diff(base, shown, tmp_path)
     work = write_world(fresh(tmp_path / "work"), base)
@@ -363,7 +372,7 @@ def edit(tree: OverlayTree, before: World, after: World) -> None:
             hide_file(tree, path)
     for path, file in changes.items():
         if file is not None:
-            show_file(tree, path, file, US)
+            done(show_file(tree, path, file, US))
 
 
 def test_a_rebase_live_and_taken_back(mounted: Mounted, tmp_path: Path) -> None:
@@ -396,11 +405,11 @@ def test_a_rebase_live_and_taken_back(mounted: Mounted, tmp_path: Path) -> None:
     with pytest.raises(ClivefsError, match="under way"):
         rebasejournal.begin(store, Rebase("w-e", "pypi:x==1", "pypi:x==2", "started"), upper)
     tree.replace_lower(mounted.lower(made.lower))
-    carry_out(tree, made, store, US)
+    done(carry_out(tree, made, store, US), store)
     aside = {write.path: (write.version.mode, mounted.content(write.version.oid)) for write in made.aside}
     assert shown_world(tree) == get_world(store, made.shown) | aside
     assert [conflict.path for conflict in made.conflicts] == [b"d/g"]
-    carry_out(tree, made, store, US)  # once more harmlessly
+    done(carry_out(tree, made, store, US), store)  # once more harmlessly
     assert shown_world(tree) == get_world(store, made.shown) | aside
     # Back.
     mounted.close()

@@ -22,7 +22,7 @@ from clivefs.mounts.git.treeeditor import TreeEditor
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
 from clivefs.objects.store import Store
-from tests.mounts.gitworlds import World, fresh, put_world, text
+from tests.mounts.gitworlds import World, done, fresh, put_world, text
 
 US = Owner(os.geteuid(), os.getegid())
 RELEASED_NS = 1_600_000_000_000_000_000
@@ -108,12 +108,12 @@ class Bench:
         """Make a layer of the edits; what stays in the upper."""
         edits = self.edits()
         made = plan_layer(self.store, self.store, lower=self.base, edits=edits, name="my.patch", scratch=str(self.path))
-        what = goes(self.tree, US)
+        what = done(goes(self.tree, US))
         self.times.update(what.times_ns)
         plan = dataclasses.replace(made.plan, resets=what.resets)
         self.tree.replace_lower(self.lower(plan.lower))
-        carry_out(self.tree, plan, self.store, US)
-        keep_times(self.tree, what.times_ns)
+        done(carry_out(self.tree, plan, self.store, US), self.store)
+        done(keep_times(self.tree, what.times_ns))
         self.base = plan.lower
         return what.stays
 
@@ -135,7 +135,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def write(bench: Bench, path: bytes, content: bytes) -> None:
-    show_file(bench.tree, path, Version(0o100644, content), US)
+    done(show_file(bench.tree, path, Version(0o100644, content), US))
 
 
 def remove(bench: Bench, path: bytes) -> None:

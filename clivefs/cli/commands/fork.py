@@ -11,7 +11,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
-from clivefs.cli.forks import commit_lines
+from clivefs.cli.forks import commit_lines, refuse_in_a_fork
 from clivefs.cli.locate import Workspace, find
 from clivefs.cli.output import table
 from clivefs.mounts.edits.diff import patch_of
@@ -30,6 +30,7 @@ clivefs fork show try                the files that it changed
 clivefs fork --diff try              what it changed, as a patch
 clivefs fork --drop try"""
 
+_COMMAND_MAX = 80
 _WHY = "a fork is a part of its mount"
 
 
@@ -77,6 +78,7 @@ def _none_left(words: list[str], moment: str | None) -> None:
 
 def _make(call: Call, name: str) -> int:
     place, daemon = _place(call)
+    refuse_in_a_fork(place, "forks are made of the live view")
     point = None
     if call.args.moment is not None:
         with past.opened(call) as opened:
@@ -99,6 +101,10 @@ def _list(call: Call) -> int:
     for each in forks:
         if each["kept"]:
             call.out.line(f"{each['name']}: not committed, as {each['kept']}")
+        elif each["command"]:  # it runs, or whoever ran it was killed
+            call.out.line(
+                f"{each['name']}: of `run`, not ended: {each['command'].partition(chr(10))[0][:_COMMAND_MAX]}"
+            )
         call.out.lines(_conflicts(each))
     call.out.json(forks)
     return 0
@@ -151,7 +157,8 @@ def _show(call: Call, name: str) -> int:
 def _audit(call: Call, name: str) -> int:
     place, daemon = _place(call)
     result = daemon.ask("fork_audit", workspace=place.name, name=name)
-    call.out.line(f"{result['command']}: exit {result['status']}")
+    ended = f"exit {result['status']}" if result["status"] is not None else "it has not ended"
+    call.out.line(f"{result['command']}: {ended}")
     for kind in ("read", "listed", "missing", "written", "removed"):
         call.out.lines(f"{kind:<8} {path or '.'}" for path in result[kind])
     if result["more"]:

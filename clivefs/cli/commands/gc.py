@@ -11,6 +11,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import daemons
+from clivefs.cli.ending import ended_by_signals
 from clivefs.cli.output import size
 from clivefs.mounts.points.collection import Collected, collect
 from clivefs.objects.errors import StoreError
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="N", default=float("inf"), help="begin nothing new after N seconds"
     )
+    parser.add_argument("--while-quiet", action="store_true", help="begin nothing new once something is recorded")
     past.add_place(parser)
     calls.add_json(parser)
 
@@ -49,7 +51,7 @@ def run(call: Call) -> int:
         store = Store.open(call.store, create=False)
     except StoreError as error:
         raise ClivefsError("there is no store", place=call.store, remedy="nothing was recorded yet") from error
-    with store:
+    with store, ended_by_signals(call.store, "what was done stays done, and the next collection goes on"):
         before = store.usage()
         done = collect(
             store,
@@ -57,6 +59,7 @@ def run(call: Call) -> int:
             keeps=keeps,
             dry_run=call.args.dry_run,
             seconds_max=call.args.seconds,
+            while_quiet=call.args.while_quiet,
             progress=call.out.progress,
         )
         after = store.usage()
@@ -100,6 +103,8 @@ def _tell(call: Call, done: Collected, usage: tuple[int, int]) -> None:
     if done.sealed.objects:
         told = f"{done.sealed.objects} objects sealed: {size(done.sealed.bytes_before)} became"
         call.out.line(f"{told} {size(max(0, done.sealed.bytes_now))}")
+    if done.unfinished:
+        call.out.line("it ended early: the next collection goes on")
     if not call.args.dry_run:
         call.out.line(f"the database takes {size(usage[0])}, of which {size(usage[1])} are in use")
 
@@ -115,5 +120,6 @@ def _described(call: Call, done: Collected, before: tuple[int, int], after: tupl
             "sealed": done.sealed.objects,
         },
         "bytes": {"removed": done.swept.bytes, "database_before": before[0], "database": after[0], "in_use": after[1]},
+        "unfinished": done.unfinished,
         "notes": list(done.notes),
     }

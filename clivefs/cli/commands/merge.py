@@ -8,7 +8,7 @@ from clivefs.base.errors import UsageError
 from clivefs.cli import call as calls
 from clivefs.cli import locate
 from clivefs.cli.call import Call
-from clivefs.cli.forks import commit_lines
+from clivefs.cli.forks import commit_lines, fork_at
 
 DESCRIPTION = """\
 Bring what a fork changed into the live view, in one step: a three-way merge with the point that it stands on, or with
@@ -21,8 +21,6 @@ clivefs merge try --dry-run          what would change, and conflict
 clivefs merge try
 clivefs merge                        in a directory of the fork"""
 
-_FORKS = ".clive/forks/"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="the fork (default: the one that you are in)")
@@ -34,11 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(call: Call) -> int:
     place = locate.find(call)
     daemon = place.served("a fork is a part of its mount")
-    name = call.args.name
+    name = call.args.name or fork_at(place.directory)
     if name is None:
-        if not place.directory.startswith(_FORKS):
-            raise UsageError("which fork?", remedy="`clivefs fork --list` shows which there are")
-        name = place.directory.removeprefix(_FORKS).partition("/")[0]
+        raise UsageError("which fork?", remedy="`clivefs fork --list` shows which there are")
     result = daemon.ask("merge", call.out.progress, workspace=place.name, name=name, dry_run=call.args.dry_run)
     refused = {each["path"]: each["why"] for each in result["refused"]}
     done = [each for each in result["changes"] if each["path"] not in refused]

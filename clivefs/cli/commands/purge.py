@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
+from clivefs.cli.ending import ended_by_signals
 from clivefs.mounts.points.purge import Purged, purge, wait_until_alone
 
 DESCRIPTION = """\
@@ -49,16 +49,16 @@ def run(call: Call) -> int:
                     remedy="`clivefs unmount` all that is, then give the command again",
                 )
             _confirm(call, os.fsdecode(path))
-        done = purge(
-            opened.store,
-            opened.workspace_id,
-            path,
-            opened.reader,
-            opened.repositories,
-            now_ms=time.time_ns() // 1_000_000,
-            dry_run=dry_run,
-            progress=call.out.progress,
-        )
+        with ended_by_signals(call.store, "give the command again: nothing may be gone so far, or not everything"):
+            done = purge(
+                opened.store,
+                opened.workspace_id,
+                path,
+                opened.reader,
+                opened.repositories,
+                dry_run=dry_run,
+                progress=call.out.progress,
+            )
         still_there = _places_of(call, opened, os.fsdecode(path))
     _tell(call, done, os.fsdecode(path), still_there)
     call.out.json(

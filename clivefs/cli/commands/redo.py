@@ -7,6 +7,7 @@ import argparse
 from clivefs.cli import call as calls
 from clivefs.cli import locate, past
 from clivefs.cli.call import Call
+from clivefs.cli.forks import refuse_in_a_fork
 from clivefs.cli.going import told
 
 DESCRIPTION = """\
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(call: Call) -> int:
     place = locate.find(call)
+    refuse_in_a_fork(place, "only the live view is recorded")
     daemon = place.served("only a mounted workspace can be changed in one step")
     args = call.args
     result = daemon.ask("redo", call.out.progress, workspace=place.name, count=args.count, dry_run=args.dry_run)

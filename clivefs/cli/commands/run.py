@@ -14,7 +14,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate, sandbox
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
-from clivefs.cli.forks import commit_lines
+from clivefs.cli.forks import commit_lines, refuse_in_a_fork
 from clivefs.cli.locate import Workspace
 
 DESCRIPTION = """\
@@ -33,6 +33,7 @@ clivefs fork show n1 --audit                     what it read and wrote
 clivefs run -- make                              in the live view, between two recorded points"""
 
 OWN_FAILURE = 125
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def run(call: Call) -> int:
     try:
         place = locate.find(call)
         daemon = place.served("commands run in the mount")
+        refuse_in_a_fork(place, "this runs commands in the live view, or in a fork of it")
         if place.directory == ".clive" or place.directory.startswith(".clive/"):
             raise UsageError("this is no directory of the live view", place=call.around.directory)
         if not args.fork:
@@ -92,11 +94,12 @@ def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str])
     )
     directory = os.path.join(fork["path"], place.directory).rstrip("/")
     environ = dict(call.around.environ)
+    box = None
     try:
         if args.sandbox:
-            words = [*_sandbox(call, fork, daemon, directory), *words]
+            box = _sandbox(call, fork, daemon, directory)
             environ = sandbox.environment(environ)
-        status = _execute(call, words, directory, environ)
+        status = _execute(call, words, directory, environ, box)
     except BaseException:
         daemon.ask("run_end", workspace=place.name, name=fork["name"], commit=False, status=OWN_FAILURE)
         raise
@@ -114,8 +117,8 @@ def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str])
     return _told(call, result)
 
 
-def _sandbox(call: Call, fork: dict[str, Any], daemon: Daemon, directory: str) -> list[str]:
-    return sandbox.arguments(
+def _sandbox(call: Call, fork: dict[str, Any], daemon: Daemon, directory: str) -> sandbox.Sandbox:
+    return sandbox.make(
         directory,
         writable=[fork["path"], fork["git"]],
         readable=[daemon.mountpoint, call.store],
@@ -150,7 +153,9 @@ def _told(call: Call, result: dict[str, Any]) -> int:
     return status
 
 
-def _execute(call: Call, words: list[str], directory: str, environ: dict[str, str]) -> int:
+def _execute(
+    call: Call, words: list[str], directory: str, environ: dict[str, str], box: sandbox.Sandbox | None = None
+) -> int:
     """The command's exit status, as a shell gives it."""
     call.out.flush()
     environ["PWD"] = directory
@@ -160,15 +165,16 @@ def _execute(call: Call, words: list[str], directory: str, environ: dict[str, st
         for child in children:
             child.send_signal(number)
 
-    # The terminal sends Ctrl-C to the command too, and what comes after it is still ours to do. A handler is not
-    # inherited, as "ignored" would be.
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
-    }
+    # The terminal sends Ctrl-C and Ctrl-\\ to the command too, and what comes after it is still ours to do. A handler
+    # is not inherited, as "ignored" would be.
+    keys = signal.SIG_IGN if box is not None and box.keys_ignored else _not_ours
+    before = {number: signal.signal(number, keys) for number in (signal.SIGINT, signal.SIGQUIT)}
+    before |= {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        children.append(subprocess.Popen(words, cwd=directory, env=environ))
+        if box is None:
+            children.append(subprocess.Popen(words, cwd=directory, env=environ))
+        else:
+            children.append(subprocess.Popen([*box.words, *words], cwd=directory, env=environ, pass_fds=[box.fd]))
         code = children[0].wait()
     except FileNotFoundError as error:
         if error.filename == directory:
@@ -180,3 +186,7 @@ def _execute(call: Call, words: list[str], directory: str, environ: dict[str, st
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _not_ours(number: int, frame: FrameType | None) -> None:
+    """Take note of a signal that was meant for the command."""

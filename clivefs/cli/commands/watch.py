@@ -83,7 +83,7 @@ class _Reader:
         if head is None or head.seq == self.seq:
             return
         try:
-            for change in changes_after(opened.points, opened.reader, self.seq, self._paths):
+            for change in changes_after(opened.points, opened.reader, self.seq, self._paths, last=head.seq):
                 self._call.out.stdout.write(json.dumps(portable(self._record(change)), ensure_ascii=False) + "\n")
         except ObjectMissing as error:
             raise ClivefsError(

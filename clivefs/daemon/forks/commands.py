@@ -121,8 +121,11 @@ class Forking:
         return await self._listing.all(self._workspaces.get(args["workspace"]))
 
     async def audit(self, args: dict[str, Any], progress: Progress) -> Any:
-        """What the command of the sandboxed transaction `name` read and wrote."""
+        """What the command of the sandboxed transaction `name` read and wrote; until it has ended, so far."""
         live = self._workspaces.get(args["workspace"])
+        for shown in self._shown.of(live):
+            if shown.record.name == args["name"] and shown.tree.audit is not None:
+                return _audited(shown.record, None, shown.tree.audit)
         return await trio.to_thread.run_sync(self._shown.audit, live, args["name"])
 
     async def where(self, args: dict[str, Any], progress: Progress) -> Any:
@@ -190,8 +193,9 @@ class Forking:
         shown = self._shown.get(live, args["name"])
         result: dict[str, Any] = {"name": args["name"], "changes": [], "committed": False, "kept": False}
         if shown.tree.audit is not None:
-            facts = {"command": shown.record.command, "status": args["status"], **shown.tree.audit.describe()}
+            facts = _audited(shown.record, args["status"], shown.tree.audit)
             await trio.to_thread.run_sync(self._shown.keep_audit, live, args["name"], facts)
+            shown.tree.audit = None  # what others do in a fork that is kept is no concern of it
         async with live.going_back:
             if args["commit"]:
                 refusal = await self._commit(live, shown, result)
@@ -234,14 +238,14 @@ class Forking:
                 return None
             try:
                 await self._merging.refuse_in_the_way(live, plan)
-                await self._merging.apply(live, plan, reader, before)
+                told = f"run: {shown.record.command}"
+                await self._merging.apply(live, plan, reader, before, "command:run", told)
             except ChangedMeanwhile:
                 continue
             except (ClivefsError, OSError) as error:
                 return str(error)
             FAULTS.hit("run.applied")
-            self._recording.of(live).as_origin("command:run")
-            after = await self._recording.snapshot(live, f"run: {shown.record.command}")
+            after = await self._recording.snapshot(live)
             result["committed"] = True
             result["after"] = point_facts(after)
             return None
@@ -264,6 +268,10 @@ def _taken(name: str) -> ClivefsError:
     return ClivefsError(
         f"there is already a fork {name!r}", remedy=f"choose another name, or `clivefs fork --drop {name}`"
     )
+
+
+def _audited(record: ForkRecord, status: int | None, audit: Audit) -> dict[str, Any]:
+    return {"command": record.command, "status": status, **audit.describe()}
 
 
 def _both_wrote(reader: JoinedObjects, base: State, ours: State, theirs: State) -> list[bytes]:

@@ -73,7 +73,7 @@ class Listing:
         reader = self._shown.reader()
         points = self._recording.of(live).points
 
-        def look(fd: int) -> tuple[int, list[dict[str, Any]]]:
+        def look(fds: list[int]) -> tuple[int, list[dict[str, Any]]]:
             base = points.load(bytes.fromhex(shown.record.base))
             scratch = scratch_directory(self._store.path)
             conflicts = []
@@ -82,15 +82,14 @@ class Listing:
                 conflicts += _conflicts("live", conflicting(reader, wrote, now, scratch))
             for name, other in others.items():
                 conflicts += _conflicts(f"fork:{name}", conflicting(reader, wrote, other, scratch))
-            return upper_size(fd), conflicts
+            return sum(map(upper_size, fds)), conflicts
 
-        upper = shown.tree.upper
-        assert upper is not None
-        fd = os.dup(upper.tree_fd)  # the fork may be dropped meanwhile
+        fds = shown.directories()  # of its own: the fork may be dropped meanwhile
         try:
-            size, conflicts = await trio.to_thread.run_sync(look, fd)
+            size, conflicts = await trio.to_thread.run_sync(look, fds)
         finally:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
         return {
             **_record_facts(shown.record),
             "size": size,

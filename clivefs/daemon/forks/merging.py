@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -112,14 +113,13 @@ class Merging:
             if plan.puts:
                 await self.refuse_in_the_way(live, plan)
             try:
-                await self.apply(live, plan, reader, before)
+                await self.apply(live, plan, reader, before, "command:merge", f"merge of the fork {record.name}")
             except ChangedMeanwhile:
                 continue
             FAULTS.hit("merge.applied")
             after = before
             if plan.puts:
-                self._recording.of(live).as_origin("command:merge")
-                after = await self._recording.snapshot(live, f"merge of the fork {record.name}")
+                after = await self._recording.snapshot(live)
                 result["after"] = point_facts(after)
             if not refused:  # what was left alone is to be merged another time
                 await self._remember(shown, base, theirs.state, before, after)
@@ -146,12 +146,16 @@ class Merging:
             taken=lambda path: _exists_now(live, path),
         )
 
-    async def apply(self, live: LiveWorkspace, plan: MergePlan, reader: JoinedObjects, before: Point) -> None:
+    async def apply(
+        self, live: LiveWorkspace, plan: MergePlan, reader: JoinedObjects, before: Point, origin: str, message: str
+    ) -> None:
+        """What it changes is recorded as the doing of *origin*, in a point called *message*."""
         recording = self._recording.of(live)
         paths = {put.wanted.path for put in plan.puts}
         if paths:
             targets = [Target(put.wanted, put.oid) for put in plan.puts]
-            await self._changes.apply(live, targets, reader, lambda: recording.is_still(before.oid, paths))
+            still = partial(recording.claim, before.oid, paths, origin, message)
+            await self._changes.apply(live, targets, reader, still)
 
     async def _remember(self, shown: ShownFork, base: Point, theirs: State, before: Point, after: Point) -> None:
         """The next merge is to bring only what the fork changes from now on."""

@@ -71,6 +71,12 @@ class ShownFork:
         self.recording = trio.Lock()
         """Held while `recorder` is at work."""
 
+    def directories(self) -> list[int]:
+        """Descriptors of where its files are: those that were written in it, and those that were kept for it. The
+        caller closes them."""
+        assert self.tree.upper is not None
+        return [os.dup(self.tree.upper.tree_fd), _lower(self).inherited.tree_fd()]
+
 
 class ShownForks:
     """Those of all workspaces. Methods are for the loop's thread unless they say otherwise."""

@@ -14,6 +14,7 @@ from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.reading import waiting
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import Mounted
+from clivefs.mounts.edits import converting
 from clivefs.mounts.edits.blame import Layer, Lines, blame_lines, tree_layers
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.treemerge import is_binary
@@ -86,6 +87,8 @@ class Blaming:
             return None
         if mounted is not None and isinstance(mounted.lower, GitLower):
             lower = mounted.lower
+            files = {inner: shown}
+            shown = (await trio.to_thread.run_sync(converting.stored, lower, files, self._workspaces.scratch()))[inner]
             layers = await trio.to_thread.run_sync(self._git_layers, mounted, lower, inner)
         else:
             ref = tree.lower.find(inner)

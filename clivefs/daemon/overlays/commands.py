@@ -19,6 +19,7 @@ from clivefs.daemon.overlays.moving import Moving
 from clivefs.daemon.overlays.reading import all_changes, changed, delete_discarded, note_changes
 from clivefs.daemon.overlays.rebasing import Rebasing
 from clivefs.daemon.workspaces import Workspaces
+from clivefs.mounts.edits import converting
 from clivefs.mounts.edits.diff import patch_of, stat_of
 
 Say = Callable[[Progress], Callable[[str], None]]
@@ -48,11 +49,13 @@ class Overlays:
             git_dir = there.mounted.git_dir.path if there.mounted and there.mounted.git_dir else None
             left_out = await reading.left_out(there.tree, new, git_dir=git_dir, scratch=self._workspaces.scratch())
             found = [each for each in found if each.path not in left_out]
+        scratch = self._workspaces.scratch()
+        found = await trio.to_thread.run_sync(converting.stored_changes, there.tree.lower, found, scratch)
         facts = {"path": there.path, "ignored": sorted(os.fsdecode(each) for each in left_out)}
         if args.get("stat"):
-            files = await trio.to_thread.run_sync(stat_of, found, self._workspaces.scratch())
+            files = await trio.to_thread.run_sync(stat_of, found, scratch)
             return {**facts, "files": [{**each._asdict(), "path": os.fsdecode(each.path)} for each in files]}
-        patch = await trio.to_thread.run_sync(patch_of, found, self._workspaces.scratch())
+        patch = await trio.to_thread.run_sync(patch_of, found, scratch)
         return {**facts, "patch": base64.b64encode(patch).decode(), "files": len(found)}
 
     async def reset(self, args: dict[str, Any], progress: Progress) -> Any:

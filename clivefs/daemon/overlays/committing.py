@@ -38,7 +38,7 @@ class Committing:
         if not message.strip():
             raise ClivefsError("a commit needs a message", place=based.target.path, remedy="give one with -m")
         async with based.target.live.entry_lock(based.target.path):
-            edits = await reading.edits(based.target.tree)
+            edits = await reading.edits(based.target.tree, self._workspaces.scratch())
             result = await trio.to_thread.run_sync(
                 lambda: self._commit(based, dict(edits.files), message, branch, environment, dry_run)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import trio
@@ -15,15 +15,19 @@ from clivefs.daemon import ownconfig
 from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
 from clivefs.daemon.overlays.reading import Edits
+from clivefs.daemon.overlays.spans import in_spans, nothing
 from clivefs.daemon.overlays.target import Based
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.config import config
 from clivefs.mounts.config.patches import add_pattern
-from clivefs.mounts.edits import journal, ownpatches
+from clivefs.mounts.edits import converting, journal
+from clivefs.mounts.edits.converting import is_rules
 from clivefs.mounts.edits.journal import PatchChange, Rebase
-from clivefs.mounts.edits.layering import goes, names_it, plan_layer
+from clivefs.mounts.edits.layering import Goes, goes, names_it, plan_layer
+from clivefs.mounts.edits.ownpatches import own_files
 from clivefs.mounts.edits.plan import RebasePlan
 from clivefs.mounts.edits.still import UNSEEN
+from clivefs.mounts.git.joined import JoinedObjects
 
 _MISMATCH = (
     "with this name the patch would not be applied after the others of `patches`; choose one that sorts after them"
@@ -44,24 +48,25 @@ class Exporting:
         `patches`, and forget them. What git ignores stays an edit, unless *with_ignored*."""
         live, path = based.target.live, based.target.path
         target.whole_entry(based.target, "--as-layer")
-        target.refuse_own_overlay(live, "--as-layer")
-        _check_file(based, file)
+        await trio.to_thread.run_sync(_check_file, based, file)
         async with alone(live, path):
             if journal.load(self._workspaces.store, journal.key(live.id, path)) is not None:
                 raise ClivefsError(
                     "a rebase of it is under way", place=path, remedy="finish it first, or take it back with --abort"
                 )
             for _ in range(ATTEMPTS_MAX):
-                seen = await self._moving.settled_look(based)
-                edits = await reading.edits(based.target.tree)
+                seen = await self._moving.settled_look(based.target)
+                edits = await reading.edits(based.target.tree, self._workspaces.scratch())
                 left_out = frozenset[bytes]() if with_ignored else await self._left_out(based, edits)
                 edits = edits.without(left_out)
+                unfaithful = await self._unfaithful(based, edits)
+                edits = edits.without(frozenset(path for path in unfaithful if is_rules(path)))
                 ignored = [os.fsdecode(each) for each in sorted(left_out)]
                 if not edits.files:
                     return {"path": path, "file": None, "files": [], "stay": [], "ignored": ignored, "dry_run": dry_run}
                 layer = await trio.to_thread.run_sync(
                     lambda files: plan_layer(
-                        based.reader,
+                        self._reader(based),
                         self._workspaces.store,
                         lower=based.patched,
                         edits=files,
@@ -70,7 +75,7 @@ class Exporting:
                     ),
                     edits.files,
                 )
-                what = goes(based.target.tree, self._workspaces.owner, edits.kept)
+                what = await self._goes(based, edits.kept | unfaithful)
                 result = {
                     "path": path,
                     "file": file,
@@ -85,7 +90,7 @@ class Exporting:
                     raise ClivefsError("none of these edits is one that a patch can hold", place=path)
                 step = await trio.to_thread.run_sync(self._step, based, file, layer.patch, layer.plan)
                 step.seen, step.times_ns = seen, what.times_ns
-                step.plan = dataclasses.replace(step.plan, kept=edits.kept)
+                step.plan = dataclasses.replace(step.plan, kept=edits.kept | unfaithful)
                 step.at_last = lambda plan: self._plan(based, plan)
                 try:
                     await self._moving.carry(step, progress)
@@ -101,9 +106,28 @@ class Exporting:
             based.target.tree, new, git_dir=git_dir.path if git_dir else None, scratch=self._workspaces.scratch()
         )
 
-    def _plan(self, based: Based, plan: RebasePlan) -> RebasePlan:
-        """What can go now, in the span that lets it go: a file may have been opened meanwhile."""
-        return dataclasses.replace(plan, resets=goes(based.target.tree, self._workspaces.owner, plan.kept).resets)
+    async def _unfaithful(self, based: Based, edits: Edits) -> frozenset[bytes]:
+        """Edits that the layer below would show otherwise, by `.gitattributes`: they stay, also where the patch has
+        them."""
+        scratch, shown = self._workspaces.scratch(), edits.shown
+        return await trio.to_thread.run_sync(
+            lambda: converting.unfaithful(
+                based.lower, {path: shown[path] for path in edits.files}, edits.files, scratch
+            )
+        )
+
+    def _reader(self, based: Based) -> JoinedObjects:
+        """The objects of what is shown, and those that are made of it."""
+        return JoinedObjects((self._workspaces.store, based.reader), self._workspaces.scratch())
+
+    async def _goes(self, based: Based, kept: frozenset[bytes]) -> Goes:
+        tree, owner = based.target.tree, self._workspaces.owner
+        return await in_spans(tree, lambda: goes(tree, owner, kept), nothing)
+
+    def _plan(self, based: Based, plan: RebasePlan) -> Generator[None, None, RebasePlan]:
+        """What can go now, while the tree stands still: a file may have been opened meanwhile."""
+        what = yield from goes(based.target.tree, self._workspaces.owner, plan.kept)
+        return dataclasses.replace(plan, resets=what.resets)
 
     def _step(self, based: Based, file: str, patch: bytes, plan: RebasePlan) -> Step:
         """For threads: reads Clive.toml."""
@@ -127,7 +151,7 @@ class Exporting:
             times=self._moving.kept_times(based),
         )
         over = dataclasses.replace(record, state=journal.UNSOLVED)
-        return Step(based, record, over, new, plan, based.reader, UNSEEN, _MISMATCH)
+        return Step(based, record, over, new, plan, self._reader(based), UNSEEN, _MISMATCH)
 
 
 def _check_file(based: Based, file: str) -> None:
@@ -136,7 +160,7 @@ def _check_file(based: Based, file: str) -> None:
         raise ClivefsError(
             "the patch would lie in a mount entry", place=file, remedy="name a file of the workspace's own directory"
         )
-    if ownpatches.read(live.root, file) is not None:
+    if own_files(live.assembly.files, live.root).read(file) is not None:
         raise ClivefsError("there is such a file already", place=file, remedy="choose another name")
     if based.mounted.error is not None or based.mounted.series.error is not None:
         raise ClivefsError(

@@ -1,8 +1,11 @@
 """Letting an overlay stand on another tree and show what was planned, with the files that say so; and back.
 
 The order of a move: its record and the upper as it was (`journal.begin`); the patch files, Clive.toml and the kept
-times; the entry prepared as these say; then one span of the loop that shows it; at last the record goes, or keeps the
-conflicts. Until then a crash, and any failure, takes everything back. Who calls holds the locks of `alone`.
+times; the entry prepared as these say; then it is shown; at last the record goes, or keeps the conflicts. Until then a
+crash, and any failure, takes everything back. Who calls holds the locks of `alone`.
+
+Showing it takes as long as there are files: it is done in spans of the loop while the tree stands still, so nobody sees
+half of it, no point has half of it, and nothing can be written that taking it back would lose.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,26 +26,30 @@ import trio
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import AT_FDCWD, RENAME_EXCHANGE, rename_at
+from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.overlays.reading import delete_discarded, note_changes, waiting
-from clivefs.daemon.overlays.target import Based
+from clivefs.daemon.overlays.reading import delete_discarded, note_changes
+from clivefs.daemon.overlays.spans import in_spans, nothing, standing_still
+from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import Prepared, State
 from clivefs.mounts.config import config
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.config.config import MountEntry
-from clivefs.mounts.edits import journal, still, takeback, workingtree
+from clivefs.mounts.edits import converting, journal, still, takeback, workingtree
 from clivefs.mounts.edits.journal import Rebase
-from clivefs.mounts.edits.plan import RebasePlan
+from clivefs.mounts.edits.ownpatches import own_files
+from clivefs.mounts.edits.plan import RebasePlan, Write
 from clivefs.mounts.edits.still import Look
 from clivefs.mounts.edits.write import carry_out, keep_times
 from clivefs.mounts.git.fetch import write_whole
-from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.git.joined import JoinedObjects, blob_content
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.times import GitTimes
 from clivefs.mounts.overlay.edits import Affected
-from clivefs.mounts.tree import Blocked
+from clivefs.mounts.ownfiles import TreeFiles
+from clivefs.mounts.tree import Blocked, Node
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ ATTEMPTS_MAX = 50
 _SETTLE_S = 0.03
 _TIMES = "times"
 _WAITS_MAX = 1000
+_NAMES_A_SPAN = 100
+_CONTENTS_BYTES_MAX = 64 << 20
 
 
 class WrittenMeanwhile(Exception):
@@ -74,8 +83,8 @@ class Step:
     """What is wrong where the files that were written do not make the planned tree."""
     times_ns: Mapping[bytes, int] = field(default_factory=dict)
     """Of paths that go from the upper to the lower with the content that they have."""
-    at_last: Callable[[RebasePlan], RebasePlan] = lambda plan: plan
-    """Called in the span that shows it."""
+    at_last: Callable[[RebasePlan], Generator[None, None, RebasePlan]] | None = None
+    """Has the last word on the plan when nobody can write any more."""
 
 
 @contextlib.asynccontextmanager
@@ -92,15 +101,15 @@ class Moving:
         self._workspaces = workspaces
         self._store = workspaces.store
 
-    async def settled_look(self, based: Based) -> Look:
+    async def settled_look(self, there: Target) -> Look:
         """The upper as it is now, at a moment when nobody is writing. ClivefsError if there is none such."""
         for _ in range(ATTEMPTS_MAX):
-            seen = await trio.to_thread.run_sync(still.look, based.target.upper)
+            seen = await trio.to_thread.run_sync(still.look, there.upper)
             if seen.settled:
                 return seen
             await trio.sleep(_SETTLE_S)
         raise ClivefsError(
-            "it is being written to all the time", place=based.target.path, remedy="Stop what writes there first."
+            "it is being written to all the time", place=there.path, remedy="Stop what writes there first."
         )
 
     def kept_times(self, based: Based) -> str | None:
@@ -122,42 +131,62 @@ class Moving:
         store, record = self._store, step.record
         await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
         await trio.to_thread.run_sync(journal.begin, store, record, step.based.target.upper)
-        shown = False
         try:
             prepared = await trio.to_thread.run_sync(self._write, step, progress)
+            try:
+                contents = await trio.to_thread.run_sync(self._contents, step, prepared)
+                await self._ready(step, prepared)
+            except BaseException:
+                prepared.discard()
+                raise
+        except BaseException:
+            await self._undo(step, shown=False)
+            raise
+        # Points are made of what is on disk, which is half done meanwhile.
+        live, tree = step.based.target.live, step.based.target.tree
+        async with live.recording_now, standing_still(tree):
+            affected = await self._move(step, prepared, contents)
+            await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
+        for at in range(0, len(affected), _NAMES_A_SPAN):
+            self._workspaces.caches.forget_names(affected[at : at + _NAMES_A_SPAN])
+            await trio.lowlevel.checkpoint()
+        self._workspaces.on_shown(live)
+        await self._workspaces.caches.settled()
+        await delete_discarded(tree)
+
+    async def _move(self, step: Step, prepared: Prepared, contents: dict[Write, bytes]) -> list[Affected]:
+        """Show it, and note that; the names that the kernel must forget. The tree stands still."""
+        shown = False
+        try:
             try:
                 plan = await self._agreed(step, prepared)
             except BaseException:
                 prepared.discard()
                 raise
-            # Still in the span that `_agreed` ended with: nobody has written between its look and what is shown.
             shown = True
-            affected = await self._show(step, plan, prepared)
+            affected = await self._show(step, plan, prepared, contents)
+            FAULTS.hit("rebase.shown")
+            note_changes(step.based.target.tree)
+            await trio.to_thread.run_sync(journal.update, self._store, step.after)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._undo(step, shown=shown)
+            await self._undo(step, shown=shown)
             raise
-        self._workspaces.caches.forget_names(affected)
-        note_changes(step.based.target.tree)
-        FAULTS.hit("rebase.shown")
-        await trio.to_thread.run_sync(journal.update, store, step.after)
         FAULTS.hit("rebase.noted")
-        await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
-        self._workspaces.on_shown(step.based.target.live)
-        await self._workspaces.caches.settled()
-        await delete_discarded(step.based.target.tree)
+        return affected
 
     def _write(self, step: Step, progress: Callable[[str], None]) -> Prepared:
         """Write the files, and prepare what they say. For threads."""
         live, record = step.based.target.live, step.record
+        own = own_files(live.assembly.files, live.root)
         for change in record.patches:
-            takeback.write_patch(live.root, change)
+            own.write(change.path, change.new)
             FAULTS.hit("rebase.patch")
         before, after = record.toml
         if before != after:
             parsed = config.parse(after, file=live.settings.file, root=live.root)
             self._workspaces.allow(live, parsed, only=[record.path])
-            config_file.save(live.settings.file, before, after)
+            own.save_config(before, after)
+        trio.from_thread.run_sync(self._tell_own, live, record)
         FAULTS.hit("rebase.config")
         self._write_times(step)
         prepared = live.assembly.prepare(step.entry, None, progress, over_edits=True)
@@ -183,22 +212,40 @@ class Moving:
         times.stage()
         times.commit()
 
-    async def _agreed(self, step: Step, prepared: Prepared) -> RebasePlan:
-        """The plan, when nobody has written since the upper was kept; no await between its last look and the return.
+    def _contents(self, step: Step, prepared: Prepared) -> dict[Write, bytes]:
+        """What is to be written as it is to be shown, as far as memory allows. For threads."""
+        found: dict[Write, bytes] = {}
+        size = 0
+        for write in (*step.plan.writes, *step.plan.aside):
+            found[write] = blob_content(step.reader, write.version.oid)
+            size += len(found[write])
+            if size > _CONTENTS_BYTES_MAX:
+                break
+        return self._checked_out(step, prepared, found)
 
-        Who writes where the plan concerns nothing is only waited for, until the upper could be kept anew.
-        WrittenMeanwhile.
+    def _content(self, step: Step, prepared: Prepared, write: Write) -> bytes:
+        """For threads."""
+        return self._checked_out(step, prepared, {write: blob_content(step.reader, write.version.oid)})[write]
+
+    def _checked_out(self, step: Step, prepared: Prepared, contents: dict[Write, bytes]) -> dict[Write, bytes]:
+        assert prepared.git_lower is not None
+        return converting.checked_out(prepared.git_lower, contents, step.plan.beside, self._workspaces.scratch())
+
+    async def _agreed(self, step: Step, prepared: Prepared) -> RebasePlan:
+        """The plan, when nobody has written since the upper was kept. The tree stands still.
+
+        Where the plan concerns nothing it may have been written: the upper is kept anew then. WrittenMeanwhile.
         """
         upper, kept = step.based.target.upper, step.seen
         for _ in range(ATTEMPTS_MAX):
             await self._ready(step, prepared)
-            now = still.look(upper)
+            now = await trio.to_thread.run_sync(still.look, upper)
             if now.same_as(kept):
                 written = now.written(step.seen)
                 return dataclasses.replace(step.plan, kept=step.plan.kept | written)
             if now.marks != step.seen.marks or still.touches(now.written(step.seen), step.plan.concerned):
                 break
-            kept = await self.settled_look(step.based)
+            kept = await self.settled_look(step.based.target)
             await trio.to_thread.run_sync(journal.save_again, self._store, step.record, upper)
         raise WrittenMeanwhile
 
@@ -206,7 +253,7 @@ class Moving:
         return os.path.dirname(self._directory(step.based, step.entry))
 
     async def _ready(self, step: Step, prepared: Prepared) -> None:
-        """Wait for all that showing it would have to wait for. No await between this and showing it."""
+        """Wait for all that showing it would have to wait for."""
         lower, tree = prepared.git_lower, step.based.target.tree
         assert lower is not None
         if not await self._workspaces.wait_for(step.based.target.live, [prepared]):
@@ -224,9 +271,33 @@ class Moving:
             else:
                 return
 
-    async def _show(self, step: Step, plan: RebasePlan, prepared: Prepared) -> list[Affected]:
-        target, live = step.based.target, step.based.target.live
-        plan = step.at_last(plan)
+    async def _show(
+        self, step: Step, plan: RebasePlan, prepared: Prepared, contents: dict[Write, bytes]
+    ) -> list[Affected]:
+        target, tree = step.based.target, step.based.target.tree
+        if step.at_last is not None:
+            at_last = step.at_last
+            plan = await in_spans(tree, lambda: at_last(plan), nothing)
+        with tree.standstill.at_work():
+            self._lower(step, prepared)
+        affected: list[Affected] = []
+
+        async def answer(told: list[Affected] | Write) -> bytes | None:
+            if not isinstance(told, Write):
+                affected.extend(told)
+                return None
+            content = contents.pop(told, None)
+            return (
+                content if content is not None else await trio.to_thread.run_sync(self._content, step, prepared, told)
+            )
+
+        await in_spans(tree, lambda: carry_out(target.tree, plan, step.reader, self._workspaces.owner), answer)
+        await in_spans(tree, lambda: keep_times(tree, step.times_ns), nothing)
+        return affected
+
+    def _lower(self, step: Step, prepared: Prepared) -> None:
+        """Let the tree stand on the other lower. One span."""
+        live = step.based.target.live
         before, after = step.record.uppers
         takeback.begin_moving(self._uppers(step), before)
         if before != after:
@@ -236,12 +307,9 @@ class Moving:
         self._workspaces.set_entry(live, prepared)
         _note(live, step.entry)
         mounted = live.entries[step.record.path]
-        if mounted.tree is not target.tree or mounted.state is not State.MOUNTED:
+        if mounted.tree is not step.based.target.tree or mounted.state is not State.MOUNTED:
             raise ClivefsError(mounted.error or "it cannot be shown", place=step.record.path)
         FAULTS.hit("rebase.lowered")
-        affected = await waiting(lambda: carry_out(target.tree, plan, step.reader, self._workspaces.owner))
-        keep_times(target.tree, step.times_ns)
-        return affected
 
     # Back
 
@@ -249,20 +317,43 @@ class Moving:
         """Everything as it was before *step*, after a failure."""
         record, live = step.record, step.based.target.live
         try:
-            if shown:
-                await self.back(live, record, _silent)
-                return
-            await trio.to_thread.run_sync(takeback.restore_files, record, live.root)
-            if record.times is not None:
-                kept = os.path.join(self._directory(step.based, step.based.mounted.entry), _TIMES)
-                await trio.to_thread.run_sync(write_whole, kept, base64.b64decode(record.times))
-            await trio.to_thread.run_sync(journal.end, self._store, record.entry)
+            with trio.CancelScope(shield=True):
+                if shown:
+                    await self.back(live, record, _silent)
+                    return
+                await trio.to_thread.run_sync(self._restore_files, live, record)
+                if record.times is not None:
+                    kept = os.path.join(self._directory(step.based, step.based.mounted.entry), _TIMES)
+                    await trio.to_thread.run_sync(write_whole, kept, base64.b64decode(record.times))
+                await trio.to_thread.run_sync(journal.end, self._store, record.entry)
         except (ClivefsError, OSError) as error:
             log.error("%s: taking back what failed failed too; the next mount does it: %s", record.path, error)
 
+    def _restore_files(self, live: LiveWorkspace, record: Rebase) -> list[str]:
+        """For threads."""
+        try:
+            return takeback.restore_files(record, own_files(live.assembly.files, live.root))
+        finally:
+            trio.from_thread.run_sync(self._tell_own, live, record)
+
+    def _tell_own(self, live: LiveWorkspace, record: Rebase) -> None:
+        """The kernel and who records are told of the workspace's own files that may be others now. Where these are
+        written through, the watcher does."""
+        if not isinstance(live.assembly.files, TreeFiles):
+            return
+        for path in (config_file.FILE_NAME, *(change.path for change in record.patches)):
+            node: Node | None = live.root_tree.root
+            for name in os.fsencode(path).split(b"/"):
+                if node is None:
+                    break
+                self._workspaces.caches.forget_names([(node, name, None)])
+                if live.root_tree.journal is not None:
+                    live.root_tree.journal.name(node, name)
+                node = (node.children or {}).get(name)
+
     async def back(self, live: LiveWorkspace, record: Rebase, progress: Callable[[str], None]) -> list[str]:
         """Everything as it was before *record*; the names under which patch files are kept that the user has changed
-        since."""
+        since. The tree stands still, and is another afterwards."""
         store = self._store
         await trio.to_thread.run_sync(journal.update, store, takeback.abandoned(record))
         FAULTS.hit("rebase.aborting")
@@ -270,13 +361,13 @@ class Moving:
         directory = places.entry_directory(record.uppers[0])
 
         def restore() -> tuple[list[str], Prepared]:
-            kept = takeback.restore_files(record, live.root)
+            kept = self._restore_files(live, record)
             FAULTS.hit("rebase.files-back")
             if record.git is not None:
                 workingtree.back(record.git)
             if record.times is not None:
                 write_whole(os.path.join(directory, _TIMES), base64.b64decode(record.times))
-            parsed = config.load(live.settings.file, root=live.root)
+            parsed = ownconfig.load(live)
             entry = parsed.entry(record.path)
             if entry is None:
                 raise ClivefsError("the entry has left Clive.toml", place=record.path)

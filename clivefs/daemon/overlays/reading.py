@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from clivefs.base.errors import ClivefsError
+from clivefs.mounts.edits import converting
 from clivefs.mounts.edits.diff import Changed, Version, git_mode
 from clivefs.mounts.edits.ignored import ignored_paths, rules_for
 from clivefs.mounts.edits.plan import shown_files
@@ -20,47 +21,42 @@ from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.edits import OverlayChange
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, Node, OpenFile
-from clivefs.objects.encode import hash_object
 
 T = TypeVar("T")
 
 _BLOCK = 1 << 20
 _PAUSE_S = 0.002
+_LOOKS_A_SPAN = 64
 
 
 class Edits(NamedTuple):
     """What an overlay changes."""
 
     files: dict[bytes, Version | None]
-    """What it shows at each changed path; None where it hides what the lower has."""
+    """What it shows at each changed path, as git stores it; None where it hides what the lower has."""
     kept: frozenset[bytes]
     """Files that no tree can hold (a repository's `.git`, what is too large), or that stay edits for another reason."""
+    shown: dict[bytes, Version | None]
+    """`files` as they are shown: `.gitattributes` may convert them."""
 
     def without(self, paths: frozenset[bytes]) -> Edits:
         """These, with *paths* among those that are kept."""
         files = {path: file for path, file in self.files.items() if path not in paths}
-        return Edits(files, self.kept | paths)
+        return Edits(files, self.kept | paths, self.shown)
 
 
-async def edits(tree: OverlayTree) -> Edits:
-    """All edits of an overlay on a git tree. ClivefsError where what is shown is not what the tree holds: a merge, a
-    patch or a commit of that would change every line."""
-    kept = {path for change in await all_changes(tree) if not _fits(tree, path := change.path, change)}
-    changes = [change async for change in changed(tree, b"", kept)]
-    for path, before, _ in changes:
-        if before is not None and _is_converted(tree.lower, path, before):
-            raise ClivefsError(
-                "this file is converted (`.gitattributes` asks for other line ends, ident or encoding)",
-                place=os.fsdecode(path),
-                remedy="commit it with git in the mount, or `clivefs overlay export PATH -o FILE` writes a plain patch",
-            )
-    return Edits(shown_files(changes), frozenset(kept))
-
-
-def _is_converted(lower: Lower, path: bytes, before: Version) -> bool:
-    ref = lower.find(path)
-    oid = lower.describe(ref).get("oid") if ref is not None else None
-    return oid is not None and oid != hash_object("blob", before.content).hex().encode()
+async def edits(tree: OverlayTree, scratch: str) -> Edits:
+    """All edits of an overlay on a git tree. *scratch*: a directory for temporary files. ClivefsError where git cannot
+    store one."""
+    kept: set[bytes] = set()
+    for number, change in enumerate(await all_changes(tree)):
+        if not _fits(tree, change.path, change):
+            kept.add(change.path)
+        if number % _LOOKS_A_SPAN == 0:
+            await trio.lowlevel.checkpoint()
+    shown = shown_files([change async for change in changed(tree, b"", kept)])
+    files = await trio.to_thread.run_sync(converting.stored, tree.lower, shown, scratch)
+    return Edits(files, frozenset(kept), shown)
 
 
 def _fits(tree: OverlayTree, path: bytes, change: OverlayChange) -> bool:

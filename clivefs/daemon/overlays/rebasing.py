@@ -18,6 +18,7 @@ from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
 from clivefs.daemon.overlays.reading import Edits, all_changes, changed, shown_version
+from clivefs.daemon.overlays.spans import standing_still
 from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import Prepared, State
@@ -25,8 +26,8 @@ from clivefs.mounts.config import config
 from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.config.source_notation import COMMIT, parse_source
-from clivefs.mounts.edits import journal, workingtree
-from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.edits import converting, journal, still, workingtree
+from clivefs.mounts.edits.diff import Version, patch_of
 from clivefs.mounts.edits.journal import GitMove, PatchChange, Rebase, Unsolved
 from clivefs.mounts.edits.layering import mtime_of
 from clivefs.mounts.edits.plan import RebasePlan, has_markers, plan_rebase
@@ -69,13 +70,12 @@ class Rebasing:
         """Move the patches and edits of *based* onto the ref or version *to*."""
         live, path = based.target.live, based.target.path
         target.whole_entry(based.target, "rebase")
-        target.refuse_own_overlay(live, "rebase")
         async with alone(live, path):
             self._check(based)
             onto = await trio.to_thread.run_sync(self._look, based, to, progress)
             for _ in range(ATTEMPTS_MAX):
-                seen = await self._moving.settled_look(based)
-                edits = await reading.edits(based.target.tree)
+                seen = await self._moving.settled_look(based.target)
+                edits = await reading.edits(based.target.tree, self._workspaces.scratch())
                 plan = await trio.to_thread.run_sync(self._plan, based, onto, edits)
                 result = _tell(based, onto, plan, dry_run=dry_run)
                 if dry_run or (plan.changes_nothing and onto.entry == based.mounted.entry):
@@ -223,9 +223,16 @@ class Rebasing:
                 assert there.mounted is not None
                 assert there.mounted.git_dir is not None
                 await trio.to_thread.run_sync(workingtree.check, there.mounted.git_dir, path)
-            kept = await self._rescue(there, rebase)
-            result["kept"] = [*kept, *await self._moving.back(live, rebase, progress)]
-            return result
+            for _ in range(ATTEMPTS_MAX):
+                seen = await self._moving.settled_look(there)
+                rescued = await self._rescue(there)
+                async with live.recording_now, standing_still(there.tree):
+                    if seen.same_as(await trio.to_thread.run_sync(still.look, there.upper)):
+                        result["kept"] = [*rescued, *await self._moving.back(live, rebase, progress)]
+                        return result
+                for file in rescued:
+                    os.unlink(file)  # it has not all of it
+        raise ClivefsError("it is being written to all the time", place=path, remedy="stop what writes there first")
 
     def _under_way(self, there: Target) -> Rebase:
         rebase = journal.load(self._workspaces.store, journal.key(there.live.id, there.path))
@@ -240,10 +247,12 @@ class Rebasing:
             )
         return rebase
 
-    async def _rescue(self, there: Target, rebase: Rebase) -> list[str]:
+    async def _rescue(self, there: Target) -> list[str]:
         """Keep the edits as they are now, as a patch: what is taken back is not lost."""
         changes = [each async for each in changed(there.tree, b"")]
-        patch = await trio.to_thread.run_sync(patch_of, changes, self._workspaces.scratch())
+        scratch = self._workspaces.scratch()
+        changes = await trio.to_thread.run_sync(converting.stored_changes, there.tree.lower, changes, scratch)
+        patch = await trio.to_thread.run_sync(patch_of, changes, scratch)
         if not patch:
             return []
         directory = os.path.join(os.fspath(self._workspaces.store.path), _RESCUED)
@@ -252,6 +261,10 @@ class Rebasing:
         file = os.path.join(directory, f"{os.path.basename(there.path)}-{stamp}-{os.urandom(2).hex()}.patch")
         await trio.to_thread.run_sync(write_whole, file, patch)
         return [file]
+
+    async def _stored(self, there: Target, files: dict[bytes, Version | None]) -> dict[bytes, Version | None]:
+        scratch = self._workspaces.scratch()
+        return await trio.to_thread.run_sync(converting.stored, there.tree.lower, files, scratch)
 
     # Conflicts
 
@@ -270,7 +283,8 @@ class Rebasing:
                     raise ClivefsError(
                         "there is no conflict in this file", place=shown, remedy=f"unsolved are: {waiting}"
                     )
-                version = await shown_version(there.tree, path)
+                shown_as = await shown_version(there.tree, path)
+                version = (await self._stored(there, {path: shown_as}))[path]
                 if version is not None and has_markers(version.content) and not force:
                     raise ClivefsError(
                         "conflict markers are still in it", place=shown, remedy="take them out, or say --force"

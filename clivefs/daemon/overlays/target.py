@@ -109,13 +109,3 @@ def files_of(target: Target, names: Sequence[str]) -> list[bytes]:
         if path.startswith((b"/", b"../")) or path in (b"..", b"."):
             raise ClivefsError("the file lies outside the entry", place=os.fsdecode(path))
     return paths
-
-
-def refuse_own_overlay(live: LiveWorkspace, what: str) -> None:
-    """ClivefsError where the workspace's own files are an overlay: patches and Clive.toml cannot be written."""
-    if live.settings.write != "through":
-        raise ClivefsError(
-            f"{what} writes Clive.toml and patches, and the workspace's own directory is not written through",
-            place=live.settings.file,
-            remedy='set `write = "through"` under [workspace], or export the edits and edit Clive.toml by hand',
-        )

@@ -261,11 +261,16 @@ class Assembly:
         """The tree and its git working tree move together: what may fail or be refused comes first."""
         move = prepared.move
         replaced = _goes_on(old, prepared.entry)
-        if move is not None and not move.lock():
-            prepared.discard()
-            if old is None or replaced is None:
-                raise ClivefsError(_BUSY)
-            return _stays(old, prepared), []
+        if move is not None and replaced is None:
+            # What edits hide and rename is settled between what was below and what is to be.
+            old, replaced = self._build_base(prepared)
+        if move is not None:
+            assert old is not None
+            assert replaced is not None
+            why = self._cannot_move(replaced, lower) or (None if move.lock() else _BUSY)
+            if why is not None:
+                prepared.discard()
+                return _stays(old, prepared, why), []
         try:
             tree, affected = self._over(prepared, lower, replaced)
             if prepared.git_dir is not None:
@@ -282,9 +287,38 @@ class Assembly:
         if move is not None:
             move.commit()
             prepared.move = None
+            if prepared.base_lower is not None:
+                prepared.base_lower.close()
         assert prepared.times is not None
         prepared.times.commit()
         return self._mounted(prepared, tree, lower), affected
+
+    def _build_base(self, prepared: Prepared) -> tuple[Mounted, OverlayTree]:
+        """The entry where it has been, in a tree of its own."""
+        lower, prepared.base_lower = prepared.base_lower, None
+        assert lower is not None
+        assert prepared.git_dir is not None
+        tree, _ = self._over(dataclasses.replace(prepared, copies=[]), lower, None)
+        try:
+            self._show_git_dir(tree, prepared, prepared.git_dir, lower)
+        except BaseException:
+            tree.close()
+            raise
+        mounted = self._mounted(prepared, tree, lower)
+        mounted.resolved = prepared.base
+        return mounted, tree
+
+    @staticmethod
+    def _cannot_move(tree: OverlayTree, lower: GitLower) -> str | None:
+        """Why *tree* cannot stand on *lower*; None where it can."""
+        try:
+            tree.check_lower(lower)
+            lost = tree.lost_over(lower)
+        except (OSError, Blocked):
+            return _BUSY
+        if lost is None:
+            return None
+        return f"the directory that you have renamed to {os.fsdecode(lost)!r} is gone: undo that, or commit it"
 
     def _over(
         self, prepared: Prepared, lower: GitLower, replaced: OverlayTree | None
@@ -364,16 +398,16 @@ def _why(error: ClivefsError | OSError | Blocked) -> str:
     return f"it cannot be shown: {error.strerror}"
 
 
-def _stays(old: Mounted, prepared: Prepared) -> Mounted:
+def _stays(old: Mounted, prepared: Prepared, why: str) -> Mounted:
     """*old*, which cannot become what was *prepared* at this moment."""
     return dataclasses.replace(
         old,
         entry=prepared.entry,
         source=prepared.source,
         state=State.BEHIND,
-        error=_BUSY,
+        error=why,
         looked_at=time.monotonic(),
-        behind_at=None,
+        behind_at=None if why == _BUSY else old.behind_at,
     )
 
 

@@ -63,6 +63,10 @@ class Prepared:
     """Those of `git_lower`, staged."""
     move: Staged | None = None
     """What brings the git working tree to `resolved`, to be done when that is shown."""
+    base: Resolved | None = None
+    """With *move*: where the entry has been until then, and..."""
+    base_lower: GitLower | None = None
+    """...what its edits are over there."""
     published: Published | None = None
     series: Series = field(default_factory=Series)
     """The patches that were applied, or were to be."""
@@ -74,8 +78,9 @@ class Prepared:
         if self.root_fd is not None:
             os.close(self.root_fd)
             self.root_fd = None
-        if self.git_lower is not None:
-            self.git_lower.close()
+        for lower in (self.git_lower, self.base_lower):
+            if lower is not None:
+                lower.close()
         if self.times is not None:
             self.times.discard()
         if self.move is not None:
@@ -100,7 +105,7 @@ class Mounted:
     locked: Locked | None = None
     """What Clive.lock says of it."""
     looked_at: float = field(default_factory=time.monotonic)
-    behind_at: tuple[bytes | None, int, bool] | None = None
+    behind_at: tuple[bytes | None, int, bool, bytes] | None = None
     """While it is behind: what its git working tree was when it last could not move."""
     has_blobs: bool = False
     """All blobs are here, of an entry that wants them all."""

@@ -128,6 +128,16 @@ class GitEntries:
             source.keep(begin=False)  # what the user's work stands on must stay
         except OSError as error:
             log.warning("%s: %s is not kept yet: %s", entry.path, resolved.commit.hex()[:12], error.strerror)
+        passed = git_dir.passed(resolved.commit, source)
+        if passed is not None:
+            # The user has pushed, and the ref has gone on before we looked: first the base comes to where HEAD is, and
+            # then (see `poll`) all of them move as if nothing had been.
+            tree = resolved.repository.read_commit(passed).tree
+            there = dataclasses.replace(resolved, commit=passed, tree=tree)
+            prepared = self._staged(entry, source, there, git_dir)
+            if prepared is not None:
+                prepared.state, prepared.error = State.BEHIND, f"moving to {resolved.commit.hex()[:12]}"
+                return prepared
         base = git_dir.base
         tree = resolved.repository.read_commit(base).tree
         covering = InTheWay(None, [])
@@ -135,17 +145,10 @@ class GitEntries:
             upper = self._places.entry_directory(self._places.upper_name(entry))
             covering = in_the_way(upper, resolved.repository, tree, resolved.tree)
         if covering.edit is None:
-            prepared = self._prepared(entry, source, resolved, git_dir)
-            try:
-                assert prepared.git_lower is not None
-                prepared.move = git_dir.stage(resolved, stat_from(prepared.git_lower), source)
-            except BaseException:
-                prepared.discard()
-                raise
-            if prepared.move is not None:
+            prepared = self._staged(entry, source, resolved, git_dir)
+            if prepared is not None:
                 prepared.copies = covering.copies
                 return prepared
-            prepared.discard()
         work = f"an edit of {os.fsdecode(covering.edit)!r}" if covering.edit is not None else "work"
         why = (
             f"the ref is at {resolved.commit.hex()[:12]} now; there is {work} of yours on "
@@ -154,6 +157,23 @@ class GitEntries:
         behind = self._prepared(entry, source, dataclasses.replace(resolved, commit=base, tree=tree), git_dir)
         behind.state, behind.error = State.BEHIND, why
         return behind
+
+    def _staged(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir) -> Prepared | None:
+        """The entry at *resolved*, its working tree ready to move there; None where that cannot (`GitDir.stage`)."""
+        prepared = self._prepared(entry, source, resolved, git_dir)
+        try:
+            assert prepared.git_lower is not None
+            prepared.move = git_dir.stage(resolved, stat_from(prepared.git_lower), source)
+        except BaseException:
+            prepared.discard()
+            raise
+        if prepared.move is None:
+            prepared.discard()
+            return None
+        tree = resolved.repository.read_commit(git_dir.base).tree
+        prepared.base = dataclasses.replace(resolved, commit=git_dir.base, tree=tree)
+        prepared.base_lower = self._git_lower(entry, source, prepared.base)[0]
+        return prepared
 
     def _prepared(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None) -> Prepared:
         lower, times, patched = self._git_lower(entry, source, resolved)

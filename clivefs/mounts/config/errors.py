@@ -43,15 +43,13 @@ class Problem(NamedTuple):
 
 class ConfigError(ClivefsError):
     """A `Clive.toml` that cannot be used. `problems` has everything that is wrong with it, in file order;
-    `message`, `place` and `remedy` are those of the first."""
+    `message`, `place` and `remedy` are those of the first, `also` has the others."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
         first = self.problems[0]
-        super().__init__(first.message, place=first.place, remedy=first.remedy or None)
-
-    def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        also = [str(problem) for problem in self.problems[1:]]
+        super().__init__(first.message, place=first.place, remedy=first.remedy or None, also=also)
 
 
 class BadValue(Exception):

@@ -126,7 +126,7 @@ def integer(least: int, most: int) -> Reader:
     return read
 
 
-def duration(*, forever: bool = False) -> Reader:
+def duration(*, forever: bool = False, at_least_s: int = 0) -> Reader:
     """Seconds; None for `forever` where that is allowed."""
 
     def check(value: str) -> int | None:
@@ -135,7 +135,10 @@ def duration(*, forever: bool = False) -> Reader:
         if len(value) > 60 or not _DURATION.fullmatch(value):
             also = ', or "forever"' if forever else ""
             raise BadValue(f"{shorten(value)} is not a duration", f'write a number and s, m, h, d, w or y: "24h"{also}')
-        return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhdwy])", value))
+        found = sum(int(number) * _UNIT_SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhdwy])", value))
+        if found < at_least_s:
+            raise BadValue(f"{shorten(value)} is too short", f'write "{at_least_s}s" or more')
+        return found
 
     return text(check)  # type: ignore[arg-type]
 
@@ -308,7 +311,7 @@ TABLES: Mapping[str, tuple[Key, ...]] = {
         Key("jobs", "integer", integer(0, 1024), "`0`: one per CPU"),
     ),
     "limits": (
-        Key("network_timeout", "duration", duration(), '`"30s"`'),
+        Key("network_timeout", "duration", duration(at_least_s=1), '`"30s"`'),
         Key("archive_size", "size", size, '`"8GiB"`'),
         Key("archive_files", "integer", integer(1, 1 << 31), "`1000000`"),
         Key("archive_ratio", "integer", integer(1, 1 << 31), "`1000`"),

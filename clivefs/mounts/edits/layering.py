@@ -7,7 +7,7 @@ directories, and files that somebody has open for writing.
 from __future__ import annotations
 
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from clivefs.mounts.git.treeeditor import TreeEditor
 from clivefs.mounts.overlay.edits import OverlayChange
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.patch.apply import apply_patch
-from clivefs.mounts.tree import Attr, Blocked, Node, Owner
+from clivefs.mounts.tree import Attr, Node, Owner
 from clivefs.objects.interface import ObjectStore
 
 _GIT_MODES = (0o644, 0o755)
@@ -68,16 +68,22 @@ class Goes(NamedTuple):
     """When the files and directories that are forgotten were modified."""
 
 
-def goes(tree: OverlayTree, owner: Owner, kept: frozenset[bytes] = frozenset()) -> Goes:
-    """What of the upper can go, when its content is in the lower layer; *kept* is not."""
-    changes = list(tree.changes())
-    stays = {change.path: None for change in changes if change.path in kept or not _can_go(tree, change, owner)}
+def goes(tree: OverlayTree, owner: Owner, kept: frozenset[bytes] = frozenset()) -> Generator[None, None, Goes]:
+    """What of the upper can go, when its content is in the lower layer; *kept* is not. In steps, as in `write`."""
+    changes: list[OverlayChange] = []
+    stays: dict[bytes, None] = {}
+    for change in tree.changes():
+        changes.append(change)
+        if change.path in kept or not _can_go(tree, change, owner):
+            stays[change.path] = None
+        yield
     emptied = {change.path.rpartition(b"/")[0] for change in changes if change.what == "deleted"}
     stays |= {path: None for path in emptied if path and _is_empty(tree, path)}
     held = {prefix for path in stays for prefix in _prefixes(path)}
     times: dict[bytes, int | None] = {}
     resets: dict[bytes, None] = {}
     for change in changes:
+        yield
         if change.path in stays or change.path in held:
             continue
         resets[_topmost(change.path, held, stays)] = None
@@ -113,7 +119,7 @@ def _look(tree: OverlayTree, path: bytes) -> tuple[Node, Attr] | None:
     try:
         for name in path.split(b"/") if path else ():
             node, attr = tree.listed(node, name)
-    except (OSError, Blocked):
+    except OSError:
         return None
     return node, attr
 

@@ -17,8 +17,9 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
-from clivefs.mounts.edits import journal, ownpatches, saved, workingtree
-from clivefs.mounts.edits.journal import PatchChange, Rebase
+from clivefs.mounts.edits import journal, saved, workingtree
+from clivefs.mounts.edits.journal import Rebase
+from clivefs.mounts.edits.ownpatches import Own
 from clivefs.mounts.git.fetch import write_whole
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS
 from clivefs.objects.interface import ObjectStore
@@ -28,23 +29,23 @@ log = logging.getLogger(__name__)
 _TIMES = "times"
 
 
-def recover(store: ObjectStore, workspace_id: str, root: str, uppers: str) -> list[str]:
+def recover(store: ObjectStore, workspace_id: str, own: Own, uppers: str) -> list[str]:
     """Take back every rebase of a workspace that a crash cut short; the paths of their entries.
 
-    *uppers*: the directory with the workspace's uppers, none of them open. ClivefsError, OSError.
+    *own*: its files; *uppers*: the directory with the uppers of its entries, none of them open. ClivefsError, OSError.
     """
     done = []
     for rebase in journal.of_workspace(store, workspace_id):
         if rebase.state in (journal.STARTED, journal.ABORTING):
-            take_back(store, rebase, root, uppers)
+            take_back(store, rebase, own, uppers)
             log.info("%s: what was under way when the daemon ended was taken back", rebase.path)
             done.append(rebase.path)
     return done
 
 
-def take_back(store: ObjectStore, rebase: Rebase, root: str, uppers: str) -> None:
+def take_back(store: ObjectStore, rebase: Rebase, own: Own, uppers: str) -> None:
     """Everything as it was before *rebase*, of which nothing is open."""
-    restore_files(rebase, root)
+    restore_files(rebase, own)
     if rebase.git is not None:
         workingtree.back(rebase.git)
     if rebase.state == journal.STARTED and not is_moving(uppers, rebase):
@@ -90,41 +91,32 @@ def open_uppers(uppers: str) -> int:
     return os.open(uppers, DIRECTORY_FLAGS)
 
 
-def write_patch(root: str, change: PatchChange) -> None:
-    """Let the patch file be what it is after."""
-    ownpatches.write(root, change.path, change.new)
-
-
-def restore_files(rebase: Rebase, root: str) -> list[str]:
+def restore_files(rebase: Rebase, own: Own) -> list[str]:
     """Let the patch files and Clive.toml be what they were. What the user made of one since is kept beside it, under
     the names that are returned."""
     kept = []
     for change in rebase.patches:
-        now = ownpatches.read(root, change.path)
+        now = own.read(change.path)
         if now == change.old:
             continue
         if now is not None and now != change.new:
-            kept.append(ownpatches.keep_copy(root, change.path))
-        ownpatches.write(root, change.path, change.old)
+            kept.append(own.keep_copy(change.path))
+        own.write(change.path, change.old)
     FAULTS.hit("rebase.patches-back")
-    _restore_config(rebase, root)
+    _restore_config(rebase, own)
     return kept
 
 
-def _restore_config(rebase: Rebase, root: str) -> None:
+def _restore_config(rebase: Rebase, own: Own) -> None:
     before, after = rebase.toml
     if before == after:
         return
-    file = os.path.join(root, config_file.FILE_NAME)
-    dir_fd = os.open(root, DIRECTORY_FLAGS)
-    try:
-        now = config_file.decode(config_file.read_at(dir_fd, config_file.FILE_NAME, file=file), file=file)
-    finally:
-        os.close(dir_fd)
+    file = config_file.FILE_NAME
+    now = own.config()
     if now == before:
         return
     if now == after:
-        config_file.save(file, now, before)
+        own.save_config(now, before)
         return
     # Somebody has edited it since: only the entry goes back.
     try:
@@ -134,7 +126,7 @@ def _restore_config(rebase: Rebase, root: str) -> None:
     except ClivefsError as error:
         log.warning("%s: its entry in Clive.toml stays as it is: %s", rebase.path, error)
         return
-    config_file.save(file, now, new)
+    own.save_config(now, new)
 
 
 def rebuild_upper(store: ObjectStore, rebase: Rebase, uppers: str, uppers_fd: int) -> None:

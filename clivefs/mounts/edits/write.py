@@ -1,8 +1,9 @@
 """Making an overlay show given files: how a rebase and a resolution write into the upper, live.
 
 Every function is a call of the overlay's own operations, so what is open stays open and the intent log has every
-change. They run without waiting, or raise `Blocked`; what has been done by then is not done again by the next call,
-because each looks first at what is shown.
+change. None waits, but may be `Blocked`; what has been done by then is not done again by the next call, because each
+looks first at what is shown. What takes long is a generator: after each step whoever runs it may let others have the
+loop (`OverlayTree.standstill` keeps them from seeing half of it).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.edits.diff import git_mode
-from clivefs.mounts.edits.plan import RebasePlan
-from clivefs.mounts.git.joined import JoinedObjects, blob_content
+from clivefs.mounts.edits.plan import RebasePlan, Write
+from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import TreeEditor, Version
 from clivefs.mounts.overlay.edits import Affected
@@ -26,7 +27,13 @@ from clivefs.mounts.tree import Attr, Node, Owner, SetAttr
 from clivefs.objects.encode import MODE_GITLINK, MODE_SYMLINK
 
 _READ_BYTES = 1 << 20
+_WRITE_BYTES = 1 << 20
 _TEMPORARY = b".clive-new-"
+
+Steps = Generator[list[Affected], None, None]
+"""What the kernel must forget, step by step."""
+Making = Generator[list[Affected] | Write, bytes | None, None]
+"""The same; where it gives a `Write`, it is to be sent the content that the file is to show."""
 
 
 class _Found(NamedTuple):
@@ -34,83 +41,89 @@ class _Found(NamedTuple):
     attr: Attr
 
 
-def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObjects, owner: Owner) -> list[Affected]:
-    """Let *tree*, which stands on `plan.lower` by now, show what *plan* says; the names that the kernel must forget.
+def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObjects, owner: Owner) -> Making:
+    """Let *tree*, which stands on `plan.lower` by now, show what *plan* says.
 
-    *reader* has the plan's objects. May be `Blocked`, and is then to be called again. OSError: the journal can take
-    it back.
+    *reader* has the plan's trees. May be `Blocked`, and is then to be begun again. OSError: the journal can take it
+    back.
     """
-    affected = tree.reset(path for path in plan.resets if not is_written(tree, path))
+    yield from tree.reset_steps(path for path in plan.resets if not is_written(tree, path))
     for path in plan.whiteouts:
-        affected += hide_file(tree, path)
-    for path, version in (*plan.writes, *plan.aside):
-        affected += show_file(tree, path, FileVersion(version.mode, blob_content(reader, version.oid)), owner)
+        yield hide_file(tree, path)
+    for write in (*plan.writes, *plan.aside):
+        yield from _put(tree, write, owner)
     # Whiteouts and redirects of whole directories can hide what the new lower has, or show it elsewhere.
     wanted = TreeEditor(reader, plan.shown)
     aside = {write.path for write in plan.aside}
-    shown_by_upper = [each.path for each in tree.changes() if each.kind != stat.S_IFDIR]
-    for path in (*plan.expected, *shown_by_upper):
+    shown_by_upper: list[bytes] = []
+    for each in tree.changes():
+        if each.kind != stat.S_IFDIR:
+            shown_by_upper.append(each.path)
+        yield []
+    for path in dict.fromkeys((*plan.expected, *shown_by_upper)):
         if path not in aside and path not in plan.kept:
-            affected += _ensure(tree, path, wanted.get(path), plan, reader, owner)
-    return affected
+            yield from _ensure(tree, path, wanted.get(path), plan, owner)
 
 
-def _ensure(
-    tree: OverlayTree,
-    path: bytes,
-    expected: Version | None,
-    plan: RebasePlan,
-    reader: Reader | JoinedObjects,
-    owner: Owner,
-) -> list[Affected]:
+def _put(tree: OverlayTree, write: Write, owner: Owner) -> Making:
+    content = yield write
+    assert content is not None
+    yield from show_file(tree, write.path, FileVersion(write.version.mode, content), owner)
+
+
+def _ensure(tree: OverlayTree, path: bytes, expected: Version | None, plan: RebasePlan, owner: Owner) -> Making:
     found = _find(tree, path)
     if found is not None and found.node.upper and path in plan.unchanged:
-        return []
-    if expected is None:
+        yield []
+    elif expected is None:
         # What git cannot hold (a socket, say) is in no tree, and stays.
         is_file = found is not None and git_mode(found.attr.mode) is not None
-        return hide_file(tree, path) if is_file else []
-    if expected.mode == MODE_GITLINK:
-        return []
-    if found is not None and git_mode(found.attr.mode) == expected.mode:
-        facts = tree.describe(found.node)
-        if facts.get("oid") == expected.oid.hex().encode():
-            return []
-    return show_file(tree, path, FileVersion(expected.mode, blob_content(reader, expected.oid)), owner)
+        yield hide_file(tree, path) if is_file else []
+    elif expected.mode != MODE_GITLINK and not _is_lower(tree, found, expected):
+        yield from _put(tree, Write(path, expected), owner)
+    else:
+        yield []
 
 
-def show_file(tree: OverlayTree, path: bytes, file: FileVersion, owner: Owner) -> list[Affected]:
+def _is_lower(tree: OverlayTree, found: _Found | None, version: Version) -> bool:
+    """Whether *found* is *version*, shown by the lower layer."""
+    if found is None or git_mode(found.attr.mode) != version.mode:
+        return False
+    return tree.describe(found.node).get("oid") == version.oid.hex().encode()
+
+
+def show_file(tree: OverlayTree, path: bytes, file: FileVersion, owner: Owner) -> Steps:
     """Let *file* be at *path*, whatever is there now; directories on the way are made. May be `Blocked`."""
-    affected: list[Affected] = []
     directory = _root(tree).node
     *head, name = path.split(b"/")
     for part in head:
         found = _child(tree, directory, part)
         if found is not None and not stat.S_ISDIR(found.attr.mode):
             tree.unlink(directory, part)
-            affected.append(Affected(directory, part, found.node))
+            yield [Affected(directory, part, found.node)]
             found = None
         if found is None:
             made, _ = tree.mkdir(directory, part, 0o755, owner)
-            affected.append(Affected(directory, part, None))
+            yield [Affected(directory, part, None)]
             assert isinstance(made, OverlayNode)
             directory = made
         else:
             directory = found.node
     found = _child(tree, directory, name)
     if found is not None and _shows(tree, found, file):
-        return affected
-    affected.append(Affected(directory, name, found.node if found is not None else None))
+        return
+    affected = [Affected(directory, name, found.node if found is not None else None)]
     if found is not None and stat.S_ISREG(found.attr.mode) and stat.S_ISREG(file.mode):
-        _replace(tree, directory, name, found, file)
-        return affected
+        yield from _replace(tree, directory, name, found, file)
+        yield affected
+        return
     if found is not None:
         _remove(tree, directory, name, found)
     if file.mode == MODE_SYMLINK:
         tree.symlink(directory, name, file.content, owner)
     else:
-        _make(tree, directory, name, file.mode & 0o777, file.content, owner)
-    return affected
+        yield from _make(tree, directory, name, file.mode & 0o777, file.content, owner)
+    yield affected
 
 
 def hide_file(tree: OverlayTree, path: bytes) -> list[Affected]:
@@ -126,9 +139,10 @@ def hide_file(tree: OverlayTree, path: bytes) -> list[Affected]:
     return [Affected(parent.node, name, found.node)]
 
 
-def keep_times(tree: OverlayTree, times_ns: Mapping[bytes, int]) -> None:
-    """Give files and directories that lie in the upper the modification times that they had before."""
+def keep_times(tree: OverlayTree, times_ns: Mapping[bytes, int]) -> Generator[None, None, None]:
+    """Give files and directories that lie in the upper the modification times that they had before. In steps."""
     for path, time_ns in times_ns.items():
+        yield
         found = _find(tree, path) if path else _root(tree)
         if found is None or not found.node.upper or found.attr.mtime_ns == time_ns:
             continue
@@ -161,29 +175,34 @@ def _shows(tree: OverlayTree, found: _Found, file: FileVersion) -> bool:
         return False
     if file.mode == MODE_SYMLINK:
         return tree.readlink(found.node) == file.content
+    if not found.attr.unsized and found.attr.size != len(file.content):
+        return False
     return _content(tree, found.node) == file.content
 
 
 def _make(
     tree: OverlayTree, directory: OverlayNode, name: bytes, mode: int, content: bytes, owner: Owner
-) -> OverlayNode:
+) -> Generator[list[Affected], None, OverlayNode]:
     made, _, opened = tree.create(directory, name, mode, os.O_WRONLY, owner)
     try:
-        opened.write(0, content)
+        for at in range(0, len(content), _WRITE_BYTES):
+            if at:
+                yield []
+            opened.write(at, content[at : at + _WRITE_BYTES])
     finally:
         opened.close()
     assert isinstance(made, OverlayNode)
     return made
 
 
-def _replace(tree: OverlayTree, directory: OverlayNode, name: bytes, found: _Found, file: FileVersion) -> None:
+def _replace(tree: OverlayTree, directory: OverlayNode, name: bytes, found: _Found, file: FileVersion) -> Steps:
     """Put a file with the content and mode of *file* in the place of another, whose other attributes it gets: who has
     that one open keeps it."""
     attr = found.attr
     mode = stat.S_IMODE(attr.mode) if git_mode(attr.mode) == file.mode else file.mode & 0o777
     aside = _TEMPORARY + os.urandom(6).hex().encode()
     xattrs = {each: tree.getxattr(found.node, each) for each in tree.listxattr(found.node)}
-    made = _make(tree, directory, aside, mode, file.content, Owner(attr.uid, attr.gid))
+    made = yield from _make(tree, directory, aside, mode, file.content, Owner(attr.uid, attr.gid))
     for attribute, value in xattrs.items():
         tree.setxattr(made, attribute, value)
     tree.rename(directory, aside, directory, name, 0)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from clivefs.base.syscalls import make_directories
 from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text
+from clivefs.mounts.host.calls import DIRECTORY_FLAGS
 from clivefs.objects.errors import RepositoryError
 from clivefs.objects.repository import Repository
 
@@ -217,12 +218,19 @@ def make_keeper(path: str, objects: Sequence[str]) -> str:
 
 
 def borrow(gitdir: str, objects: Sequence[str]) -> None:
-    """See the objects of these directories too. For threads, one at a time."""
-    alternates = os.path.join(gitdir, "objects", "info", "alternates")
-    known: list[bytes] = []
-    with suppress(FileNotFoundError), open(alternates, "rb") as file:
-        known = file.read().splitlines(keepends=True)
-    wanted = [line for line in map(alternates_text, objects) if line not in known]
-    if wanted:
-        with open(alternates, "ab") as file:
-            file.write(b"".join(wanted))
+    """See the objects of these directories too. For threads, one at a time. NotADirectoryError or ELOOP where *gitdir*
+    leads elsewhere: a sandboxed command can write there, and shall not have us write where it cannot."""
+    fd = os.open(gitdir, DIRECTORY_FLAGS)
+    try:
+        for name in ("objects", "info"):
+            below = os.open(name, DIRECTORY_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open("alternates", flags, 0o600, dir_fd=fd), "r+b", buffering=0) as file:
+            known = file.readall().splitlines(keepends=True)
+            wanted = [line for line in map(alternates_text, objects) if line not in known]
+            if wanted:
+                file.write(b"".join(wanted))
+    finally:
+        os.close(fd)

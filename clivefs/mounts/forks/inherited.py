@@ -209,6 +209,10 @@ class Inherited:
         head, _, name = path.rpartition(b"/")
         return self._fds.open(head), name
 
+    def tree_fd(self) -> int:
+        """A descriptor of the directory of what was kept, the caller's to close."""
+        return os.dup(self._tree_fd)
+
     # Keeping
 
     def _work_name(self) -> bytes:

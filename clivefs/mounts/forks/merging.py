@@ -41,7 +41,7 @@ class MergePlan(NamedTuple):
     conflicts: tuple[tuple[Conflict, tuple[bytes, ...]], ...]
     """Each with the names that its versions are put under, beside it."""
     new: tuple[bytes, ...]
-    """Paths of files where nothing is recorded: nothing may be there."""
+    """Paths of files where nothing is recorded, or a pipe of the live view's own: nothing may be there."""
 
 
 Changes = Mapping[bytes, Differs]
@@ -129,6 +129,7 @@ def plan_merge(
     live = _Live(reader, ours, changes(reader, base, ours))
     puts: dict[bytes, Put] = {}
     told: list[tuple[bytes, str]] = []
+    new: list[bytes] = []
     for path, before, after in differences(reader, ours.tree, merge.tree):
         if after is None:
             puts[path] = Put(Wanted(path, 0))
@@ -136,7 +137,10 @@ def plan_merge(
             puts[path] = _file(path, after, changed.get(path), live)
         else:
             continue
-        told.append((path, "A" if before is None else "D" if after is None else "M"))
+        now = live.file(path)
+        if before is None and (now is None or not (stat.S_ISDIR(now.mode) or live.is_as_before(path))):
+            new.append(path)
+        told.append((path, "A" if now is None else "D" if after is None else "M"))
     for path, differs in changed.items():
         if path in puts or any(path == each.path for each in merge.conflicts):
             continue
@@ -144,6 +148,8 @@ def plan_merge(
         if put is not None:
             puts[path] = put
             now = live.file(path)
+            if now is None:
+                new.append(path)
             told.append((path, "A" if now is None else "D" if not put.wanted.mode else "M"))
     conflicts = []
     editor = TreeEditor(reader, merge.tree)
@@ -155,7 +161,7 @@ def plan_merge(
         tuple(puts[path] for path in sorted(puts)),
         tuple(sorted(told)),
         tuple(conflicts),
-        tuple(path for path, how in told if how == "A"),
+        tuple(new),
     )
 
 

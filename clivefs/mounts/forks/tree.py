@@ -97,6 +97,16 @@ class ForkTree(OverlayTree):
             self.audit.node("written", node)
         return super().setattr(node, change, file)
 
+    def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
+        if self.audit is not None:
+            self.audit.node("written", node)
+        super().setxattr(node, name, value)
+
+    def removexattr(self, node: Node, name: bytes) -> None:
+        if self.audit is not None:
+            self.audit.node("written", node)
+        super().removexattr(node, name)
+
     def _check(self, directory: Node, name: bytes) -> None:
         if name == CONTROL and directory is self.root:
             raise refuse(errno.EPERM, name)

@@ -35,10 +35,10 @@ CONVERTED_BYTES_MAX = 256 << 20
 DIRECTORIES_MAX = 20_000
 _SCRATCH_PATH_BYTES_MAX = 3000
 _ATTRIBUTES = ("text", "crlf", "eol", "ident", "working-tree-encoding")
-_CONCERNS = re.compile(rb"(?:^|[ \t])(?:eol=crlf|ident|working-tree-encoding=)")
+CONCERNS = re.compile(rb"(?:^|[ \t])(?:eol=crlf|ident|working-tree-encoding=)")
 _MACRO = re.compile(rb"\[attr\]([^ \t]+)")
 _SIMPLE = re.compile(rb"[^/\[\]\\\"!]+")
-_NOWHERE = {
+NOWHERE = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_SYSTEM": os.devnull,
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -52,8 +52,8 @@ class GitAttributes(Converter):
     def __init__(self, cache_dir: str, *, info_attributes: bytes = b"", git: GitCommand | None = None) -> None:
         """*cache_dir*: where the scratch repository is made. *info_attributes*: the source's own rules."""
         self._cache_dir = cache_dir
-        self._info = info_attributes
-        self._always = bool(_CONCERNS.search(info_attributes)) or b"[attr]" in info_attributes
+        self.info = info_attributes
+        self._always = bool(CONCERNS.search(info_attributes)) or b"[attr]" in info_attributes
         self._git = git or GitCommand()
         self._lock = threading.RLock()
         self._scratch: str | None = None
@@ -113,8 +113,8 @@ class GitAttributes(Converter):
     def _patterns_of(self, reader: Reader, rules: Rules) -> _Patterns:
         found = self._patterns.get(rules)
         if found is None:
-            texts = [_attributes(reader, oid) for _, oid in rules]
-            found = _Patterns([self._info, *texts])
+            texts = [attributes_text(reader, oid) for _, oid in rules]
+            found = _Patterns([self.info, *texts])
             if len(self._patterns) >= DIRECTORIES_MAX:
                 self._patterns.clear()
             self._patterns[rules] = found
@@ -142,8 +142,8 @@ class GitAttributes(Converter):
                 os.makedirs(os.path.join(scratch, part))
             _put(os.path.join(scratch, "git", "HEAD"), b"ref: refs/heads/none\n")
             _put(os.path.join(scratch, "git", "config"), b"[core]\n\trepositoryformatversion = 0\n\tbare = false\n")
-            if self._info:
-                _put(os.path.join(scratch, "git", "info", "attributes"), self._info)
+            if self.info:
+                _put(os.path.join(scratch, "git", "info", "attributes"), self.info)
             self._scratch = scratch
         root = os.path.join(self._scratch, "tree")
         for place, oid in rules:
@@ -153,12 +153,12 @@ class GitAttributes(Converter):
             path = os.path.join(folder, b".gitattributes")
             if not os.path.lexists(path):
                 os.makedirs(folder, exist_ok=True)
-                _put(path, _attributes(reader, oid))
+                _put(path, attributes_text(reader, oid))
         return root
 
     def _run(self, root: str, arguments: list[str], stdin: bytes) -> bytes:
         assert self._scratch is not None
-        variables = {**_NOWHERE, "GIT_WORK_TREE": root, "HOME": self._scratch, "XDG_CONFIG_HOME": self._scratch}
+        variables = {**NOWHERE, "GIT_WORK_TREE": root, "HOME": self._scratch, "XDG_CONFIG_HOME": self._scratch}
         return self._git.run(
             arguments,
             cwd=root,
@@ -263,7 +263,7 @@ class _Patterns:
             if pattern.startswith(b"[attr]"):
                 continue
             words = set(attributes.split())
-            if not _CONCERNS.search(b" " + attributes) and not words & macros:
+            if not CONCERNS.search(b" " + attributes) and not words & macros:
                 continue
             if _SIMPLE.fullmatch(pattern):
                 self._globs.append(re.compile(fnmatch.translate(pattern.decode("latin-1")).encode("latin-1")))
@@ -279,14 +279,14 @@ def _macros(lines: list[bytes]) -> set[bytes]:
     definitions = [(match[1], line) for line in lines if (match := _MACRO.match(line))]
     macros: set[bytes] = set()
     for _ in definitions:
-        more = {name for name, line in definitions if _CONCERNS.search(line) or set(line.split()[1:]) & macros}
+        more = {name for name, line in definitions if CONCERNS.search(line) or set(line.split()[1:]) & macros}
         if more == macros:
             break
         macros = more
     return macros
 
 
-def _attributes(reader: Reader, oid: bytes) -> bytes:
+def attributes_text(reader: Reader, oid: bytes) -> bytes:
     """The content of an attribute file; empty where it is absurdly large."""
     if reader.header(oid)[1] > ATTRIBUTES_BYTES_MAX:
         return b""

@@ -143,24 +143,35 @@ class GitDir:
             index = build_index(resolved.repository, _whole_tree(resolved), stat_of).content
         return stage(self.path, old, new, head, old_index, index, moves_head=True)
 
+    def passed(self, commit: bytes, source: GitSource) -> bytes | None:
+        """Where HEAD went on to from the base, if *commit* has gone on from there in its turn: all that was committed
+        here is upstream. None where it has not."""
+        self._borrow(source.objects_dirs)
+        head = self.head()
+        if head is None or head in (self.base, commit) or not source.has(head) or not self._leads(head, commit):
+            return None
+        return head
+
     def _holds(self, commit: bytes) -> bool:
         """Whether HEAD went on from the base and has *commit* among its ancestors."""
         head = self.head()
-        if head is None or head == self.base:
-            return False
+        return head is not None and head != self.base and self._leads(commit, head)
+
+    def _leads(self, old: bytes, new: bytes) -> bool:
+        """Whether *old* is among the ancestors of *new*."""
         try:
-            self._git.run(["merge-base", "--is-ancestor", commit.hex(), head.hex()], git_dir=self.path)
+            self._git.run(["merge-base", "--is-ancestor", old.hex(), new.hex()], git_dir=self.path)
         except GitFailed:
             return False
         return True
 
-    def facts(self) -> tuple[bytes | None, int, bool]:
-        """What changes when a git in the working tree has done something."""
+    def facts(self) -> tuple[bytes | None, int, bool, bytes]:
+        """What changes when a git in the working tree has done something, or the base has moved."""
         try:
             written_ns = os.stat(os.path.join(self.path, "index")).st_mtime_ns
         except FileNotFoundError:
             written_ns = 0
-        return self.head(), written_ns, self.git_at_work()
+        return self.head(), written_ns, self.git_at_work(), self.base
 
     def _nothing_staged(self, commit: bytes) -> bool:
         if not self.has_index():

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from weakref import WeakSet
 
+from clivefs.mounts.git.joined import blob_content
 from clivefs.mounts.git.space import Converted, Converter, GitRef, Rules, TreeSpace
 from clivefs.mounts.git.trees import ST_MODES, TREE_ENTRIES_MAX, UNKNOWN, ShownEntry, TreeCache
 from clivefs.mounts.host.calls import HostFile
@@ -208,6 +209,14 @@ class GitLower(Lower):
             log.warning("%s", error)
             raise refuse(errno.EIO) from error
 
+    def stored(self, ref: LowerRef) -> bytes:
+        """The content of a file as git stores it. May be `Blocked`."""
+        own = _git(ref)
+        try:
+            return blob_content(own.space.reader, own.entry.oid)
+        except ObjectMissing:
+            raise self._fetch_directory(own) from None
+
     def _open_large(self, ref: GitRef) -> OpenFile:
         oid, reader = ref.entry.oid, ref.space.reader
         if isinstance(reader, ObjectStore):  # there it is a file already
@@ -295,6 +304,19 @@ class GitLower(Lower):
             self._converted(ref)  # `Blocked`
             raise refuse(errno.EIO, ref.name) from None
 
+    def attributes(self, path: bytes) -> tuple[bytes, Rules]:
+        """What converts the file *path*, which need not exist: its path in the repository, and the attribute files on
+        the way there. No rules in a submodule. May be `Blocked`."""
+        ref = self._root
+        for name in path.split(b"/")[:-1]:
+            child = self.child(ref, name)
+            if child is None or child.kind != stat.S_IFDIR:
+                break
+            ref = child
+        space = self._root.space
+        whole = space.prefix + b"/" + path if space.prefix else path
+        return whole, self._rules(ref) if ref.space is space and ref.entry.mode != MODE_GITLINK else ()
+
     def _rules(self, directory: GitRef) -> Rules:
         """The attribute files from the root (of the submodule) down to *directory*."""
         chain: list[GitRef] = []
@@ -370,6 +392,12 @@ class GitLower(Lower):
             return False
         converter = one.space.converter
         return converter is None or not (converter.always or self._rules(one) or other._rules(two))
+
+    def same_tree(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
+        if not isinstance(other, GitLower):
+            return False
+        tree = _git(directory).tree
+        return tree is not None and tree == _git(other_directory).tree
 
     def take_over(self, other: Lower) -> None:
         """References to files of *other* go on, with what converts their content."""

@@ -490,6 +490,10 @@ class HostTree(Tree):
 
         return sync
 
+    def host_directory(self, directory: Node) -> int | None:
+        assert isinstance(directory, HostNode)
+        return os.dup(self._nodes.dir_fd(directory)) if directory.identity is not None else None
+
     def watch(self, directory: Node) -> None:
         """Watch *directory* now, though nobody has looked into it yet."""
         self._directory(directory)

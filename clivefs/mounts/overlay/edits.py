@@ -18,6 +18,7 @@ from clivefs.mounts.overlay.copyup import directory_extra_mode
 from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind, split
 from clivefs.mounts.overlay.node import OverlayNode, directory_only
 from clivefs.mounts.overlay.nodes import OverlayNodes
+from clivefs.mounts.overlay.settling import lower_at, lower_child, settle
 from clivefs.mounts.overlay.upper import (
     WORK,
     PathFds,
@@ -288,7 +289,10 @@ def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) 
     Unchanged files and all directories keep their nodes; edits stay. May be `Blocked`, before any change.
     """
     old = nodes.lower
-    kept, gone, fresh = compare_lower(nodes, new)
+    edits, kept, gone, fresh = compare_lower(nodes, new)
+    if edits:
+        assert nodes.upper is not None
+        nodes.upper.note(edits, "overlay.settle")
     # From here on nothing raises.
     for each in gone:
         assert each.node is not None
@@ -305,11 +309,40 @@ def replace_lower(nodes: OverlayNodes, new: Lower, source: bytes | None = None) 
     return gone + fresh
 
 
-def compare_lower(
+class Comparison(NamedTuple):
+    """What becomes of an overlay's known nodes over another lower."""
+
+    edits: list[Edit]
+    """Of the marks; see `settle`."""
+    kept: list[tuple[OverlayNode, LowerRef | None]]
+    """Those that stay, with their new lower file."""
+    gone: list[Affected]
+    """The names that mean something else."""
+    fresh: list[Affected]
+    """The names that are new."""
+
+
+def compare_lower(nodes: OverlayNodes, new: Lower) -> Comparison:
+    """What becomes of the known nodes over *new*. Changes nothing. May be `Blocked`."""
+    edits = settle(nodes, new).edits
+    marks = nodes.upper.log.marks if nodes.upper is not None else None
+    before: list[tuple[Mark, MarkKind, bytes]] = []
+    try:
+        for edit in edits:
+            mark = marks.at(edit.path) if marks is not None else None
+            assert mark is not None
+            before.append((mark, mark.kind, mark.target))
+            mark.kind = MarkKind.REDIRECT if edit.kind is EditKind.REDIRECT else MarkKind.INHERIT
+            mark.target = edit.other
+        return Comparison(edits, *_compare_nodes(nodes, new))
+    finally:
+        for mark, kind, target in before:
+            mark.kind, mark.target = kind, target
+
+
+def _compare_nodes(
     nodes: OverlayNodes, new: Lower
 ) -> tuple[list[tuple[OverlayNode, LowerRef | None]], list[Affected], list[Affected]]:
-    """What becomes of the known nodes over *new*: those that stay, with their new lower file; the names that mean
-    something else; the names that are new. Changes nothing. May be `Blocked`."""
     old = nodes.lower
     kept: list[tuple[OverlayNode, LowerRef | None]] = []
     gone: list[Affected] = []
@@ -343,10 +376,11 @@ def _unknown(
     was, is_now = _kinds(old, before), _kinds(new, after)
     found: list[Affected] = []
     for name in sorted((was.keys() | is_now.keys()) - set(directory.children or ())):
-        if directory.mark is not None and directory.mark.child(name) is not None:
+        mark = directory.mark.child(name) if directory.mark is not None else None
+        if mark is not None and mark.kind is not MarkKind.INHERIT:
             continue  # hidden, or from elsewhere
         if name in was and name in is_now and was[name] == is_now[name]:
-            one, other = _child(old, before, name), _child(new, after, name)
+            one, other = lower_child(old, before, name), lower_child(new, after, name)
             if one is None or other is None or _is_equal(old, one, new, other):
                 continue
         found.append(Affected(directory, name, None, name in was))
@@ -363,20 +397,12 @@ def _kinds(lower: Lower, ref: LowerRef | None) -> dict[bytes, int]:
     return {entry.name: entry.kind for entry in lower.entries(ref)} if ref is not None else {}
 
 
-def _child(lower: Lower, ref: LowerRef | None, name: bytes) -> LowerRef | None:
-    return lower.child(ref, name) if ref is not None else None
-
-
 def _resolve(lower: Lower, directory: LowerRef | None, name: bytes, mark: Mark | None) -> LowerRef | None:
     if mark is not None and mark.kind is MarkKind.HIDDEN:
         return None
     if mark is None or mark.kind is MarkKind.INHERIT:
         return lower.child(directory, name) if directory is not None else None
-    ref: LowerRef | None = lower.root
-    for part in split(mark.target):
-        ref = directory_only(ref)
-        ref = lower.child(ref, part) if ref is not None else None
-    return ref
+    return lower_at(lower, mark.target)
 
 
 def _is_same_below(old: Lower, node: OverlayNode, new: Lower, ref: LowerRef | None) -> bool:

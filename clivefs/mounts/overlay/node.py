@@ -61,12 +61,20 @@ class OverlayNode(Node):
 class OverlayFile(OpenFile):
     """An open file. What it reads from changes when the file is copied up, to the same content in the upper."""
 
-    __slots__ = ("_sync_place", "inner", "keep_cache", "node")
+    __slots__ = ("_admit", "_sync_place", "inner", "keep_cache", "node")
 
     def __init__(
-        self, sync_place: Callable[[OverlayNode], None], node: OverlayNode, inner: OpenFile, *, keep_cache: bool
+        self,
+        sync_place: Callable[[OverlayNode], None],
+        admit: Callable[[], None],
+        node: OverlayNode,
+        inner: OpenFile,
+        *,
+        keep_cache: bool,
     ) -> None:
+        """*admit* is called before every write: it waits, or is `Blocked`, while nothing may be written."""
         self._sync_place = sync_place
+        self._admit = admit
         self.node = node
         self.inner = inner
         self.keep_cache = keep_cache
@@ -81,6 +89,7 @@ class OverlayFile(OpenFile):
         return self.inner.read_at_once(offset, size)
 
     def write(self, offset: int, data: bytes) -> int:
+        self._admit()
         return self.inner.write(offset, data)
 
     def fileno(self) -> int | None:

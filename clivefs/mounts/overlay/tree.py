@@ -33,6 +33,8 @@ from clivefs.mounts.overlay.marks import MarkKind, split
 from clivefs.mounts.overlay.names import OverlayNames, open_flags
 from clivefs.mounts.overlay.node import OverlayFile, OverlayNode, UpperFile, shown
 from clivefs.mounts.overlay.nodes import OverlayNodes
+from clivefs.mounts.overlay.settling import settle
+from clivefs.mounts.overlay.standstill import Standstill
 from clivefs.mounts.overlay.upper import Upper
 from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
 
@@ -62,6 +64,7 @@ class OverlayTree(Tree):
         self._table = table
         self.root = self._nodes.root
         self.writable = upper is not None
+        self.standstill = Standstill()
 
     @property
     def lower(self) -> Lower:
@@ -79,23 +82,28 @@ class OverlayTree(Tree):
     def _changing(self) -> OverlayNames:
         if self._names is None:
             raise refuse(errno.EROFS)
+        self.standstill.check()
         return self._names
 
     # Looking
 
     def lookup(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        self.standstill.check()
         return self._nodes.get(_own(directory), name)
 
     def names(self, directory: Node) -> list[bytes]:
+        self.standstill.check()
         node = _own(directory)
         if not node.is_dir:
             raise refuse(errno.ENOTDIR)
         return merged_names(self._nodes, node)
 
     def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
+        self.standstill.check()
         return self._nodes.get(_own(directory), name, fetch=False)
 
     def entries(self, directory: Node) -> list[DirEntry]:
+        self.standstill.check()
         node = _own(directory)
         if not node.is_dir:
             raise refuse(errno.ENOTDIR)
@@ -105,6 +113,7 @@ class OverlayTree(Tree):
         return self._nodes.attr(_own(node))
 
     def readlink(self, node: Node) -> bytes:
+        self.standstill.check()
         own = _own(node)
         if own.kind != stat.S_IFLNK:
             raise refuse(errno.EINVAL)
@@ -117,6 +126,7 @@ class OverlayTree(Tree):
         return os.readlink(name, dir_fd=fd)
 
     def open(self, node: Node, flags: int) -> OpenFile:
+        self.standstill.check()
         own = _own(node)
         if own.kind != stat.S_IFREG:
             raise refuse({stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}.get(own.kind, errno.ENXIO))
@@ -129,7 +139,7 @@ class OverlayTree(Tree):
                 inner = self._nodes.lower_of(own).open(own.lower)
             except FileNotFoundError:
                 raise refuse(errno.ESTALE) from None
-            return OverlayFile(self._nodes.sync_place, own, inner, keep_cache=inner.keep_cache)
+            return OverlayFile(self._nodes.sync_place, self.standstill.check, own, inner, keep_cache=inner.keep_cache)
         try:
             fd = self._nodes.open_upper(own, open_flags(flags))
         except PermissionError:  # of a file that we may write but not read
@@ -137,13 +147,18 @@ class OverlayTree(Tree):
                 raise
             fd = self._nodes.open_upper(own, (open_flags(flags) & ~os.O_ACCMODE) | os.O_WRONLY)
         # Pages that the kernel has from a live lower may be older than what was copied up.
-        return OverlayFile(self._nodes.sync_place, own, UpperFile(fd), keep_cache=not self.lower.live)
+        return self._file(own, fd)
+
+    def _file(self, node: OverlayNode, fd: int) -> OverlayFile:
+        """The upper file *fd*, opened."""
+        keep_cache = not self.lower.live
+        return OverlayFile(self._nodes.sync_place, self.standstill.check, node, UpperFile(fd), keep_cache=keep_cache)
 
     # Changing
 
     def create(self, directory: Node, name: bytes, mode: int, flags: int, owner: Owner) -> tuple[Node, Attr, OpenFile]:
         node, attr, fd = self._changing().create(_own(directory), name, mode, flags, owner)
-        return node, attr, OverlayFile(self._nodes.sync_place, node, UpperFile(fd), keep_cache=not self.lower.live)
+        return node, attr, self._file(node, fd)
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> tuple[Node, Attr]:
         return self._changing().mknod(_own(directory), name, mode, rdev, owner)
@@ -319,6 +334,11 @@ class OverlayTree(Tree):
     def check_lower(self, new: Lower) -> None:
         """`Blocked` as long as `replace_lower` with *new* would be."""
         compare_lower(self._nodes, new)
+
+    def lost_over(self, new: Lower) -> bytes | None:
+        """A directory that was renamed here, and that *new* has under neither name; it would be empty. None: there is
+        none. As `check_lower`."""
+        return settle(self._nodes, new).lost
 
     # Durability and life
 

@@ -33,8 +33,11 @@ class Change(NamedTuple):
     point: Point
 
 
-def changes_after(points: Points, reader: JoinedObjects, seq: int, paths: Iterable[bytes] = ()) -> Iterator[Change]:
-    """What changed after the point with the number *seq* (0: from the beginning), at or below *paths* (none: all).
+def changes_after(
+    points: Points, reader: JoinedObjects, seq: int, paths: Iterable[bytes] = (), *, last: int | None = None
+) -> Iterator[Change]:
+    """What changed after the point with the number *seq* (0: from the beginning), at or below *paths* (none: all), up
+    to the point with the number *last* (None: the newest, also of those that come meanwhile).
 
     All changes of a point have its number. `overflow` comes first where a number was thinned out or there is none such.
     ObjectMissing, CorruptObject.
@@ -49,6 +52,8 @@ def changes_after(points: Points, reader: JoinedObjects, seq: int, paths: Iterab
         return
     while page := points.between(start, MS_MAX, limit=_PAGE):
         for each in page:
+            if last is not None and each.seq > last:
+                return
             point = points.load(each.oid)
             if missed or (each.seq != last_seq + 1):
                 yield Change("overflow", b"", None, point)

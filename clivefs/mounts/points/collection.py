@@ -1,4 +1,5 @@
-"""A whole collection of a store: thin what is old, remove what nothing leads to. Its steps can end at any moment."""
+"""A whole collection of a store: thin what is old, seal what stays, remove what nothing leads to. Its steps can end at
+any moment."""
 
 from __future__ import annotations
 
@@ -13,17 +14,19 @@ from clivefs.mounts.config import config
 from clivefs.mounts.config.config import Keep
 from clivefs.mounts.identity import root_path
 from clivefs.mounts.patch import apply
+from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.roots import StoreRoots, workspaces_with_points
-from clivefs.mounts.points.sealing import seal
+from clivefs.mounts.points.sealing import Sealed, seal
 from clivefs.mounts.points.thinning import Thinned, thin
 from clivefs.objects import gc
 from clivefs.objects.encode import OID_BYTES
 from clivefs.objects.gcmarks import Reach
 from clivefs.objects.interface import ANY, Changes, MetaChange
-from clivefs.objects.sealing import SealedNow
 from clivefs.objects.store import Store
 
 Say = Callable[[str], None]
+_LOOK_S = 0.2
+"""How often is looked whether a point was recorded."""
 
 
 class Collected(NamedTuple):
@@ -31,11 +34,13 @@ class Collected(NamedTuple):
 
     thinned: tuple[Thinned, ...]
     swept: gc.Swept
-    sealed: SealedNow
+    sealed: Sealed
     given_back: int | None
     """Bytes of the database's file; None where another process has it open."""
     notes: tuple[str, ...]
     """What a person should know: workspaces that were not thinned, and why."""
+    unfinished: bool
+    """Whether the time was over before all was done."""
 
 
 def keep_of(store: Store, workspace: str) -> tuple[Keep | None, str]:
@@ -58,10 +63,12 @@ def collect(
     keeps: Collection[bytes] = (),
     dry_run: bool = False,
     seconds_max: float = float("inf"),
+    while_quiet: bool = False,
     progress: Say = lambda text: None,
 ) -> Collected:
-    """Thin and sweep *store*. *keeps*: points that are not thinned. Nothing is begun after *seconds_max*. gc.Busy."""
-    until = time.monotonic() + seconds_max
+    """Thin, seal and sweep *store*. *keeps*: points that are not thinned. Nothing is begun after *seconds_max*, or
+    *while_quiet* once a point is recorded. gc.Busy."""
+    is_over = _Over(store, seconds_max, while_quiet=while_quiet)
     with gc.one_at_a_time(store):
         store.reader_check()
         notes: list[str] = []
@@ -72,22 +79,55 @@ def collect(
             if keep is None:
                 notes.append(why)
             else:
-                done = thin(
-                    store, workspace, keep, now_ms=now_ms, keeps=held, dry_run=dry_run, until=until, progress=progress
+                thinned.append(
+                    thin(
+                        store,
+                        workspace,
+                        keep,
+                        now_ms=now_ms,
+                        keeps=held,
+                        dry_run=dry_run,
+                        is_over=is_over,
+                        progress=progress,
+                    )
                 )
-                thinned.append(done)
         FAULTS.hit("gc.all-thinned")
-        gone = frozenset[bytes]().union(*(each.ids for each in thinned))
-        roots = StoreRoots(store, store.path, without=gone)
-        reach = gc.look(store, roots, progress)
-        _forget_patches(store, reach, dry_run=dry_run)
-        swept = gc.sweep(store, roots, reach, dry_run=dry_run, progress=progress, until=until)
-        del reach
-        sealed = SealedNow(0, 0, 0)
-        if not dry_run and time.monotonic() < until:
-            sealed = seal(store, now_ms, progress)
-        given_back = 0 if dry_run else store.compact()
-    return Collected(tuple(thinned), swept, sealed, given_back, tuple(notes))
+        # Sealed first: what is in packs need not be looked through again and again.
+        sealed = seal(store, now_ms, progress, is_over=is_over) if not dry_run else Sealed(0, 0, 0, False)
+        if sealed.unfinished:
+            swept = gc.Swept(0, 0, store.counts()["objects"])
+        else:
+            gone = frozenset[bytes]().union(*(each.ids for each in thinned))
+            roots = StoreRoots(store, store.path, without=gone)
+            reach = gc.look(store, roots, progress)
+            _forget_patches(store, reach, dry_run=dry_run)
+            swept = gc.sweep(store, roots, reach, dry_run=dry_run, progress=progress, is_over=is_over)
+            del reach
+        unfinished = not dry_run and is_over()
+        given_back = 0 if dry_run or unfinished else store.compact()
+    return Collected(tuple(thinned), swept, sealed, given_back, tuple(notes), unfinished)
+
+
+class _Over:
+    """Whether to begin nothing more."""
+
+    def __init__(self, store: Store, seconds_max: float, *, while_quiet: bool) -> None:
+        self._until = time.monotonic() + seconds_max
+        self._points = [Points(store, each) for each in workspaces_with_points(store)] if while_quiet else []
+        self._heads = self._newest()
+        self._looked_s = time.monotonic()
+        self._is_over = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._is_over and now > self._looked_s + _LOOK_S:
+            self._is_over = now >= self._until or self._newest() != self._heads
+            self._looked_s = now
+        return self._is_over or now >= self._until
+
+    def _newest(self) -> list[int]:
+        heads = (each.head() for each in self._points)
+        return [head.ms if head is not None else 0 for head in heads]
 
 
 def _forget_patches(store: Store, reach: Reach, *, dry_run: bool) -> None:

@@ -30,12 +30,13 @@ from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point, make_point
 from clivefs.mounts.points.roots import StoreRoots
-from clivefs.mounts.points.sealing import seal
+from clivefs.mounts.points.sealing import make_anew
 from clivefs.mounts.recording.recordedtree import RecordedTree
 from clivefs.objects import gc
 from clivefs.objects.encode import MODE_GITLINK
 from clivefs.objects.interface import ANY, Changes, MetaChange, RefChange
 from clivefs.objects.repository import Repository
+from clivefs.objects.sealing import sweep_unfinished
 from clivefs.objects.store import Store
 
 _BATCH_POINTS = 200
@@ -65,7 +66,6 @@ def purge(
     reader: JoinedObjects,
     repositories: Iterable[Repository] = (),
     *,
-    now_ms: int,
     dry_run: bool = False,
     progress: Say = lambda text: None,
 ) -> Purged:
@@ -81,7 +81,7 @@ def purge(
             ids = _rewrite(store, points, reader, path, had, progress)
             rewritten = _publish(store, workspace, points, ids)
         FAULTS.hit("purge.published")
-        _clean(store, workspace, now_ms, progress)
+        _clean(store, workspace, progress)
         return Purged(len(had), rewritten, len(blobs), tuple(_left(store, blobs, repositories)))
 
 
@@ -187,7 +187,7 @@ def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, byte
     return count
 
 
-def _clean(store: Store, workspace: str, now_ms: int, progress: Say) -> None:
+def _clean(store: Store, workspace: str, progress: Say) -> None:
     """Remove what nothing leads to any more from every place in the store."""
     shutil.rmtree(os.path.join(store.path, "gitviews", f"{workspace}.git"), ignore_errors=True)
     with gc.alone(store):  # nothing is mounted: what they tell of is made again
@@ -195,7 +195,8 @@ def _clean(store: Store, workspace: str, now_ms: int, progress: Say) -> None:
         changes.meta += [MetaChange(CACHE, key, None, ANY) for key, _ in store.meta_items(CACHE)]
         store.apply(changes).result()
     roots = StoreRoots(store, store.path)
-    seal(store, now_ms, progress, anew=True)
+    sweep_unfinished(store)
+    make_anew(store, progress)
     reach = gc.look(store, roots, progress)
     gc.sweep(store, roots, reach, progress=progress)
     FAULTS.hit("purge.swept")

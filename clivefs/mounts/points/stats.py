@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from clivefs.mounts.points.gathering import RECORDED, Gathered
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.points.sealing import RECORDED, Gathered
 from clivefs.objects.store import Store
 
 _TELL = 1000
@@ -88,7 +88,7 @@ def stats(store: Store, workspace: str, *, top: int = 20, progress: Callable[[st
         before = point
         session = sessions.setdefault(each.session, [0, 0])
         session[0] += 1
-        for oid, hint, is_file in added:
+        for oid, hint, is_file, _ in added:
             size = store.kept_bytes(oid)
             session[1] += size
             total += size

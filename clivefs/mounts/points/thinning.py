@@ -13,7 +13,6 @@ missing before. The newest point of all is kept whatever its age, and that of a 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
@@ -71,11 +70,11 @@ def thin(
     now_ms: int,
     keeps: Container[bytes] = (),
     dry_run: bool = False,
-    until: float = float("inf"),
+    is_over: Callable[[], bool] = lambda: False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Thinned:
-    """Drop the points of *workspace* that *keep* has no place for. *keeps*: ids of points that stay. *until*: see
-    `gc.sweep`. Busy."""
+    """Drop the points of *workspace* that *keep* has no place for. *keeps*: ids of points that stay. *is_over*:
+    see `gc.sweep`. Busy."""
     points = Points(store, workspace)
     all_of_them = points.between(0, MS_MAX)
     going_on = {each.last_ms for each in points.sessions() if not each.end_ms}
@@ -84,7 +83,7 @@ def thin(
         ids = frozenset(each.oid for each in dropped)
         return Thinned(workspace, len(dropped), len(all_of_them) - len(dropped), ids)
     done = 0
-    while done < len(dropped) and time.monotonic() < until:
+    while done < len(dropped) and not is_over():
         chunk = dropped[done : done + _CHUNK]
         done += len(chunk)
         with alone(store), contextlib.suppress(Conflict):  # another daemon has published: the next time, then

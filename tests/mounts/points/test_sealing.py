@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,9 +95,27 @@ def everything(store: Store) -> dict[bytes, tuple[str, bytes | int]]:
     return found
 
 
-def seal(store: Store, now_ms: int, points_min: int = 1) -> None:
+def seal(store: Store, now_ms: int, points_min: int = 1, slice_objects: int = sealing.SLICE_OBJECTS) -> None:
     with gc.one_at_a_time(store):
-        sealing.seal(store, now_ms, points_min=points_min)
+        sealing.seal(store, now_ms, points_min=points_min, slice_objects=slice_objects)
+
+
+class Killed(BaseException):
+    pass
+
+
+def die() -> None:
+    raise Killed
+
+
+def after(hits: int, action: Callable[[], None]) -> Callable[[], None]:
+    """What does *action* when it has been called so often before."""
+    left = iter(range(hits, -1, -1))
+    return lambda: action() if next(left, 0) == 0 else None
+
+
+def sealed_points(store: Store) -> int:
+    return sum(store.is_sealed(each.oid) for each in Points(store, WORKSPACE).between(0, MS_MAX))
 
 
 def test_sealed_history_is_all_there_in_less_space(store: Store) -> None:
@@ -187,12 +205,6 @@ def test_what_is_written_while_packs_are_made_anew_keeps_the_old_ones(store: Sto
 
 @pytest.mark.parametrize("fault", ["seal.fed", "seal.packed", "seal.published", "seal.dropped", "store.removed"])
 def test_after_a_crash_everything_is_there_and_the_next_one_finishes(store: Store, fault: str) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die() -> None:
-        raise Killed
-
     edited = Edited(store)
     edited.save(40)
     before = everything(store)
@@ -208,24 +220,149 @@ def test_after_a_crash_everything_is_there_and_the_next_one_finishes(store: Stor
     assert [name for name in os.listdir(os.path.join(store.path, "packs")) if name.startswith("new-")] == []
 
 
-def test_a_crash_while_old_packs_go_loses_nothing(store: Store) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die() -> None:
-        raise Killed
-
+@pytest.mark.parametrize("fault", ["seal.replaced", "seal.merged"])
+def test_a_crash_while_packs_are_merged_loses_nothing(store: Store, fault: str) -> None:
     edited = Edited(store)
-    for _ in range(4):
-        edited.save(10)
-        seal(store, edited.history.ms + 2 * HOUR)
-    edited.save(10)
+    edited.save(20)
+    before = everything(store)
+    FAULTS.plant(fault, die)
+    with pytest.raises(Killed):
+        seal(store, edited.history.ms + 2 * HOUR, slice_objects=30)
+    FAULTS.clear()
+    assert everything(store) == before
+    assert len(store.sealed.pack_names()) > 1
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert everything(store) == before
+    assert len(store.sealed.pack_names()) == 1
+
+
+def test_a_crash_while_packs_are_made_anew_loses_nothing(store: Store) -> None:
+    edited = Edited(store)
+    points = edited.save(40)
+    seal(store, edited.history.ms + 2 * HOUR)
+    with gc.one_at_a_time(store), gc.alone(store):
+        index = Points(store, WORKSPACE)
+        index.forget(index.between(0, points[30].ms))
     before = everything(store)
     FAULTS.plant("seal.replaced", die)
     with pytest.raises(Killed):
         seal(store, edited.history.ms + 2 * HOUR)
     FAULTS.clear()
     assert everything(store) == before
+    seal(store, edited.history.ms + 2 * HOUR)
+    assert everything(store) == before
+    assert not store.has(points[10].oid)
+
+
+# Slices
+
+
+def test_each_slice_is_durable_and_a_killed_one_is_all_that_is_lost(store: Store) -> None:
+    edited = Edited(store)
+    edited.save(60)
+    before = everything(store)
+    now = edited.history.ms + 2 * HOUR
+    done = [0]
+    for turn in range(1, 4):
+        FAULTS.plant("seal.fed", after(turn, die))
+        with pytest.raises(Killed):
+            seal(store, now, slice_objects=20)
+        FAULTS.clear()
+        assert everything(store) == before
+        done.append(sealed_points(store))
+    assert done == sorted(set(done))
+    assert 0 < done[-1] < 60
+    seal(store, now, slice_objects=20)
+    assert sealed_points(store) == 60
+    assert everything(store) == before
+
+
+def test_sealing_ends_when_it_is_told_to_and_says_that_there_is_more(store: Store) -> None:
+    edited = Edited(store)
+    edited.save(60)
+    now = edited.history.ms + 2 * HOUR
+    ends = []
+    with gc.one_at_a_time(store):
+        for _ in range(40):
+            over: list[bool] = []  # as soon as the first slice was gathered
+            FAULTS.plant("seal.gathered", lambda over=over: over.append(True))
+            done = sealing.seal(store, now, points_min=1, slice_objects=100, is_over=lambda over=over: bool(over))
+            ends.append((done.unfinished, sealed_points(store)))
+            if not done.unfinished:
+                break
+    assert ends[-1] == (False, 60)
+    assert [unfinished for unfinished, _ in ends[:-1]] == [True] * (len(ends) - 1)
+    assert len(ends) > 2
+    everything(store)
+
+
+def test_a_collection_while_it_is_quiet_ends_when_a_point_is_recorded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_LOOK_S", 0)
+    edited = Edited(store)
+    edited.save(3)
+    with store.batch() as batch:
+        garbage = batch.blob(b"nobody's")
+    now = edited.history.ms + 2 * HOUR
+    FAULTS.plant("gc.looked", lambda: edited.save(1))
+    done = collection.collect(store, now_ms=now, while_quiet=True)
+    FAULTS.clear()
+    assert (done.unfinished, done.swept.objects) == (True, 0)
+    assert store.has(garbage)
+    done = collection.collect(store, now_ms=now, while_quiet=True)
+    assert (done.unfinished, done.swept.objects) == (False, 1)
+
+
+def test_a_point_that_is_more_than_a_slice_is_sealed_in_several(store: Store) -> None:
+    history = History(store)
+    content = {b"f%03d" % number: regular(random.Random(number).randbytes(300)) for number in range(300)}
+    history.record(directory({b"d": directory(content), b"large": regular(LARGE)}), after_ms=MINUTE)
+    before = everything(store)
+    now = history.ms + 2 * HOUR
+    FAULTS.plant("seal.fed", after(2, die))
+    with pytest.raises(Killed):
+        seal(store, now, slice_objects=50)
+    FAULTS.clear()
+    assert sealed_points(store) == 0
+    assert store.sealed.count()[1] >= 100
+    assert everything(store) == before
+    seal(store, now, slice_objects=50)
+    assert sealed_points(store) == 1
+    assert everything(store) == before
+    assert store.counts()["objects"] == 1
+
+
+def test_slices_merged_are_about_as_small_as_one_pack(tmp_path: Path) -> None:
+    sizes = []
+    for limit in (25, 100_000):
+        with Store.open(tmp_path / str(limit)) as store:
+            edited = Edited(store)
+            edited.save(150)
+            seal(store, edited.history.ms + 2 * HOUR, slice_objects=limit)
+            assert len(store.sealed.pack_names()) == 1
+            sizes.append(store.sealed.count()[2])
+            assert fsck(store, roots=StoreRoots(store).fresh()) == []
+    assert sizes[0] < 1.5 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "at_leisure", "wanted"),
+    [
+        ([], True, ""),
+        ([5], True, ""),
+        ([100, 5], True, ""),
+        ([100, 20], True, "ab"),
+        ([100, 20], False, ""),
+        ([1] * 9, False, "abcdefghi"),
+        ([1000, 100, 1, 1, 1, 1, 1, 1, 1], False, "cdefghi"),
+        ([1000, 100, 60, 1, 1, 1, 1, 1, 1], False, "defghi"),
+        ([1000, 100, 9, 1, 1, 1, 1, 1, 1], False, "cdefghi"),
+    ],
+)
+def test_small_packs_are_merged(sizes: list[int], at_leisure: bool, wanted: str) -> None:
+    chosen = sealing.to_merge(dict(zip("abcdefghi", sizes, strict=False)), at_leisure=at_leisure)
+    assert "".join(sorted(chosen)) == wanted
 
 
 def test_a_damaged_pack_is_found(store: Store, tmp_path: Path) -> None:

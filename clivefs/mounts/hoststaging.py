@@ -1,0 +1,87 @@
+"""New files in a staging directory that is a directory of the host: made in threads, with the fewest calls.
+
+Nobody knows a node of them yet, so nothing of a tree is touched. The directory is ours alone (mode 0700), and whatever
+has its names was made here or came here by an exchange.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Container
+
+from clivefs.mounts.host.calls import IS_ROOT, proc_path
+from clivefs.mounts.tree import Owner
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_KEEP = -1
+
+
+class HostStaging:
+    """The directory behind *fd*, which is owned from now on; its files belong to *owner* unless said otherwise."""
+
+    def __init__(self, fd: int, owner: Owner) -> None:
+        self._fd = fd
+        self._owner = owner
+        self._hands_on_group = bool(os.fstat(fd).st_mode & stat.S_ISGID)
+
+    def make(
+        self,
+        name: bytes,
+        mode: int,
+        write: Callable[[int], None],
+        *,
+        owner: tuple[int | None, int | None] = (None, None),
+        xattrs: tuple[tuple[bytes, bytes], ...] = (),
+        mtime_ns: int | None = None,
+    ) -> int:
+        """Make a regular file, which *write* fills by its descriptor; its inode number. *mode*: permission bits.
+        *owner*: user and group, where they are to be others. OSError."""
+        fd = os.open(name, _FLAGS, mode & 0o777, dir_fd=self._fd)
+        try:
+            write(fd)
+            st = os.fstat(fd)
+            uid, gid = self._ids(st, *owner)
+            if (uid, gid) != (_KEEP, _KEEP):
+                os.chown(fd, uid, gid)
+            if stat.S_IMODE(st.st_mode) != mode or mode & 0o6000:  # an ACL, or what chown(2) takes away
+                os.chmod(fd, mode)
+            for attribute, value in xattrs:
+                os.setxattr(fd, attribute, value)
+            if mtime_ns is not None:
+                os.utime(fd, ns=(st.st_atime_ns, mtime_ns))
+            return st.st_ino
+        finally:
+            os.close(fd)
+
+    def _ids(self, st: os.stat_result, uid: int | None, gid: int | None) -> tuple[int, int]:
+        """What is to be handed to chown(2)."""
+        if not IS_ROOT:
+            return _KEEP, _KEEP
+        uid = self._owner.uid if uid is None else uid
+        if gid is None:
+            gid = st.st_gid if self._hands_on_group else self._owner.gid
+        return uid if uid != st.st_uid else _KEEP, gid if gid != st.st_gid else _KEEP
+
+    def inode(self, name: bytes) -> int:
+        """The inode number behind *name*; 0 where there is none."""
+        try:
+            return os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_ino
+        except FileNotFoundError:
+            return 0
+
+    def sweep(self, but: Container[bytes]) -> None:
+        """Remove all files but those; for a thread. OSError."""
+        own = os.open(proc_path(self._fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in map(os.fsencode, os.listdir(own)):
+                if name not in but:
+                    os.unlink(name, dir_fd=own)
+        finally:
+            os.close(own)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
