@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Container
+import subprocess
+from collections.abc import Callable, Container, Sequence
 
 from clivefs.mounts.host.calls import IS_ROOT, proc_path
 from clivefs.mounts.tree import Owner
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEEP = -1
+_CHILD_FILES_MIN = 64
+_CHILD_FILES_MAX = 4096
+"""Names for one command line."""
 
 
 class HostStaging:
@@ -71,12 +75,20 @@ class HostStaging:
             return 0
 
     def sweep(self, but: Container[bytes]) -> None:
-        """Remove all files but those; for a thread. OSError."""
+        """Remove all files but those; for a thread. OSError.
+
+        Many of them by rm(1): a thread that makes a system call for each waits as often for the interpreter's lock,
+        which the loop's thread has while it hears of all that has been renamed."""
         own = os.open(proc_path(self._fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in map(os.fsencode, os.listdir(own)):
-                if name not in but:
-                    os.unlink(name, dir_fd=own)
+            names = [name for name in map(os.fsencode, os.listdir(own)) if name not in but]
+            if len(names) >= _CHILD_FILES_MIN:
+                for at in range(0, len(names), _CHILD_FILES_MAX):
+                    if not _removed_by_child(own, names[at : at + _CHILD_FILES_MAX]):
+                        break
+                names = [name for name in map(os.fsencode, os.listdir(own)) if name not in but]
+            for name in names:
+                os.unlink(name, dir_fd=own)
         finally:
             os.close(own)
 
@@ -85,3 +97,18 @@ class HostStaging:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _removed_by_child(directory: int, names: Sequence[bytes]) -> bool:
+    try:
+        done = subprocess.run(
+            [b"rm", b"-f", b"--", *names],
+            cwd=proc_path(directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:  # there is no rm
+        return False
+    return done.returncode == 0

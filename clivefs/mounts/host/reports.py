@@ -30,14 +30,21 @@ class HostWatch:
         self._stale: dict[Outside, None] = {}
         self._own: set[tuple[HostNode, bytes]] = set()
         """Names that our own operations took away or moved, and whose events are still to come."""
+        self._unheard: set[HostNode] = set()
+        """Directories that only our own operations change."""
         tree.degraded = True
         if watcher is not None:
             watcher.join(self)
 
     def watch(self, directory: HostNode, dir_fd: int) -> None:
         """Watch *directory*, before its names are looked at for the first time."""
-        if self._watcher is not None:
+        if self._watcher is not None and directory not in self._unheard:
             directory.watched = self._watcher.watch(self, directory, dir_fd)
+
+    def leave_alone(self, directory: HostNode) -> None:
+        """From now on *directory* is changed by our own operations alone: there is nothing to hear of it."""
+        self.dropped(directory)
+        self._unheard.add(directory)
 
     def saw(self, node: HostNode, st: os.stat_result) -> None:
         """An operation came across this state of *node*, which is not of its own making."""
@@ -58,6 +65,7 @@ class HostWatch:
 
     def dropped(self, node: HostNode) -> None:
         self._noticed.pop(node, None)
+        self._unheard.discard(node)
         if self._watcher is not None and node.is_dir:
             self._watcher.drop(self, node)
             node.watched = False
@@ -87,12 +95,12 @@ class HostWatch:
             own = {name for name in names if (directory, name) in self._own}
             self._own.difference_update([(directory, name) for name in own])
             for name, mask in names.items():
+                if name in own and not self._knows(directory, name):
+                    continue
                 try:
                     st = stat_at(dir_fd, name) if name else os.fstat(dir_fd)
                 except OSError:
                     gone.append(name)
-                    continue
-                if name in own and not self._knows(directory, name):
                     continue
                 if name:
                     found += self._present(directory, name, mask, st)

@@ -492,7 +492,10 @@ class HostTree(Tree):
 
     def host_directory(self, directory: Node) -> int | None:
         assert isinstance(directory, HostNode)
-        return os.dup(self._nodes.dir_fd(directory)) if directory.identity is not None else None
+        if directory.identity is None:
+            return None
+        self._watch.leave_alone(directory)
+        return os.dup(self._nodes.dir_fd(directory))
 
     def watch(self, directory: Node) -> None:
         """Watch *directory* now, though nobody has looked into it yet."""

@@ -157,6 +157,7 @@ class OutsideWatch:
     def read(self) -> Read:
         """The paths that had events since the last call."""
         dirty: dict[Dirty, None] = {}
+        files: set[tuple[int, bytes]] = set()
         lost = False
         with self._lock:
             for _ in range(_READS_MAX):
@@ -167,6 +168,10 @@ class OutsideWatch:
                 for watch, mask, _cookie, name in inotify_parse(data):
                     if mask & IN_Q_OVERFLOW:
                         lost = True
+                    if name and not mask & IN_ISDIR:
+                        if (watch, name) in files:
+                            continue
+                        files.add((watch, name))
                     for place in list(self._places.get(watch, {}).values()):
                         self._note(place, mask, name, dirty)
                     if mask & IN_IGNORED:
