@@ -7,8 +7,8 @@ from typing import Any
 from clivefs.cli.call import Call
 
 
-def told(call: Call, result: dict[str, Any]) -> int:
-    """Tell the result; 1 where something could not be changed."""
+def told(call: Call, result: dict[str, Any], back: str) -> int:
+    """Tell the result; 1 where something could not be changed. *back*: the command that takes it back."""
     refused = {each["path"]: each["why"] for each in result["refused"]}
     done = [each for each in result["changes"] if each["path"] not in refused]
     call.out.lines(f"{each['status']} {each['path']}" for each in done)
@@ -17,7 +17,7 @@ def told(call: Call, result: dict[str, Any]) -> int:
     elif result["dry_run"]:
         call.out.line(f"would be as at {result['point']['name']}: {_files(len(done))}")
     else:
-        call.out.line(f"as at {result['point']['name']}: {_files(len(done))}; `clivefs undo` takes it back")
+        call.out.line(f"as at {result['point']['name']}: {_files(len(done))}; `clivefs {back}` takes it back")
     for path, why in refused.items():
         call.out.note(f"left alone: {path}: {why}")
     call.out.json(result)

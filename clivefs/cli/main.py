@@ -7,6 +7,7 @@ whoever read our output has gone, as shells expect. No traceback without `--debu
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -67,15 +68,24 @@ def _perform(args: argparse.Namespace, out: output.Output) -> int:
     except (ClivefsError, BrokenPipeError):
         raise
     except OSError as error:
-        raise ClivefsError(
-            error.strerror or str(error), place=os.fsdecode(error.filename) if error.filename else None
-        ) from error
+        raise _foreseen(error, call) from error
     except Exception as error:
         kept = _keep_traceback(call)
         raise ClivefsError(
             f"internal error: {type(error).__name__}: {error}".replace("\n", " "),
             remedy=(f"the traceback is in {kept}; " if kept else "") + "the same command with --debug shows it",
         ) from error
+
+
+def _foreseen(error: OSError, call: Call | None) -> ClivefsError:
+    """What the system refused, for people."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+    what = error.strerror or str(error)
+    if call is not None and place is not None and (place + "/").startswith(call.store.rstrip("/") + "/"):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space there" if full else "choose another with --store or CLIVEFS_STORE"
+        return ClivefsError(f"the store cannot be used: {what}", place=place, remedy=remedy)
+    return ClivefsError(what, place=place)
 
 
 def _keep_traceback(call: Call | None) -> str | None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
+from clivefs.base.syscalls import make_directories
 from clivefs.daemon import recovery
+from clivefs.daemon.lock import Held, workspace_lock
 from clivefs.mounts import identity
 from clivefs.mounts.assembly import locking
 from clivefs.mounts.assembly.places import Places
@@ -19,12 +21,11 @@ from clivefs.mounts.config import file as config_file
 from clivefs.mounts.git import exclude as gitexclude
 from clivefs.mounts.ownfiles import HostFiles
 from clivefs.mounts.points.fsck import point_problems
-from clivefs.mounts.points.objects import past_objects
+from clivefs.mounts.points.objects import kept_repositories, past_objects
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Owner
 from clivefs.objects import fsck as checks
-from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
 
 
@@ -52,9 +53,23 @@ def note_own(store_path: str, root: str) -> None:
 
 
 def relink(store_path: str, old: str, new: str) -> None:
-    """Let *new* be the workspace that *old* was."""
-    with _opened(store_path, create=False) as store:
-        identity.relink(store, old, new)
+    """Let *new* be the workspace that *old* was, while neither is mounted."""
+    with _opened(store_path, create=False) as store, contextlib.ExitStack() as held:
+
+        def hold(workspace: str) -> None:
+            try:
+                lock = workspace_lock(store_path, workspace, {"pid": os.getpid()})
+            except Held as error:
+                raise ClivefsError(
+                    f"it is mounted, at {error.holder.get('mountpoint', 'an unknown place')} "
+                    f"(process {error.holder.get('pid', 'unknown')})",
+                    place=identity.root_path(store, workspace) or new,
+                    remedy="`clivefs unmount` it first",
+                ) from None
+            held.callback(lock.release)
+
+        make_directories(os.path.join(store_path, "run"))
+        identity.relink(store, old, new, hold=hold)
 
 
 def edit(
@@ -172,8 +187,7 @@ def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[checks.
     problems: list[checks.Problem] = []
     objects = 0
     with _opened(store_path, create=False) as store:
-        extra = [Repository(path) for path in _repositories(store.path)]
-        for step in checks.fsck_steps(store, extra=extra, roots=StoreRoots(store).fresh()):
+        for step in checks.fsck_steps(store, extra=kept_repositories(store), roots=StoreRoots(store).fresh()):
             if isinstance(step, checks.Problem):
                 problems.append(step)
             else:
@@ -181,11 +195,3 @@ def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[checks.
                 progress(f"{objects} objects checked")
         problems += point_problems(store, past_objects(store))
     return problems, objects
-
-
-def _repositories(store_path: str) -> list[str]:
-    """The repositories inside a store, which may hold what its objects name."""
-    directory = os.path.join(store_path, "repositories")
-    with contextlib.suppress(FileNotFoundError):
-        return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".git")]
-    return []

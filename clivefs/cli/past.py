@@ -81,6 +81,13 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     accept_moments(parser)
 
 
+def count(text: str) -> int:
+    """The number that *text* is, for options such as `-n`. ArgumentTypeError where it is none, or below 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things: give 0 or more")
+    return int(text)
+
+
 def accept_moments(parser: argparse.ArgumentParser) -> None:
     """Let an argument that begins like `-5m` be one."""
     parser._negative_number_matcher = _MOMENT

@@ -9,6 +9,7 @@ next. As root the command has no capabilities, and `/proc` is read-only: root ma
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -23,6 +24,8 @@ _RESET = "--default-signal=INT,QUIT"
 _SCRATCH = ("/tmp", "/var/tmp")
 _NAMES = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager/resolv.conf")
 """Where name servers are told."""
+
+_FIRST_FREE_FD = 3
 
 _IOCTLS = (
     (0xC000003E, 16),  # x86_64
@@ -59,8 +62,10 @@ def make(
     program = shutil.which(_PROGRAM, path=path)
     if program is None:
         raise ClivefsError("--sandbox needs bubblewrap, which is not installed", remedy="apt install bubblewrap")
-    filter_fd = os.memfd_create("clivefs-seccomp", 0)
-    os.write(filter_fd, _no_typing())
+    made = os.memfd_create("clivefs-seccomp")
+    os.write(made, _no_typing())
+    filter_fd = fcntl.fcntl(made, fcntl.F_DUPFD, _FIRST_FREE_FD)  # standard input may be closed, and is not to be this
+    os.close(made)
     words = [program, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--cap-drop", "ALL", "--seccomp", str(filter_fd)]
     words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run"]

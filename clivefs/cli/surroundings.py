@@ -29,6 +29,12 @@ class Surroundings(NamedTuple):
         return os.path.join(data if os.path.isabs(data) else os.path.join(self.home, ".local/share"), "clivefs")
 
     @property
+    def user_ignore(self) -> str:
+        """Where git looks for what it ignores everywhere, unless it is configured."""
+        config = self.environ.get("XDG_CONFIG_HOME") or os.path.join(self.home, ".config")
+        return os.path.join(config, "git", "ignore")
+
+    @property
     def mountpoint(self) -> str:
         """The mountpoint to use where `--at` is not given."""
         return os.path.join(self.home, "clive")

@@ -82,6 +82,9 @@ class Applier:
         self._failures = 0
         self._unfinished: set[int] = set()
         """The directories of what is being told."""
+        self._stranded: trio.Event | None = None
+        """Set when those who are stranded have been put back; None: nobody is."""
+        self._runs = False
 
     # What happened
 
@@ -110,16 +113,31 @@ class Applier:
         self._queue.folders.add(directory)
         self._asked.set()
 
+    def strands(self) -> None:
+        """The kernel is to forget names of directories that stay. For who works in one of them getcwd(2) fails from
+        then on, until somebody looks the name up: the applier does."""
+        if self._runs and self._stranded is None:
+            self._stranded = trio.Event()
+            self._asked.set()
+
+    async def put_back(self) -> None:
+        """Return when nobody is stranded any more, or it takes too long."""
+        if self._stranded is not None:
+            with trio.move_on_after(_ANSWER_S):
+                await self._stranded.wait()
+
     # Telling
 
     async def run(self) -> None:
         """Until cancelled."""
         mount = recovery.mounted_at(self._mountpoint)
         self._device = mount.device_minor if mount is not None else 0
+        self._runs = True
         try:
             while True:
                 await self._asked.wait()
                 self._asked = trio.Event()
+                await self._put_back()
                 await trio.sleep(_GATHER_S)
                 if trio.current_time() < self._start_at:
                     self._queue = Queue()  # the last one has failed just now: the kernel has been told what to forget
@@ -130,6 +148,7 @@ class Applier:
                     self._end()
                     self._again(failed)
         finally:
+            self._runs = False
             self._end()
 
     def _again(self, failed: _Failed) -> None:
@@ -145,6 +164,20 @@ class Applier:
             self._start_at = trio.current_time() + self._pause_s
             self._pause_s = min(self._pause_s * 2, _RESTART_S[1])
         self._unfinished = set()
+
+    async def _put_back(self) -> None:
+        """Look up again where somebody works that is not found any more."""
+        event, self._stranded = self._stranded, None
+        if event is None:
+            return
+        try:
+            if await trio.to_thread.run_sync(self._invalidator.drain, _ANSWER_S, abandon_on_cancel=True):
+                await self._ask({"root": _latin(self._mountpoint), "device": self._device, "stranded": True})
+        except _Failed as failed:
+            log.info("nobody was put back where he works: %s", failed)
+            self._end()
+        finally:
+            event.set()
 
     async def _tell(self) -> None:
         while self._queue:

@@ -8,6 +8,7 @@ Messages are JSON, one a line; bytes are written as Latin-1.
 
     {"scan": DEVICE, "not": [PID, ...]}     -> {"watched": [INODE, ...] or null for "anything may be"}
     {"root": PATH, "device": MINOR, "acts": [...]}           -> {"failed": [[INDEX, ERRNO], ...]}
+    {"root": PATH, "device": MINOR, "stranded": true}        -> {"failed": []}
 
 An act is `[WHAT, [COMPONENT, ...], NAME, ...]`: `make` + kind, `remove` + kind, `move` + components and name of the new
 place and, if it is new content for that place, what `modify` has; `modify` + whether it may be opened for writing,
@@ -16,6 +17,7 @@ place and, if it is new content for that place, what `modify` has; `modify` + wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -28,6 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _WATCHES = ("anon_inode:inotify", "anon_inode:[fanotify]")
+_NOT_FOUND = b" (deleted)"
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -173,6 +176,27 @@ def _acts(root: str, device: int, acts: list[Any]) -> list[tuple[int, int]]:
     return failed
 
 
+def _put_back(root: bytes, device: int) -> None:
+    """Look up the directories that processes work in, and that are not found from there any more."""
+    places: set[bytes] = set()
+    for pid in os.listdir(b"/proc"):
+        try:
+            place = os.readlink(b"/proc/" + pid + b"/cwd") if pid.isdigit() else b""
+        except OSError:
+            continue  # it ended, or is another user's
+        if place.startswith(root + b"/") and place.endswith(_NOT_FOUND):
+            places.add(place[len(root) + 1 : -len(_NOT_FOUND)])
+    if not places:
+        return
+    directories = _Directories(root, device)
+    try:
+        for place in places:
+            with contextlib.suppress(OSError):  # it is gone in fact
+                os.close(directories.open(place.split(b"/")))
+    finally:
+        directories.close()
+
+
 def _watched(device: int, strangers: set[int]) -> list[int] | None:
     """The inodes of *device* that a process watches; None where one watches a whole mount or filesystem."""
     found: set[int] = set()
@@ -217,7 +241,11 @@ def main() -> None:
             answer: dict[str, Any] = {"watched": _watched(asked["scan"], {os.getpid(), *asked["not"]})}
         else:
             try:
-                answer = {"failed": _acts(asked["root"], asked["device"], asked["acts"])}
+                if "stranded" in asked:
+                    _put_back(_bytes(asked["root"]), asked["device"])
+                    answer = {"failed": []}
+                else:
+                    answer = {"failed": _acts(asked["root"], asked["device"], asked["acts"])}
             except OSError as error:
                 answer = {"failed": [[-1, error.errno]]}
         left = memoryview(json.dumps(answer).encode() + b"\n")

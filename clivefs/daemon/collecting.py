@@ -23,6 +23,8 @@ import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.git.gitdir import GitDir
+from clivefs.mounts.git.source import GitSource
 from clivefs.mounts.points.pins import Pins
 from clivefs.objects.store import Store
 
@@ -140,11 +142,13 @@ class Collecting:
 
 
 class Standing:
-    """The trees that mount entries stand on: patched ones are led to by nothing else. For the loop's thread."""
+    """What mount entries stand on: their trees, as patched ones are led to by nothing else; their repositories and
+    private gitdirs, which may go when no entry shows them any more. For the loop's thread."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
         self._of: dict[str, list[bytes]] = {}
+        self._used: dict[str, list[GitSource | GitDir]] = {}
 
     def assembled(self, live: LiveWorkspace) -> None:
         """The entries of *live* are others now."""
@@ -157,10 +161,20 @@ class Standing:
         if new != old:
             self._of[live.id] = new
             self._pins.replace(old, new)
+        both = [each for mounted in live.entries.values() for each in (mounted.source, mounted.git_dir)]
+        self._use(live, [each for each in both if each is not None])
+
+    def _use(self, live: LiveWorkspace, now: list[GitSource | GitDir]) -> None:
+        for each in self._used.pop(live.id, []):
+            if not any(each is other for other in now):
+                each.release()
+        self._used[live.id] = now
 
     def left(self, live: LiveWorkspace) -> None:
         """*live* is shown no more."""
         self._pins.replace(self._of.pop(live.id, []), [])
+        self._use(live, [])
+        del self._used[live.id]
 
 
 def note_done(store: Store) -> None:

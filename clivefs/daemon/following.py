@@ -13,8 +13,9 @@ from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.overlays.reading import delete_discarded
 from clivefs.daemon.patched import PatchedEntries
+from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import FOLLOWED_FILES, Workspaces
-from clivefs.mounts.assembly.entry import State
+from clivefs.mounts.assembly.entry import Mounted, Prepared, State
 from clivefs.mounts.config import lockfile, trust
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.host.watch import Outside, Watcher
@@ -25,13 +26,16 @@ log = logging.getLogger(__name__)
 
 _FETCH_LOOK_S = 0.5
 _FETCH_RETRY_S = 30.0
+_SETTLE_S = 2.0
+"""How long an entry that is about to move waits for a point with what was before."""
 
 
 class Following:
     """Keeps the workspaces what their Clive.toml and their sources say. Methods are for the loop's thread."""
 
-    def __init__(self, workspaces: Workspaces, watcher: Watcher) -> None:
+    def __init__(self, workspaces: Workspaces, watcher: Watcher, recording: Recording) -> None:
         self._workspaces = workspaces
+        self._recording = recording
         self.patched = PatchedEntries(workspaces, watcher)
         workspaces.on_shown = self._shown
         self._watcher = watcher
@@ -147,13 +151,37 @@ class Following:
                     if live.entries.get(path) is not mounted:
                         continue
                     prepared = await trio.to_thread.run_sync(live.assembly.look_again, mounted)
-                    if prepared is None or not await self._workspaces.wait_for(live, [prepared]):
+                    if prepared is None:
+                        continue
+                    before = await self._point_before(live) if mounted.entry.follow else None
+                    await trio.to_thread.run_sync(live.assembly.look_over, prepared)
+                    if not await self._workspaces.wait_for(live, [prepared]):
                         continue
                     if live.entries.get(path) is mounted:
-                        self._workspaces.set_entry(live, prepared)
-                        self.patched.shown(live)
+                        self._move(live, mounted, prepared, before)
                     else:
                         prepared.discard()
+
+    async def _point_before(self, live: LiveWorkspace) -> bytes | None:
+        """A point with all that was changed until now, if there can be one soon."""
+        head = self._recording.head_of(live)
+        if head is not None and self._recording.of(live).unrecorded() == set():
+            return head.oid
+        if head is not None:
+            with trio.move_on_after(_SETTLE_S), contextlib.suppress(ClivefsError):
+                return (await self._recording.snapshot(live)).oid
+        return None
+
+    def _move(self, live: LiveWorkspace, mounted: Mounted, prepared: Prepared, before: bytes | None) -> None:
+        """Show what *mounted* has become, in a point of its own where *before* is still the newest."""
+        path = mounted.entry.path
+        recording = self._recording.of(live) if before is not None and self._recording.head_of(live) else None
+        alone = recording is not None and before is not None and recording.is_still(before, {os.fsencode(path)})
+        self._workspaces.set_entry(live, prepared)
+        self.patched.shown(live)
+        old, new = mounted.resolved, live.entries[path].resolved
+        if recording is not None and alone and old is not None and new is not None and new.tree != old.tree:
+            recording.expect("command:follow", f"{path} follows {new.ref} to {new.commit.hex()[:12]}")
 
     async def fetch_in_background(self) -> None:
         """Until cancelled: delete the copies that covered what sources have moved on to, make the store own what
@@ -163,7 +191,10 @@ class Following:
             for live in list(self._workspaces.live.values()):
                 for mounted in list(live.entries.values()):
                     if isinstance(mounted.tree, OverlayTree):
-                        await delete_discarded(mounted.tree)
+                        try:
+                            await delete_discarded(mounted.tree)
+                        except OSError:  # it stays in the way of nobody, and goes at the next mount
+                            log.exception("%s: what was taken away could not be deleted", mounted.entry.path)
                     if mounted.wants_keeping():
                         await trio.to_thread.run_sync(mounted.keep, abandon_on_cancel=True)
             waiting = [

@@ -83,11 +83,15 @@ class KernelCaches:
                 self.applier.happened(known, name, old=old, was=len(each) > 3 and bool(each[3]))
         for number in listings:
             self._invalidator.inode(number)
+        if listings and self.applier is not None:
+            self.applier.strands()
 
     async def settled(self) -> None:
         """The kernel has forgotten what it was told to: who looks now sees the new state."""
         if not await trio.to_thread.run_sync(self._invalidator.drain, _SETTLE_S):
             log.warning("the kernel was not told of all changes within %.0f s", _SETTLE_S)
+        if self.applier is not None:
+            await self.applier.put_back()
 
     def forget_way(self, parent: Node, name: bytes) -> None:
         """The kernel forgets the name, the names of the bridges on the way, and the listings around them."""
@@ -99,6 +103,8 @@ class KernelCaches:
             if self.applier is not None:
                 self.applier.happened(self._view.kernel_node(node), name, mask=IN_CREATE)
             name, node = node.name, node.parent
+        if self.applier is not None:
+            self.applier.strands()
 
     def forget_tree(self, number: int, stale: Iterable[tuple[int, bytes]]) -> None:
         """Another tree is shown at the node *number*; *stale* is what was known below it (see `known_names`)."""
@@ -109,6 +115,7 @@ class KernelCaches:
         self._invalidator.inode(number)
         if self.applier is not None:
             self.applier.happened_in(number)
+            self.applier.strands()
 
     def forget_name(self, directory: Node, name: bytes) -> None:
         """The *name* in *directory* came or went."""

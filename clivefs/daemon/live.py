@@ -36,6 +36,8 @@ class LiveWorkspace:
         """Why the newest Clive.toml is not what is mounted."""
         self.recording: Callable[[], dict[str, Any]] = dict
         """What `status` says of its recording."""
+        self.user_ignore = b""
+        """What git ignores everywhere, as it was when the recording began."""
         self.reloading = trio.Lock()
         self.recording_now = trio.Lock()
         """Held by whoever records, and by a change that no point may have half of; taken last."""

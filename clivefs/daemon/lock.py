@@ -42,6 +42,11 @@ class Lock:
             self._fd = -1
 
 
+def workspace_lock(store: str, workspace_id: str, facts: dict[str, Any]) -> Lock:
+    """The lock of a workspace in the store at *store*: whoever has it may show it, or say what it is. Raises `Held`."""
+    return Lock(os.path.join(store, "run", f"workspace-{workspace_id}.lock"), facts)
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         facts = json.loads(data or b"{}")

@@ -6,23 +6,25 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.git.promised import PromisedObjects
 from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.mounts.lower import Lower
 from clivefs.mounts.points.control import PastControl
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.lower import lower_of_point
-from clivefs.mounts.points.objects import past_objects
+from clivefs.mounts.points.objects import kept_repositories, past_objects
 from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.tree import Blocked
 from clivefs.mounts.view import View
+from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,10 @@ class Pasts:
         self._view = view
         self._unpacked = unpacked
         self._shown: dict[str, PastControl] = {}
+        self._promised: dict[str, PromisedObjects] = {}
+        """By the ids of workspaces."""
         self._objects: JoinedObjects | None = None
+        self._repositories: tuple[Repository, ...] = ()
         self._objects_of = 0
 
     def show(self, live: LiveWorkspace) -> None:
@@ -55,7 +60,7 @@ class Pasts:
             identity=live.id.encode(),
             owner=self._view.owner,
             now_ms=lambda: time.time_ns() // 1_000_000,
-            open_point=self._open,
+            open_point=functools.partial(self._open, live),
             revisions=_Revisions(live),
         )
         self._view.show_in_control(live.control, control.directories())
@@ -63,20 +68,41 @@ class Pasts:
 
     def hide(self, live: LiveWorkspace) -> None:
         """*live* has left."""
+        self._promised.pop(live.id, None)
         control = self._shown.pop(live.id, None)
         if control is not None:
             DetachedTree(control.past, self._view.table, control.past.close)
             DetachedTree(control, self._view.table, control.close)
 
-    def _open(self, point: Point) -> Lower:
+    def _open(self, live: LiveWorkspace, point: Point) -> Lower:
         self._pins.pin(point.oid)
         try:
-            lower = lower_of_point(point, self.reader(), owner=self._view.owner, cache_dir=self._unpacked)
+            lower = lower_of_point(
+                point,
+                self.reader(),
+                owner=self._view.owner,
+                cache_dir=self._unpacked,
+                promised=self.promised(live),
+            )
         except BaseException:
             self._pins.unpin(point.oid)
             raise
         lower.on_close = functools.partial(self._pins.unpin, point.oid)
         return lower
+
+    def promised(self, live: LiveWorkspace) -> PromisedObjects:
+        """What gets the objects of the workspace's points that are not here."""
+        timeout_s = live.assembly.network_timeout_s
+        known = self._promised.get(live.id)
+        if known is None or known.answer_timeout_s != timeout_s:
+
+            def repositories() -> Sequence[Repository]:
+                return self._repositories
+
+            known = self._promised[live.id] = PromisedObjects(
+                functools.partial(_sources, live), repositories, answer_timeout_s=timeout_s
+            )
+        return known
 
     def reader(self) -> JoinedObjects:
         """All that a point can name. Repositories come with entries that are new: then they are looked for again."""
@@ -85,9 +111,14 @@ class Pasts:
         except FileNotFoundError:
             changed = 0
         if self._objects is None or changed != self._objects_of:
-            self._objects = past_objects(self._store)
+            self._repositories = kept_repositories(self._store)
+            self._objects = past_objects(self._store, self._repositories)
             self._objects_of = changed
         return self._objects
+
+
+def _sources(live: LiveWorkspace) -> list[GitSource]:
+    return [mounted.source for mounted in list(live.entries.values()) if mounted.source is not None]
 
 
 class _Revisions:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
+from clivefs.base.errors import ClivefsError
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.liverecording import LiveRecording, Settled, Surroundings
+from clivefs.daemon.liverecording import LiveRecording, Settled
+from clivefs.daemon.pointmaking import Surroundings
 from clivefs.mounts.points.index import IndexedPoint
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.layers import Hidden
@@ -23,10 +26,22 @@ class Recording:
     """Records the workspaces of one daemon. Methods are for the loop's thread."""
 
     def __init__(
-        self, store: Store, owner: Owner, mountpoint: str, *, hidden: Hidden, tell_open: Callable[[], None]
+        self,
+        store: Store,
+        owner: Owner,
+        mountpoint: str,
+        *,
+        hidden: Hidden,
+        tell_open: Callable[[], None],
+        asked_s: Callable[[], float],
+        user_ignore: str,
     ) -> None:
-        """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open."""
-        self._surroundings = Surroundings(store, owner, mountpoint, socket.gethostname(), hidden, tell_open)
+        """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open.
+        *asked_s*: when somebody last asked the mount something, by the monotonic clock. *user_ignore*: see
+        `Settings`."""
+        self._surroundings = Surroundings(
+            store, owner, mountpoint, socket.gethostname(), hidden, tell_open, asked_s, user_ignore
+        )
         self._of: dict[str, LiveRecording] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -70,6 +85,31 @@ class Recording:
     async def settle(self, live: LiveWorkspace, message: str | None = None) -> Settled:
         """The same, and what is not in it."""
         return await self.of(live).barrier(message)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Whoever reads the past for long, or what nothing leads to yet, does so in here: no collection removes it."""
+        await trio.to_thread.run_sync(self._surroundings.store.hold)
+        try:
+            yield
+        finally:
+            self._surroundings.store.let_go()
+
+    async def chosen(self, live: LiveWorkspace, point: str) -> Point:
+        """The point of this id, which somebody has found before; within `reading` it stays. ClivefsError where a
+        collection was quicker."""
+
+        def load() -> Point:
+            points = self.of(live).points
+            if not points.by_oid(oid):
+                raise ClivefsError(
+                    f"the point {point[:12]} is not there any more: it was thinned out",
+                    remedy="`clivefs log` shows which there are",
+                )
+            return points.load(oid)
+
+        oid = bytes.fromhex(point)
+        return await trio.to_thread.run_sync(load)
 
     async def leave(self, live: LiveWorkspace) -> None:
         """Record what is not recorded yet, and end the session. The workspace must still be shown."""

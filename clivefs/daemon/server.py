@@ -23,6 +23,7 @@ import trio
 
 from clivefs import __version__
 from clivefs.base.errors import ClivefsError
+from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.applier import Applier
@@ -60,6 +61,7 @@ from clivefs.objects.store import Store
 log = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
+_STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_S = 1.0
 """How often what cannot be waited for is looked at: other mounts, followed refs, missing watches."""
 
@@ -76,6 +78,8 @@ class Daemon:
         self._settings = settings
         self._cleanup = contextlib.ExitStack()
         self._stopping = trio.Event()
+        self._early_signal: int | None = None
+        """A signal to stop that came before `serve`, or while it ends."""
 
     def start(self, progress: Callable[[str], None]) -> list[str]:
         """Recover, open, assemble and mount; the names of the workspaces. Nothing stays behind on failure."""
@@ -135,14 +139,16 @@ class Daemon:
         self.store = store
         self.changes = LiveChanges(store, self.view, self.workspaces.caches)
         self.workspaces.resume = self.changes.resume
-        self.following = Following(self.workspaces, self.watcher)
         self.recording = Recording(
             store,
             owner,
             settings.mountpoint,
             hidden=self.workspaces.hidden.is_hidden,
             tell_open=self.operations.tell_open,
+            asked_s=lambda: self.transport.asked_s,
+            user_ignore=settings.user_ignore,
         )
+        self.following = Following(self.workspaces, self.watcher, self.recording)
         pins = Pins(os.path.join(run, run_key(settings.mountpoint) + PINS))
         self._cleanup.callback(pins.close)
         self.standing = Standing(pins)
@@ -158,7 +164,9 @@ class Daemon:
             drain=self.invalidator.drain,
         )
         self.workspaces.on_assembled = self._assembled
-        self.forks = ShownForks(store, self.view, self.workspaces.caches, self.pasts.reader, unpacked)
+        self.forks = ShownForks(
+            store, self.view, self.workspaces.caches, self.pasts.reader, unpacked, self.pasts.promised
+        )
         self.workspaces.other_trees = self.forks.trees
         self.workspaces.on_left = self._left
         self._cleanup.callback(self.workspaces.close)
@@ -233,6 +241,9 @@ class Daemon:
         return listener
 
     def _mount(self) -> None:
+        # What is mounted is taken away again by `serve`, so from here on nothing may end us without it.
+        for number in _STOPPING_SIGNALS:
+            signal.signal(number, self._signalled_early)
         try:
             self.transport.mount(self._settings.mountpoint, allow_other=self._settings.allow_other)
         except RuntimeError as error:
@@ -242,6 +253,7 @@ class Daemon:
                 remedy=f"`clivefs doctor` tells what this machine lacks; see also {self._settings.log_place}",
             ) from None
         self._cleanup.callback(self.transport.unmount)
+        FAULTS.hit("daemon.mounted")
         self.invalidator.start()
         self._cleanup.callback(self.invalidator.close)  # before the session that it speaks through is gone
 
@@ -302,13 +314,24 @@ class Daemon:
         _end_children()
         everything.cancel()
 
+    def _signalled_early(self, number: int, _: object) -> None:
+        if self._ends_us(number):
+            self._early_signal = number
+
     async def _signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*_STOPPING_SIGNALS) as signals:
+            if self._early_signal is not None:
+                self._stop_on(self._early_signal)
             async for number in signals:
-                if number == signal.SIGHUP and not self._settings.foreground:
-                    continue
-                log.info("stopping on signal %d", number)
-                self.stop()
+                if self._ends_us(number):
+                    self._stop_on(number)
+
+    def _ends_us(self, number: int) -> bool:
+        return number != signal.SIGHUP or self._settings.foreground
+
+    def _stop_on(self, number: int) -> None:
+        log.info("stopping on signal %d", number)
+        self.stop()
 
     async def _watch(self) -> None:
         while True:

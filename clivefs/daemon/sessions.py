@@ -51,9 +51,9 @@ class Sessions:
         """Let `paths` (below the workspace; "" is all) be what they were at the point `point` (an id)."""
         live = self._workspaces.get(args["workspace"])
         paths = [os.fsencode(path) for path in args["paths"]]
-        point = await trio.to_thread.run_sync(self._recording.of(live).points.load, bytes.fromhex(args["point"]))
         origin = f"command:{args.get('command', 'restore')}"
-        async with live.going_back:
+        async with live.going_back, self._recording.reading():
+            point = await self._recording.chosen(live, args["point"])
             return await self._go_to(
                 live, point, paths, origin, times=bool(args.get("times")), dry=bool(args["dry_run"])
             )
@@ -62,7 +62,7 @@ class Sessions:
         """Go back by `count` points."""
         live = self._workspaces.get(args["workspace"])
         count = _count(args)
-        async with live.going_back:
+        async with live.going_back, self._recording.reading():
             head = await self._recording.snapshot(live)
             points = self._recording.of(live).points
             reader = await trio.to_thread.run_sync(past_objects, self._store)
@@ -73,7 +73,7 @@ class Sessions:
         """Take back `count` undos."""
         live = self._workspaces.get(args["workspace"])
         count = _count(args)
-        async with live.going_back:
+        async with live.going_back, self._recording.reading():
             head = await self._recording.snapshot(live)
             points = self._recording.of(live).points
             target, redo = await trio.to_thread.run_sync(redone, self._store, points, live.id, head, count)
@@ -104,6 +104,8 @@ class Sessions:
             }
             if dry or not differs:
                 return result
+            wanted = [each.after.oid for each in differs if each.after is not None and each.after.oid is not None]
+            await trio.to_thread.run_sync(reader.want, wanted)
             targets = [_target(each, times=times) for each in differs]
             told = f"{origin.partition(':')[2]} to {point.name}"
             still = partial(recording.claim, before.oid, {each.path for each in differs}, origin, told)

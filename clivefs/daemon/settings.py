@@ -30,6 +30,8 @@ class Settings(msgspec.Struct, frozen=True):
     notify_socket: str | None = None
     network_timeout_s: float = 30.0
     transport: Transport = "pyfuse3"
+    user_ignore: str = ""
+    """The file of what git ignores everywhere, for users who have not configured another; empty for none."""
 
     @property
     def log_place(self) -> str:

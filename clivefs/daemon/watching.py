@@ -19,7 +19,7 @@ from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.changed import ChangedTree
 from clivefs.mounts.points.compare import State, compare
 from clivefs.mounts.points.index import IndexedPoint, Points
-from clivefs.mounts.view import View
+from clivefs.mounts.view import CONTROL, View
 from clivefs.objects.errors import StoreError
 from clivefs.objects.store import Store
 
@@ -101,8 +101,9 @@ class Watching:
         head = self._recording.head_of(live)
         recording = self._recording.of(live)
         dirty = recording.unrecorded()
+        unrecorded = directory.partition(b"/")[0] == CONTROL  # a fork, or the past
         # What [sessions] exclude names is not recorded, though git may track it.
-        if head is None or dirty is None or not recording.hears_all() or live.settings.sessions.exclude:
+        if unrecorded or head is None or dirty is None or not recording.hears_all() or live.settings.sessions.exclude:
             return lambda: token + b"\0" + ALL + b"\0"
         reader = self._reader()
         dirty |= {path for path in recording.left_out() if path.rpartition(b"/")[2] != b".git"}

@@ -23,7 +23,7 @@ from clivefs.daemon.hidden import HiddenMounts
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.kernelcaches import KernelCaches, known_names
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.lock import Held, Lock
+from clivefs.daemon.lock import Held, Lock, workspace_lock
 from clivefs.daemon.settings import Settings
 from clivefs.mounts import identity
 from clivefs.mounts.assembly.assembly import Assembly
@@ -73,9 +73,9 @@ class Workspaces:
         self._unpacked = unpacked
         self._on_change = on_change
         self.live: dict[str, LiveWorkspace] = {}
+        """By name."""
         self._moved_from: dict[str, str] = {}
         """Where a directory was before, by the id that it has as another workspace now."""
-        """By name."""
         self.loop_runs = False
         """From when on threads have to ask for the loop's."""
         self.on_shown: Callable[[LiveWorkspace], None] = lambda live: None
@@ -156,7 +156,7 @@ class Workspaces:
             trust.allow(settings, self.trust, workspace_id)
         facts = {"pid": os.getpid(), "mountpoint": self._settings.mountpoint, "workspace": settings.name}
         try:
-            lock = Lock(os.path.join(self._settings.store, "run", f"workspace-{workspace_id}.lock"), facts)
+            lock = workspace_lock(self._settings.store, workspace_id, facts)
         except Held as held:
             raise ClivefsError(
                 f"the workspace is mounted already, at {held.holder.get('mountpoint', 'an unknown place')} "

@@ -50,6 +50,7 @@ class NativeTransport:
         self._waiting: dict[int, tuple[trio.CancelScope, int]] = {}
         """Requests that may be given up, by their number, and the threads that made them."""
         self._nursery: trio.Nursery | None = None
+        self._turns = Turns()
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._handlers = Requests(operations).handlers
@@ -67,6 +68,11 @@ class NativeTransport:
     def attach(self, fd: int) -> None:
         """Speak through *fd*, which must not block, instead of mounting."""
         self._fd = fd
+
+    @property
+    def asked_s(self) -> float:
+        """When there last was a request, by the monotonic clock."""
+        return self._turns.asked_s
 
     def answer_applier(self, applied: AppliedOperations) -> None:
         """Answer what the process `applier_pid` asks by *applied*."""
@@ -94,7 +100,7 @@ class NativeTransport:
 
     async def _answer_all(self) -> None:
         """Read and answer until the mount is gone."""
-        fd, buffers, turns = self._fd, [self._buffer], Turns()
+        fd, buffers, turns = self._fd, [self._buffer], self._turns
         while True:
             if turns.is_due:
                 await turns.give()

@@ -66,8 +66,8 @@ class _LowLevel:
     current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
     notify_closing = staticmethod(trio.lowlevel.notify_closing)
 
-    def __init__(self) -> None:
-        self._turns = Turns()
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = turns or Turns()
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a request is there."""
@@ -314,7 +314,13 @@ class Pyfuse3Transport:
 
     def __init__(self, operations: Operations) -> None:
         self._handlers = _Handlers(operations)
+        self._turns = Turns()
         self._mounted = False
+
+    @property
+    def asked_s(self) -> float:
+        """When there last was a request, by the monotonic clock."""
+        return self._turns.asked_s
 
     @property
     def applier_pid(self) -> int:
@@ -335,7 +341,7 @@ class Pyfuse3Transport:
         if allow_other:
             options.add("allow_other")
         waiting = _Waiting()
-        waiting.lowlevel = _LowLevel()  # type: ignore[assignment]
+        waiting.lowlevel = _LowLevel(self._turns)  # type: ignore[assignment]
         pyfuse3.trio = waiting  # type: ignore[attr-defined]
         pyfuse3.init(self._handlers, mountpoint, options)
         self._mounted = True

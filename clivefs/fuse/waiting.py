@@ -45,23 +45,27 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._turned = time.perf_counter()
+        self._turned = time.monotonic()
+        self.asked_s = 0.0
+        """When there last was a request, by the monotonic clock."""
 
     @property
     def is_due(self) -> bool:
-        return time.perf_counter() - self._turned > _BURST_S
+        """Whether it is time to; asked before each request is looked for."""
+        self.asked_s = time.monotonic()
+        return self.asked_s - self._turned > _BURST_S
 
     async def give(self) -> None:
         """Let others have their turn."""
         await trio.lowlevel.checkpoint()
-        self._turned = time.perf_counter()
+        self._turned = time.monotonic()
 
     async def wait(self, fd: int) -> None:
         """Return when *fd* may be readable."""
         if fd < _SELECT_FDS_MAX and select.select((fd,), (), (), _LINGER_S)[0]:
             return
         await trio.lowlevel.wait_readable(fd)
-        self._turned = time.perf_counter()
+        self._turned = time.monotonic()
 
 
 class Jobs:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from hashlib import blake2b, sha256
 from typing import Any, NamedTuple
 
@@ -70,6 +71,11 @@ def root_path(store: ObjectStore, workspace: str) -> str | None:
     return str(json.loads(record)["path"]) if record is not None else None
 
 
+def workspace_ids(store: ObjectStore) -> list[str]:
+    """The ids of all workspaces that were ever seen."""
+    return [key.decode()[3:] for key, _ in store.meta_range(_NAMESPACE, b"id/", b"id0")]
+
+
 def moved_from(store: ObjectStore, root: str) -> str | None:
     """The path that *root* had when it was last seen, if it was moved since: `relink` is what is wanted then.
     To be asked before `workspace_id`, which notes the new path."""
@@ -83,9 +89,10 @@ def moved_from(store: ObjectStore, root: str) -> str | None:
     return path if path != found.path and not os.path.lexists(path) else None
 
 
-def relink(store: ObjectStore, old: str, new: str) -> Relinked:
+def relink(store: ObjectStore, old: str, new: str, *, hold: Callable[[str], None] = lambda workspace: None) -> Relinked:
     """Let the directory *new* be the workspace that *old* was (a path where it was, or its id).
 
+    *hold* is called with both ids before anything changes, and raises where one of them must stay what it is.
     ClivefsError when no workspace was seen there, or it still is there.
     """
     number = old if _ID.fullmatch(old) else None
@@ -108,6 +115,8 @@ def relink(store: ObjectStore, old: str, new: str) -> Relinked:
             place=new,
             remedy=f"remove {root.path} first if it was moved here",
         )
+    for each in {number, previous}:
+        hold(each)
     key = b"alias/" + found.derived.encode()
     with store.batch() as batch:
         batch.meta_put(_NAMESPACE, key, json.dumps(number).encode() if number != found.derived else None)

@@ -88,6 +88,11 @@ class Lower(ABC):
             ref = self.child(ref, name)
         return ref
 
+    def converts_alike(self, ref: LowerRef, other: Lower, other_ref: LowerRef) -> bool:
+        """Whether the file *ref* is shown as *other_ref* of *other* is, where both have the same identity. May be
+        `Blocked`."""
+        return True
+
     def same_below(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
         """Whether everything below *directory* is known to be what is below *other_directory* of *other*, so that
         references of *other* to files in there are good here too, from `take_over` on."""

@@ -14,8 +14,10 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
+from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import RENAME_NOREPLACE
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, open_directory, scan_kinds, stat_at
 from clivefs.mounts.tree import Blocked, DirEntry, Node, OpenFile, Owner, Tree, refuse
@@ -241,7 +243,8 @@ class TreeFiles(OwnFiles):
     def put(self, path: bytes, content: bytes) -> None:
         """Let the file *path* have *content*, whole or not at all, durable; directories on the way are made."""
         tree = self._tree
-        temporary = b".%s.tmp" % os.urandom(12).hex().encode()
+        temporary = temporary_beside(path).rpartition(b"/")[2]
+        self.remove(temporary_beside(path))
 
         def create() -> tuple[Node, bytes, OpenFile]:
             directory = tree.root
@@ -268,6 +271,7 @@ class TreeFiles(OwnFiles):
                 file.fsync(False)
             finally:
                 self._ask(file.close)
+            FAULTS.hit("patch.rename")
             self._ask(lambda: tree.rename(directory, temporary, directory, name, 0))
         except BaseException:
             self._ask(lambda: tree.unlink(directory, temporary))
@@ -301,6 +305,13 @@ class TreeFiles(OwnFiles):
 
     def open_place(self, place: Place) -> int:
         return (self._host if place.layer == "own" else self._upper).open_place(place)
+
+
+def temporary_beside(path: bytes) -> bytes:
+    """The name under which a file is written before it gets the name *path*: one that can be found again after a crash,
+    is not too long whatever *path* is, and is found by no pattern of `patches`."""
+    head, slash, name = path.rpartition(b"/")
+    return head + slash + b".clivefs-%s.new" % sha256(name).hexdigest()[:16].encode()
 
 
 MARKS = Place("edits", b"")

@@ -8,6 +8,7 @@ anything is looked up in it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -86,6 +87,25 @@ def resolve_links(path: str) -> str:
         elif done:
             done.pop()
     return "/" + "/".join(done)
+
+
+def open_resolved(path: str) -> int:
+    """A descriptor (O_PATH) of what the absolute *path* leads to, links followed. OSError; EXDEV where that lies in a
+    clivefs mount, which is asked nothing."""
+    ours = {number for number, kind in mount_types().items() if kind == FS_TYPE}
+    fd = os.open("/", _FLAGS)
+    try:
+        for name in (*filter(None, resolve_links(path).split("/")), ""):
+            if ours and mount_id_of(fd) in ours:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+            if name:
+                found = os.open(name, _FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = found
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _mode(fd: int, ours: set[int]) -> int:

@@ -7,6 +7,7 @@ renamed from under a mount; nothing is renamed or linked from one tree into anot
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import os
@@ -129,6 +130,7 @@ class View:
         root = directory.mounts.pop(name)
         if not directory.mounts and directory.tree is not self.synthetic:
             directory.mounts = None
+        self.git_gates.pop(root.nodeid, None)
         self.table.unpin(root)
 
     def _transplant(self, old_root: Node, tree: Tree) -> None:
@@ -299,11 +301,8 @@ class View:
         return shown
 
     def getattr(self, node: Node) -> Attr:
-        if isinstance(node, Bridge):
-            real = self._real(node)
-            if real is not None:
-                return real.tree.getattr(real)
-        return node.tree.getattr(node)
+        real = self._real(node) if isinstance(node, Bridge) else None
+        return _seen(node, real.tree.getattr(real) if real is not None else node.tree.getattr(node))
 
     def readlink(self, node: Node) -> bytes:
         return node.tree.readlink(node)
@@ -367,6 +366,7 @@ class View:
             raise refuse(errno.EXDEV, name)
         _making(real, name)
         made = real.tree.link(node, real, name)
+        written(node)  # its other names are links from now on
         _note(real, name)
         return made
 
@@ -415,6 +415,7 @@ class View:
             source.tree.journal.moved(source, name, target, new_name)
 
     def setattr(self, node: Node, change: SetAttr, file: OpenFile | None) -> Attr:
+        asked = node
         if isinstance(node, Bridge):
             node = self._writable_real(node)
         if node.tree is self.synthetic:
@@ -422,7 +423,7 @@ class View:
         _changing(node)
         attr = node.tree.setattr(node, change, file)
         written(node)
-        return attr
+        return _seen(asked, attr)
 
     # Extended attributes
 
@@ -457,6 +458,16 @@ class View:
         """As `Tree.fsync_dir`: what to call in a thread."""
         real = self._real(directory) or directory
         return real.tree.fsync_dir(real)
+
+
+def _seen(node: Node, attr: Attr) -> Attr:
+    """*attr* as the mount shows it. Its tree counts no mount entry, and programs that go by the count look into no
+    directory that seems to have none: 1 says, as on btrfs, that nobody counts."""
+    if not node.mounts or attr.nlink <= 1:
+        return attr
+    attr = copy.copy(attr)
+    attr.nlink, attr.reply = 1, None
+    return attr
 
 
 def _making(directory: Node, name: bytes) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
-from clivefs.objects.encode import decode_commit, decode_tag, decode_tree, hash_object, object_hasher
+from clivefs.objects.encode import MODE_GITLINK, decode_commit, decode_tag, hash_object, object_hasher, stored_entries
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.large import CHUNK_BYTES
@@ -23,6 +24,7 @@ from clivefs.objects.refnames import check_ref_name
 
 _PROGRESS_OBJECTS = 1000
 _SUSPECTS_MAX = 100_000
+_SOUND_MAX = 1 << 17
 _POINT = b"\nClive-Seq: "
 """A commit with this trailer is a point of a session: the one before may have been thinned, and is then not missing."""
 
@@ -80,15 +82,21 @@ def fsck_steps(
     for name, oid in refs.items():
         yield from _check_ref(store, name, oid, extra)
     count = 0
+    sound: set[tuple[bytes, str]] = set()
+    """What was named, and is there: the next tree has most of its entries in common with this one."""
     for oid in store.names():
         try:
-            for child, kind in _check_object(store, oid):
+            for child, kind in _check_object(store, oid) - sound:
                 problem = _check_child(store, oid, child, kind)
-                if problem is None:
+                if problem == "":
+                    sound.add((child, kind))
+                elif problem is None:
                     if len(suspects) < _SUSPECTS_MAX and not any(each.has(child) for each in extra):
                         suspects.append(_Suspect(oid, child, kind))
-                elif problem:
+                else:
                     yield Problem("corrupt", oid.hex(), problem)
+            if len(sound) > _SOUND_MAX:
+                sound.clear()
         except ObjectMissing:
             pass  # removed by a gc meanwhile
         except (CorruptObject, OSError) as error:
@@ -111,34 +119,39 @@ def _check_ref(store: ObjectStore, name: str, oid: bytes, extra: Sequence[Elsewh
         yield Problem("ref", name, f"it leads to {oid.hex()}, which is missing")
 
 
-def _check_object(store: ObjectStore, oid: bytes) -> list[tuple[bytes, str]]:
+def _check_object(store: ObjectStore, oid: bytes) -> set[tuple[bytes, str]]:
     """What an object names, as (object name, expected kind). CorruptObject unless its content is its name's."""
     try:
         kind, payload = store.read(oid)
     except ObjectTooLarge as large:
         _check_large(store, oid, large.size)
-        return []
+        return set()
     if hash_object(kind, payload) != oid:
         raise CorruptObject("its content has another name", oid=oid)  # also when the key is no name at all
     children = _children(kind, payload)
     if kind == "commit" and _POINT in payload:
-        return [child for child in children if child[1] != "commit"]
+        return {child for child in children if child[1] != "commit"}
     return children
 
 
-def _children(kind: str, payload: bytes) -> list[tuple[bytes, str]]:
+def _children(kind: str, payload: bytes) -> set[tuple[bytes, str]]:
     if kind == "tree":
-        return [
-            (entry.oid, "tree" if stat.S_ISDIR(entry.mode) else "blob")
-            for entry in decode_tree(payload)
-            if stat.S_IFMT(entry.mode) != 0o160000  # a submodule's commit is in the submodule
-        ]
+        entries = stored_entries(payload)
+        kinds = {mode: _kind_of(int(mode, 8)) for mode in set(map(itemgetter(0), entries))}
+        return {(oid, what) for mode, _, oid in entries if (what := kinds[mode])}
     if kind == "commit":
         commit = decode_commit(payload)
-        return [(commit.tree, "tree"), *((parent, "commit") for parent in commit.parents)]
+        return {(commit.tree, "tree"), *((parent, "commit") for parent in commit.parents)}
     if kind == "tag":
-        return [decode_tag(payload)]
-    return []
+        return {decode_tag(payload)}
+    return set()
+
+
+def _kind_of(mode: int) -> str:
+    """What an entry of that mode names; nothing for a submodule, whose commit is in the submodule."""
+    if stat.S_IFMT(mode) == MODE_GITLINK:
+        return ""
+    return "tree" if stat.S_ISDIR(mode) else "blob"
 
 
 def _check_child(store: ObjectStore, parent: bytes, child: bytes, kind: str) -> str | None:

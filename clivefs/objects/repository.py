@@ -56,11 +56,13 @@ pygit2.settings.cache_max_size(_CACHE_BYTES)
 class Repository:
     """One foreign repository, bare or not. Methods may be called from any thread."""
 
-    def __init__(self, path: str | os.PathLike[str], *, also: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, also: Sequence[str] = (), holds: object = None) -> None:
         """Open the repository at *path* (see `gitdirs.find_gitdir`). *also*: further objects directories, for what it
-        does not have itself; one that is missing has nothing. RepositoryError."""
+        does not have itself; one that is missing has nothing, as has the repository itself if it goes later. *holds*:
+        what is to live as long as this does. RepositoryError."""
         self.path = os.fspath(path)
         self.also = tuple(also)
+        self.holds = holds
         self.gitdir, self.commondir = find_gitdir(self.path)
         self.objects = os.path.join(self.commondir, "objects")
         self.is_partial = False
@@ -68,7 +70,9 @@ class Repository:
         self._check_config()
         self._local = threading.local()
         self._generation = 0
+        self._was_there = False
         self._odb()
+        self._was_there = True
 
     # Objects
 
@@ -238,7 +242,8 @@ class Repository:
             return mine[1]
         generation = self._generation
         try:
-            odb = pygit2.Odb(self.objects)
+            is_gone = self._was_there and not os.path.isdir(self.objects)
+            odb = pygit2.Odb() if is_gone else pygit2.Odb(self.objects)
             for each in self.also:
                 odb.add_disk_alternate(each)
         except pygit2.GitError as error:

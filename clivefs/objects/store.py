@@ -55,6 +55,7 @@ FORMAT = 1
 _DATABASES = ("objects", "refs", "meta", "sizes")
 _FORMAT_LINE = re.compile(rb"clivefs store (\d{1,9})\n")
 _SIZE = struct.Struct("<Q")
+_ANOTHER = "Choose another with --store or CLIVEFS_STORE."
 _FREE_BYTES_MIN = 4 << 20
 """With less, the file is not written anew."""
 
@@ -424,9 +425,9 @@ def _open_directory(path: str, create: bool) -> int:
     except FileNotFoundError as error:
         raise StoreError("there is no store", place=path, remedy="`clivefs mount` makes one.") from error
     except NotADirectoryError as error:
-        raise StoreError("a store is a directory, and this is none", place=path) from error
+        raise StoreError("a store is a directory, and this is none", place=path, remedy=_ANOTHER) from error
     except OSError as error:
-        raise StoreError(f"the store cannot be opened ({error.strerror})", place=path) from error
+        raise StoreError(f"the store cannot be opened ({error.strerror})", place=path, remedy=_ANOTHER) from error
     st = os.fstat(fd)
     if st.st_uid != os.geteuid():
         os.close(fd)
@@ -458,7 +459,7 @@ def _check_format(fd: int, path: str, create: bool) -> None:
                 found = _write_format(fd)
             fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError as error:
-        raise StoreError(f"the store cannot be opened ({error.strerror})", place=path) from error
+        raise StoreError(f"the store cannot be opened ({error.strerror})", place=path, remedy=_ANOTHER) from error
     match = _FORMAT_LINE.fullmatch(found)
     if match is None:
         raise StoreError("this directory is not a clivefs store: its `format` is something else", place=path)

@@ -1,4 +1,4 @@
-"""Ends a test's daemon at a named fault point, as `kill -9` does.
+"""Ends a test's daemon at a named fault point, as `kill -9` does, or sends it another signal there.
 
 `kill_at` gives the environment that asks for it; a `Killer` is told the point while the daemon runs.
 """
@@ -38,6 +38,12 @@ if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
         FAULTS.plant(point, plant if rest else kill)
 
     plant()
+
+if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_SIGNAL" in os.environ:
+    from clivefs.base.ports import FAULTS
+
+    number = int(os.environ["CLIVEFS_TEST_SIGNAL"])
+    FAULTS.plant(os.environ["CLIVEFS_TEST_SIGNAL_AT"], partial(os.kill, os.getpid(), number))
 """
 
 
@@ -45,6 +51,15 @@ def kill_at(directory: Path, point: str) -> dict[str, str]:
     """The environment of a daemon that dies at *point*; *directory* gets the module that sees to it. Of several points,
     with blanks between, the next one counts from when the one before was hit."""
     return {"PYTHONPATH": _planted(directory), "CLIVEFS_TEST_KILL_AT": point}
+
+
+def signal_at(directory: Path, point: str, number: int) -> dict[str, str]:
+    """As `kill_at`, with another signal, which the daemon gets at *point*."""
+    return {
+        "PYTHONPATH": _planted(directory),
+        "CLIVEFS_TEST_SIGNAL_AT": point,
+        "CLIVEFS_TEST_SIGNAL": str(int(number)),
+    }
 
 
 class Killer:

@@ -369,6 +369,15 @@ def test_a_store_that_is_something_else(bench: Bench) -> None:
     refused(bench.cli("status", "--store", bench.store / "below", "--at", bench.mountpoint, check=False))
 
 
+@pytest.mark.parametrize("command", [["mount"], ["fsck"], ["init"]])
+def test_a_store_that_is_a_file(bench: Bench, command: list[str]) -> None:
+    bench.write_toml(PLAIN)
+    bench.store.write_text("not a store\n")
+    if command == ["init"]:
+        (bench.root / "Clive.toml").unlink()
+    refused(bench.cli(*command, check=False), str(bench.store), "--store")
+
+
 def test_a_store_with_a_broken_database(bench: Bench) -> None:
     bench.write_toml(PLAIN)
     bench.mount()

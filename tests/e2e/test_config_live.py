@@ -171,6 +171,34 @@ def test_replace_by_a_local_checkout_and_back(shop: Bench, shell_in: Callable[[P
     assert (thing / "src/deep/b.c").read_text() == "int through;\n"
 
 
+def test_getcwd_goes_on_where_the_table_changes(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
+    """The kernel takes a directory whose name it has to forget for a deleted one, until somebody looks that up: git and
+    others give up there. Nothing here looks anything up by its whole path."""
+    shop.git("clone", "-q", "thing", "checkout", cwd=shop.base)
+    places = [shop.live, shop.live / "lib", shop.live / "lib/thing", shop.live / "lib/thing/src/deep"]
+    shells = {str(place): shell_in(place) for place in places}
+
+    def all_found() -> bool:
+        return {place: shell("readlink /proc/$BASHPID/cwd") for place, shell in shells.items()} == {
+            place: place for place in shells
+        }
+
+    assert all_found()
+    for words in (
+        ("replace", "lib/thing", "../checkout"),
+        ("replace", "lib/thing", "git+../thing@main"),
+        ("attach", "lib/more", "../data"),
+        ("fork", "try"),
+        ("detach", "lib/more"),
+    ):
+        shop.cli(*words, "-w", "shop", cwd=shop.base / "shop")
+        assert all_found(), words
+    assert shells[str(places[3])]("git rev-parse --show-prefix") == "src/deep/"
+    shop.write_toml((shop.root / "Clive.toml").read_text() + PLUS)
+    until(lambda: "more" in shells[str(shop.live)]("ls"), "the new entry")
+    until(all_found, "everybody can be found")
+
+
 def test_replace_by_another_ref(shop: Bench, shell_in: Callable[[Path], Shell]) -> None:
     origin = shop.base / "thing"
     shop.git("switch", "-q", "-c", "next", cwd=origin)

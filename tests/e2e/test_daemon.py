@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults import signal_at
 from harness import Bench, until, write_files
 
 pytestmark = pytest.mark.mount
@@ -210,6 +211,15 @@ def test_foreground_for_systemd(bench: Bench, notify: socket.socket) -> None:
             process.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_right_after_the_mount_takes_it_away_again(bench: Bench, tmp_path: Path, number: int) -> None:
+    """The signal is there before the daemon has begun to serve: a fault point has it sent to itself."""
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    done = bench.mount("--foreground", env=signal_at(tmp_path / "planted", "daemon.mounted", number), timeout=30)
+    assert "mounted shop" in done.stdout
+    assert not bench.is_mounted()
+
+
 def test_foreground_that_fails_says_why_and_exits(bench: Bench) -> None:
     bench.write_toml('[workspace]\nname = "shop"\n')
     bench.mountpoint.mkdir()
@@ -350,6 +360,10 @@ def test_a_moved_workspace_is_told_how_to_go_on(bench: Bench) -> None:
     told = bench.cli("mount", new, "--at", bench.mountpoint).stdout
     assert f"relink {old} '{new}'" in told
     assert bench.status()["workspaces"][0]["moved_from"] == str(old)
+    refused = bench.cli("relink", old, new, check=False)  # or two daemons could show it
+    assert refused.returncode == 1
+    assert str(bench.mountpoint) in refused.stderr
+    assert "moved_from" in bench.status()["workspaces"][0]
     bench.cli("unmount", bench.mountpoint)
     bench.cli("relink", old, new)
     told = bench.cli("mount", new, "--at", bench.mountpoint).stdout

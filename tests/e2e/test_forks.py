@@ -119,7 +119,7 @@ def test_the_directory_of_forks_is_not_changed_by_hand(work: Bench) -> None:
     work.check_sound()
 
 
-@pytest.mark.parametrize("name", ["", "UPPER", "a/b", "..", "latest", "show", "-x", "a.lock", "ü", "x" * 65])
+@pytest.mark.parametrize("name", ["", "UPPER", "a/b", "..", "latest", "show", "list", "-x", "a.lock", "ü", "x" * 65])
 def test_what_a_fork_cannot_be_called(work: Bench, name: str) -> None:
     done = work.cli("fork", "--", name, cwd=work.live, check=False)
     assert done.returncode in (1, 2)
@@ -252,6 +252,41 @@ def test_forks_conflict_with_each_other(work: Bench) -> None:
 
 
 # git
+
+
+def test_a_link_to_a_recorded_file_is_one_in_its_points(work: Bench) -> None:
+    work.cli("snapshot", cwd=work.live)
+    os.link(work.live / "src/text", work.live / "src/link")
+    work.cli("snapshot", cwd=work.live)
+    (session,) = (work.live / ".clive/sessions").iterdir()
+    text, link = (os.stat(session / "latest/src" / name) for name in ("text", "link"))
+    assert text.st_ino == link.st_ino
+    assert text.st_nlink == link.st_nlink == 2
+    work.check_sound()
+
+
+def test_forks_may_come_and_go_while_they_are_listed(work: Bench) -> None:
+    script = "for i in 1 2 3 4 5 6; do clivefs fork n$i > /dev/null; clivefs fork --drop n$i > /dev/null; done"
+    command = f'clivefs() {{ {sys.executable} -m clivefs.cli "$@"; }}; {script}'
+    others = subprocess.Popen(["bash", "-euc", command], cwd=work.live, env=work.environment)
+    while others.poll() is None:
+        listed(work)
+    assert others.returncode == 0
+    work.check_sound()
+
+
+def test_what_is_told_of_a_fork_whose_merge_was_undone(work: Bench) -> None:
+    path = fork(work)
+    (path / "src/text").write_text("of the fork\n")
+    work.cli("merge", "try", cwd=work.live)
+    assert listed(work)["try"]["files"] == 0
+    work.cli("undo", cwd=work.live)
+    (work.live / "src/text").write_text("of the live view\n")
+    assert listed(work)["try"]["files"] == 1
+    assert listed(work)["try"]["conflicts"] == [{"with": "live", "paths": ["src/text"]}]
+    shown = json.loads(work.cli("fork", "show", "try", "--json", cwd=work.live).stdout)
+    assert shown["changes"] == [{"path": "src/text", "status": "M"}]
+    work.check_sound()
 
 
 def test_git_works_in_a_fork_and_is_clean(work: Bench) -> None:
@@ -419,6 +454,8 @@ def test_forks_build_side_by_side(work: Bench) -> None:
     found = listed(work)
     assert all(each["files"] == 1 for each in found.values())
     assert all(len(each["conflicts"]) == 9 for each in found.values())
+    told = work.cli("fork", "--list", cwd=work.live).stdout
+    assert told.count(" conflicts with the forks ") == 10  # not one for each two
     for number in range(10):
         work.cli("fork", "--drop", f"n{number}", cwd=work.live)
     work.check_sound()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,13 @@ def test_the_command_gives_the_same_answers(checkout: Bench) -> None:
     assert checkout.cli("fsmonitor", "2", token).stdout.split("\0")[1:] == ["d0/f0", ""]
     assert checkout.cli("fsmonitor", "1", token, check=False).returncode == 1
     checkout.git("config", "core.fsmonitor", "clivefs-for-this-test", cwd=checkout.root)
+
+
+def test_nothing_is_known_of_a_fork(checkout: Bench) -> None:
+    token = hook(checkout, "none")[0].decode()
+    made = json.loads(checkout.cli("fork", "try", "--json").stdout)["path"]
+    Path(made, "d0", "f0").write_text("changed\n")
+    assert checkout.cli("fsmonitor", "2", token, cwd=Path(made)).stdout.split("\0")[1:] == ["/", ""]
 
 
 def test_without_the_mount_git_looks_for_itself(checkout: Bench) -> None:

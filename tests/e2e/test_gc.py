@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import signal_at
 from harness import Bench, until
 
 from clivefs.objects.store import Store
@@ -89,6 +90,53 @@ def test_a_point_that_somebody_is_in_stays(shop: Bench) -> None:
     assert other not in kept
     assert reader.communicate("", timeout=30)[0] == "old\n\n"
     shop.check_sound()
+
+
+@pytest.mark.parametrize(
+    ("point", "command"),
+    [
+        ("apply.staged", ("restore", ".", "--at", "start")),
+        ("apply.staged", ("undo",)),
+        ("fork.upper", ("fork", "try", "--at", "start")),
+        ("apply.staged", ("merge", "made")),
+    ],
+)
+def test_nothing_is_removed_beside_who_goes_back_or_forks(
+    shop: Bench, tmp_path: Path, point: str, command: tuple[str, ...]
+) -> None:
+    """Stopped in the middle: the gate of the store is closed to a collection until it has ended."""
+    save(shop, "one\n")
+    shop.cli("fork", "made")
+    (shop.live / ".clive/forks/made/new.txt").write_text("of the fork\n")
+    shop.unmount()
+    shop.mount(env=signal_at(tmp_path / "planted", point, signal.SIGSTOP))
+    pid = shop.daemon_pid()
+    save(shop, "two\n")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "clivefs.cli", *command],
+        env=shop.environment,
+        cwd=shop.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: b"State:\tT" in Path(f"/proc/{pid}/status").read_bytes(), "the daemon to stop")
+        assert not _can_collect(shop)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        code = child.wait(20)
+    assert code == 0
+    until(lambda: _can_collect(shop), "the gate to open")
+    shop.check_sound()
+
+
+def _can_collect(shop: Bench) -> bool:
+    with (shop.store / "gc.lock").open("rb") as gate:
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def test_what_undo_leads_to_stays(shop: Bench) -> None:
@@ -185,6 +233,20 @@ def test_disk_comes_back_while_it_is_mounted(shop: Bench, tmp_path: Path) -> Non
     assert (shop.live / "plain.txt").read_text() == "and it goes on\n"
 
 
+def test_a_list_of_sessions_tells_what_each_holds(shop: Bench) -> None:
+    save(shop, "one\n" * 10_000)
+    shop.cli("session", "new", "second")
+    (shop.live / "more").write_bytes(os.urandom(50_000))
+    save(shop, "two\n")
+    assert not any("bytes" in each for each in json.loads(shop.cli("session", "list", "--json").stdout))
+    second, first = json.loads(shop.cli("session", "list", "--size", "--json").stdout)
+    assert (second["name"], first["points"] > 1) == ("second", True)
+    assert 50_000 < second["bytes"] < 60_000
+    assert 0 < first["bytes"] < 50_000
+    assert " KiB " in shop.cli("session", "list", "--size").stdout
+    shop.check_sound()
+
+
 def test_stats_tell_what_history_costs(shop: Bench) -> None:
     for number in range(5):
         save(shop, f"{number}\n" * 500)
@@ -246,7 +308,9 @@ def test_what_is_purged_is_nowhere_any_more(shop: Bench) -> None:
         done = json.loads(shop.cli("purge", path, "--yes", "--json").stdout)
         assert (done["points"], done["versions"], done["left"]) == (told["points"], 1, [])
     assert holds(shop, SECRET) == []
-    assert shop.cli("purge", "conf/key", "--yes").stdout.startswith("no recorded point has")
+    nothing = shop.cli("purge", "conf/key", "--yes", check=False)
+    assert nothing.returncode == 1
+    assert nothing.stdout.startswith("no recorded point has")
     shop.mount()
     after = points(shop)
     assert [each["name"] for each in after[-len(before) :]] == [each["name"] for each in before]
@@ -281,7 +345,7 @@ def test_a_killed_purge_has_changed_nothing_or_can_be_finished(shop: Bench) -> N
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         shop.cli("fsck")
-    shop.cli("purge", "conf/key", "--yes")
+    shop.cli("purge", "conf/key", "--yes", check=False)
     shop.cli("purge", "conf/large", "--yes")
     assert holds(shop, SECRET) == []
     shop.mount()

@@ -48,6 +48,30 @@ def test_submodules_do_not_confuse_git(bench: Bench, origin: Path) -> None:
     assert bench.git("status", "--porcelain", cwd=tree) == ""
 
 
+def test_submodules_become_working_trees_when_git_is_asked_to(bench: Bench, origin: Path) -> None:
+    """What the mount shows of a submodule is files without a `.git`; `git submodule update` gives it one."""
+    inner = bench.repository("inner", {"in": "in\n", "d/x": "x\n"})
+    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "--name", "one", "../inner", "sub",
+              cwd=origin)  # fmt: skip
+    bench.git("commit", "-qm", "with a submodule", cwd=origin)
+    tree = mount(bench)
+    assert sorted(os.listdir(tree / "sub")) == ["d", "in"]
+    bench.git("submodule", "--quiet", "update", "--init", cwd=tree)
+    assert bench.git("submodule", "status", cwd=tree).startswith(" ")
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    assert bench.git("rev-parse", "HEAD", cwd=tree / "sub") == bench.git("rev-parse", "HEAD", cwd=inner)
+    assert bench.git("remote", "get-url", "origin", cwd=tree / "sub").strip() == str(inner)
+    (tree / "sub/in").write_text("edited\n")
+    bench.git("commit", "-qam", "inside", cwd=tree / "sub")
+    assert bench.git("status", "--porcelain", cwd=tree) == " M sub\n"
+    bench.git("commit", "-qam", "a newer submodule", cwd=tree)
+    bench.unmount()
+    bench.mount()
+    assert bench.git("status", "--porcelain", cwd=tree) == ""
+    bench.git("fsck", "--strict", cwd=tree / "sub")
+    bench.check_sound()
+
+
 def test_line_endings_and_ident_give_what_a_checkout_gives(bench: Bench) -> None:
     path = bench.repository(
         "thing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -344,6 +345,19 @@ def test_follow_moves_tree_head_and_index(bench: Bench, origin: Path) -> None:
     assert (tree / "src/a.c").read_text() == "int a2;\n"
     assert bench.git("rev-parse", "HEAD", cwd=tree).strip() == newer
     assert bench.git("status", "--porcelain", cwd=tree) == ""
+
+
+def test_a_follow_is_a_point_of_its_own(bench: Bench, origin: Path) -> None:
+    tree = mount(bench, "follow = true\n")
+    (tree / "untracked").write_text("mine\n")
+    new = commit(bench, origin, {"second": "changed\n", "third": "3\n"}, "moved")
+    until(lambda: (tree / "third").exists(), "the followed content")
+    bench.cli("snapshot")
+    newest, before, *_ = json.loads(bench.cli("log", "--json").stdout)
+    assert newest["origin"] == "command:follow"
+    assert newest["message"].splitlines()[0] == f"lib/thing follows main to {new[:12]}"
+    assert newest["paths"] == ["lib/thing/second", "lib/thing/third"]
+    assert "lib/thing/untracked" in before["paths"]
 
 
 def test_follow_keeps_an_uncommitted_edit(bench: Bench, origin: Path) -> None:

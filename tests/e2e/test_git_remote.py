@@ -171,6 +171,60 @@ def test_a_server_that_goes_away_and_comes_back(bench: Bench, server: GitHttp) -
     bench.check_sound()
 
 
+def test_the_past_and_forks_fetch_what_nobody_has_read(bench: Bench, server: GitHttp) -> None:
+    """Also where the entry shows something else by now, or is gone, and of two remotes the right one is found."""
+    other = bench.repository("other", {"theirs": "theirs\n", "more/x": "x\n"})
+    bench.git("clone", "-q", "--bare", str(other), str(bench.base / "served/other.git"), cwd=bench.base)
+    second = f'[mounts.other]\ngit = "{server.url("other.git")}"\nref = "main"\nblobs = "lazy"\n'
+    mount(bench, server.url("thing.git"), f'blobs = "lazy"\n{second}')
+    bench.cli("snapshot")
+    past = bench.live / ".clive/sessions" / _session(bench) / "latest"
+    point = past.parent / os.readlink(past)
+    before = fetches(server)
+    assert sorted(os.listdir(point / "far/one")) == ["a", "b", "c"]
+    assert fetches(server) == before
+    assert (point / "far/one/a").read_text() == "one a\n"
+    assert (point / "other/theirs").stat().st_size == 7
+    assert (point / "other/theirs").read_text() == "theirs\n"
+    bench.cli("fork", "f")
+    assert (bench.live / ".clive/forks/f/far/two/b").read_text() == "two b\n"
+    server.stop()
+    refused(point / "far/three/a")
+    assert "connect" in bench.entry("far")["error"]
+    server.start()
+    bench.cli("detach", "far")
+    assert (point / "far/three/a").read_text() == "three a\n"
+    assert bench.entry("other")["error"] is None
+    bench.check_sound()
+
+
+def test_commands_fetch_what_they_need_of_the_past(bench: Bench, server: GitHttp) -> None:
+    """Of two remotes, and of entries that are gone."""
+    other = bench.repository("other", {"theirs": "theirs\n"})
+    bench.git("clone", "-q", "--bare", str(other), str(bench.base / "served/other.git"), cwd=bench.base)
+    second = f'[mounts.other]\ngit = "{server.url("other.git")}"\nref = "main"\nblobs = "lazy"\n'
+    mount(bench, server.url("thing.git"), f'blobs = "lazy"\n{second}')
+    bench.cli("snapshot")
+    for each in ("far", "other"):
+        bench.cli("detach", each)
+    bench.cli("snapshot")
+    server.stop()
+    refused_command = bench.cli("diff", "@1", check=False)
+    assert refused_command.returncode == 1
+    assert "cannot be had" in refused_command.stderr
+    assert "Traceback" not in refused_command.stderr
+    server.start()
+    before = fetches(server)
+    assert bench.cli("show", "@1:far/one/a").stdout == "one a\n"
+    patch = bench.cli("diff", "@1").stdout
+    assert "-three c\n" in patch
+    assert "-theirs\n" in patch
+    assert fetches(server) - before < 20
+    bench.cli("restore", "far", "--at", "@1")
+    assert (bench.live / "far/two/b").read_text() == "two b\n"
+    bench.check_sound()
+
+
 def test_a_silent_server_is_eio_within_the_bound(bench: Bench, server: GitHttp) -> None:
     tree = mount(bench, server.url("thing.git"))
     (tree / "one/a").read_text()
@@ -205,3 +259,8 @@ def _reads(path: Path, content: str) -> bool:
         if error.errno != errno.EIO:
             raise
         return False
+
+
+def _session(bench: Bench) -> str:
+    (workspace,) = bench.status()["workspaces"]
+    return str(workspace["session"])

@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import os
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -142,6 +143,28 @@ def test_a_layer_shows_the_same(lib: Bench, entry: str) -> None:
     lib.check_sound()
 
 
+def test_edits_in_a_submodule_that_nobody_has_looked_into(bench: Bench) -> None:
+    """What it has must be read in the background first. A `.git` is nothing that a patch could have."""
+    outer = bench.repository("outer", {"README": "hello\n"})
+    bench.repository("inner", {"in": "in\n"})
+    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../inner", "sub", cwd=outer)
+    bench.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../inner", "two", cwd=outer)
+    bench.git("commit", "-qm", "with submodules", cwd=outer)
+    bench.write_toml('[workspace]\nname = "shop"\n\n[mounts."lib"]\ngit = "../outer"\n')
+    bench.mount()
+    (bench.live / "lib/sub/in").write_text("edited\n")
+    bench.git("init", "-q", bench.live / "lib/sub/nested")
+    bench.git("rm", "-q", "--cached", "two", cwd=bench.live / "lib")
+    shutil.rmtree(bench.live / "lib/two")
+    for words in (("diff", "lib", "--stat"), ("reset", "lib", "--dry-run"), ("diff", "lib")):
+        bench.unmount()
+        bench.mount()
+        told = bench.cli("overlay", *words).stdout
+        assert "sub/in" in told
+        assert "two" in told
+    assert ".git/" not in told
+
+
 @pytest.mark.parametrize("entry", ["lib", "mod", "over"])
 def test_what_is_ignored_is_no_part_of_a_patch(lib: Bench, entry: str) -> None:
     top = lib.live / entry
@@ -199,7 +222,15 @@ def test_a_layer_needs_a_place(lib: Bench) -> None:
     lib.check_sound()
 
 
-LAYER_POINTS = ("rebase.begun", "rebase.patch", "rebase.config", "rebase.renamed", "rebase.lowered", "rebase.shown")
+LAYER_POINTS = (
+    "rebase.begun",
+    "patch.rename",
+    "rebase.patch",
+    "rebase.config",
+    "rebase.renamed",
+    "rebase.lowered",
+    "rebase.shown",
+)
 
 
 @pytest.mark.parametrize("point", LAYER_POINTS)
@@ -218,6 +249,7 @@ def test_a_crash_leaves_the_edits_or_the_layer(lib: Bench, point: str) -> None:
     lib.mount()
     assert shown(top) == before
     is_layer = (lib.root / "patches/two.patch").exists()
+    assert set(os.listdir(lib.root / "patches")) == {"one.patch", "two.patch"} - (set() if is_layer else {"two.patch"})
     assert ("two.patch" in (lib.root / "Clive.toml").read_text()) == is_layer
     assert bool(answer(lib, "overlay", "diff", "lib", "--stat")["files"]) != is_layer
     lib.cli("overlay", "export", "lib", "-o", "patches/three.patch", "--as-layer")
@@ -326,6 +358,40 @@ def test_reset_says_what_it_forgot(lib: Bench) -> None:
         path: each for path, each in before.items() if path != ".git"
     }
     assert lib.cli("overlay", "reset", "lib").stdout == "nothing to undo\n"
+    lib.check_sound()
+
+
+def test_what_forks_have_inherited_stays_theirs(lib: Bench) -> None:
+    """Ignored files show through into a fork; forgetting them in the live view is a change like any other."""
+    thing = lib.base / "thing"
+    lib.git("tag", "v1", cwd=thing)
+    write_files(thing, {"src/b.c": "int new;\n", "tracked.pyc": "of the release\n"})
+    lib.git("add", "--force", "src/b.c", "tracked.pyc", cwd=thing)
+    lib.git("commit", "-qm", "second", cwd=thing)
+    lib.git("tag", "v2", cwd=thing)
+    top, forks = lib.live / "lib", lib.live / ".clive/forks"
+    write_files(top, {"one.pyc": "one\n", "deep/er/two.pyc": "two\n", "tracked.pyc": "mine\n"})
+    ignored = {"one.pyc": "one\n", "deep/er/two.pyc": "two\n", "tracked.pyc": "mine\n"}
+
+    def check(fork: str) -> None:
+        assert {path: (forks / fork / "lib" / path).read_text() for path in ignored} == ignored
+
+    lib.cli("fork", "before")
+    lib.cli("overlay", "rebase", "lib", "--to", "v2", check=False)
+    check("before")
+    (top / "one.pyc").write_text("one more\n")
+    ignored["one.pyc"] = "one more\n"
+    ignored["tracked.pyc"] = (top / "tracked.pyc").read_text()
+    lib.cli("fork", "between")
+    lib.cli("overlay", "rebase", "lib", "--abort")
+    check("between")
+    ignored |= {"one.pyc": "one\n", "tracked.pyc": "mine\n"}
+    check("before")
+    lib.cli("fork", "after")
+    lib.cli("overlay", "reset", "lib")
+    assert not (top / "one.pyc").exists()
+    check("after")
+    check("before")
     lib.check_sound()
 
 

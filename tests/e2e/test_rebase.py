@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Killer
+from faults import Killer, signal_at
 from harness import Bench, until, write_files
+from modules import archive
 
 pytestmark = pytest.mark.mount
 
@@ -281,6 +284,29 @@ def test_patches_that_move_and_that_go(bench: Bench) -> None:
     bench.check_sound()
 
 
+def test_directories_that_are_left_empty_go(bench: Bench) -> None:
+    """The edit of a file whose directory has another name in the next release, as `NAME-V.dist-info` of a wheel."""
+    for version in ("1", "2"):
+        files = {"it.py": "", f"it-{version}.info/LICENSE": lines(), f"it-{version}.info/deep/er/NAMES": "it\n" * 9}
+        archive(bench.base / f"it-{version}.tar.gz", files)
+    bench.write_toml('[workspace]\nname = "shop"\n[mounts.lib]\narchive = "../it-1.tar.gz"\n')
+    bench.mount()
+    lib = bench.live / "lib"
+    (lib / "it-1.info/LICENSE").write_text(lines(l3="mine"))
+    (lib / "it-1.info/deep/er/NAMES").write_text("it\n" * 9 + "mine\n")
+    (lib / "mine/empty").mkdir(parents=True)
+    rebase(bench, "--to", "../it-2.tar.gz", code=0)
+    assert sorted(str(each.relative_to(lib)) for each in lib.rglob("*") if each.is_dir()) == [
+        "it-2.info",
+        "it-2.info/deep",
+        "it-2.info/deep/er",
+        "mine",
+        "mine/empty",
+    ]
+    assert (lib / "it-2.info/LICENSE").read_text() == lines(l3="mine")
+    bench.check_sound()
+
+
 def test_a_release_that_is_not_there_changes_nothing(bench: Bench) -> None:
     begin(bench, "git")
     before, files = facts(bench.live / "lib"), own(bench)
@@ -322,6 +348,50 @@ def test_what_is_written_meanwhile_is_not_lost(bench: Bench) -> None:
     expected(lib)
     assert all((lib / name).read_text() == name for name in written)
     bench.check_sound()
+
+
+def test_who_waits_for_it_goes_by_what_it_made(bench: Bench, tmp_path: Path) -> None:
+    """A commit that is asked for in the middle of a rebase is one on top of the new release."""
+    to = begin(bench, "git")
+    lib = bench.live / "lib"
+    (lib / "clash.txt").write_text(lines())
+    bench.unmount()
+    bench.mount(env=signal_at(tmp_path / "planted", "rebase.begun", signal.SIGSTOP))
+    pid = bench.daemon_pid()
+    clients = []
+    try:
+        for command in (("rebase", "lib", "--to", to), ("commit", "lib", "-m", "Mine"), ("diff", "lib")):
+            clients.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "clivefs.cli", "overlay", *command],
+                    env=bench.environment,
+                    cwd=bench.root,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+            until(lambda: b"State:\tT" in Path(f"/proc/{pid}/status").read_bytes(), "the daemon to stop")
+            until(lambda: _is_asking(clients[-1]), "the client to ask")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        answers = [client.communicate(timeout=60) for client in clients]
+    assert [client.returncode for client in clients] == [0, 0, 0], answers
+    new = bench.git("rev-parse", "v2", cwd=bench.base / "thing").strip()
+    assert bench.git("rev-parse", "HEAD~", cwd=lib).strip() == new
+    changed = bench.git("diff", "--name-only", "HEAD~", "HEAD", cwd=lib).split()
+    assert changed == ["added.txt", "clean.txt", "patched.txt"]
+    assert bench.git("show", "HEAD:clash.txt", cwd=lib) == NEW["clash.txt"]
+    assert bench.git("status", "--porcelain", cwd=lib) == ""
+    bench.check_sound()
+
+
+def _is_asking(client: subprocess.Popen[bytes]) -> bool:
+    """Whether it is connected to the daemon."""
+    for each in Path(f"/proc/{client.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(each).startswith("socket:"):
+                return True
+    return False
 
 
 POINTS = (

@@ -146,10 +146,11 @@ def test_undo_and_redo_as_in_an_editor(shop: Bench) -> None:
         snapshot(shop)
     said = []
     for command in ("undo", "undo", "redo", "redo", "undo", "undo", "undo"):
-        shop.cli(command)
+        back = {"undo": "redo", "redo": "undo"}[command]
+        assert f"`clivefs {back}` takes it back" in shop.cli(command).stdout
         said.append(file.read_text())
     assert said == ["2", "1", "2", "3", "2", "1", "plain\n"]
-    shop.cli("redo", "3")
+    assert "`clivefs undo 3` takes it back" in shop.cli("redo", "3").stdout
     assert file.read_text() == "3"
     shop.cli("undo", "2")
     assert file.read_text() == "1"

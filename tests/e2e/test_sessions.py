@@ -16,6 +16,8 @@ import pytest
 from harness import Bench, until, write_files
 from pastview import shown
 
+from clivefs.mounts.recording.recorder import DEFER_BYTES
+
 
 def points(bench: Bench, *path: str, **more: Any) -> list[dict[str, Any]]:
     """The points of the workspace, newest first."""
@@ -70,6 +72,35 @@ def test_two_saves_300_ms_apart_are_two_points(recorded: Bench) -> None:
     assert (past / "plain.txt").read_text() == "two\n"
     assert (recorded.live / ".clive/at" / before["name"] / "plain.txt").read_text() == "one\n"
     assert newest["paths"] == ["plain.txt"]
+    assert newest["origin"] == "mount"
+    recorded.check_sound()
+
+
+def test_a_point_that_changes_nothing_is_the_doing_of_the_command(recorded: Bench) -> None:
+    recorded.cli("snapshot", "-m", "before the migration")
+    recorded.cli("session", "new", "two")
+    recorded.unmount()
+    recorded.mount()
+    snapshot(recorded)
+    mounted, two, migration, first = points(recorded)
+    assert [each["origin"] for each in (mounted, two, migration)] == [
+        "command:mount",
+        "command:session",
+        "command:snapshot",
+    ]
+    assert migration["message"] == "before the migration"
+    assert first["origin"] == "outside"
+    (recorded.live / "plain.txt").write_text("more\n")
+    recorded.cli("snapshot", "-m", "after it")
+    changed = next(each for each in points(recorded) if each["paths"])
+    assert changed["origin"] == "mount"
+    recorded.check_sound()
+
+
+def test_a_large_file_that_is_read_aside_came_through_the_mount(recorded: Bench) -> None:
+    (recorded.live / "large").write_bytes(b"x" * (DEFER_BYTES + 1))
+    snapshot(recorded)
+    (newest, *_) = points(recorded, "large")
     assert newest["origin"] == "mount"
     recorded.check_sound()
 
@@ -305,6 +336,50 @@ def test_ignored_files(recorded: Bench) -> None:
     recorded.check_sound()
 
 
+def test_what_git_ignores_everywhere_is_not_recorded(shop: Bench) -> None:
+    """The files of core.excludesFile and info/exclude; .gitignore has the last word, as with git. In forks as well."""
+    shop.unmount()
+    (shop.home / "everywhere").write_text("*.swp\n*.key\n*.bak\n")
+    shop.git("config", "--global", "core.excludesFile", "~/everywhere", cwd=shop.root)
+    shop.git("init", "-q", cwd=shop.root)
+    (shop.root / ".git/info/exclude").write_text("here\n!*.bak\n")
+    (shop.root / ".gitignore").write_text("!*.key\n")
+    shop.mount()
+    for top in (shop.live, shop.live / "lib/thing"):
+        for name in ("a.swp", "b.key", "c.bak", "here", "seen"):
+            (top / name).write_text("1\n")
+    past = snapshot(shop)
+    assert sorted(name for name in os.listdir(past) if name in os.listdir(shop.live)) == sorted(
+        name for name in os.listdir(shop.live) if name not in (".git", "a.swp", "here")
+    )
+    assert {"seen", "here"} <= set(os.listdir(past / "lib/thing"))
+    assert {"a.swp"}.isdisjoint(os.listdir(past / "lib/thing"))
+    shop.cli("fork", "try")
+    fork = shop.live / ".clive/forks/try"
+    assert (fork / "a.swp").read_text() == "1\n"
+    for name in ("a.swp", "here", "new.swp", "seen"):
+        (fork / name).write_text("2\n")
+    merged = json.loads(shop.cli("merge", "try", "--json").stdout)
+    assert [each["path"] for each in merged["changes"]] == ["seen"]
+    shop.check_sound()
+
+
+def test_the_index_and_info_exclude_of_a_linked_worktree_count(bench: Bench) -> None:
+    main = bench.repository("main", {".gitignore": "*.gen\n", "first": "1\n"})
+    (main / "tracked.gen").write_text("t\n")
+    bench.git("add", "-f", "tracked.gen", cwd=main)
+    bench.git("commit", "-qm", "tracked", cwd=main)
+    (main / ".git/info/exclude").write_text("excluded\n")
+    bench.root.rmdir()
+    bench.git("worktree", "add", "-q", bench.root, cwd=main)
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    for name in ("untracked.gen", "excluded", "seen"):
+        (bench.root / name).write_text("u\n")
+    bench.mount()
+    assert sorted(os.listdir(snapshot(bench))) == [".gitignore", "Clive.toml", "first", "seen", "tracked.gen"]
+    bench.check_sound()
+
+
 def test_exclude_and_ignored_of_clive_toml(recorded: Bench) -> None:
     files = {"x.o": "o", "x.tmp": "t", "over/y.tmp": "t", "lib/thing/z.tmp": "t"}
     write_files(recorded.live, {".gitignore": "*.o\n", **files})
@@ -428,6 +503,21 @@ def test_large_files_that_are_being_read_when_it_ends(recorded: Bench) -> None:
     for name in names:
         told = json.loads(recorded.cli("show", f"latest:over/{name}", "--json").stdout)
         assert told["size"] == 20 << 20
+    recorded.check_sound()
+
+
+def test_what_nobody_recorded_is_said(recorded: Bench) -> None:
+    for command, said in (
+        (("show", "yesterday 25:00:plain.txt"), "'yesterday 25:00' is no time that there is"),
+        (("show", ":plain.txt"), "neither a time nor a point"),
+        (("show", "a:b:c"), "neither a time nor a point"),
+        (("show", "@999:over:one.txt"), "there is no point 999"),
+        (("log", "nowhere"), "no point that was looked at changed nowhere"),
+    ):
+        done = recorded.cli(*command, check=False)
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    for command in (("log", "-n", "-1"), ("find-change", ".", "--contains", "x", "-n", "-1"), ("stats", "--top=-1")):
+        assert recorded.cli(*command, check=False).returncode == 2
     recorded.check_sound()
 
 

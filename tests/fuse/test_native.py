@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -173,6 +174,18 @@ def test_attributes_and_content() -> None:
         assert kernel.ask(wire.READ, number, wire.READ_IN.pack(handle, 8, 100) + bytes(20)) == b"of a"
         assert kernel.ask(wire.FLUSH, number, wire.U64.pack(handle) + bytes(16)) == b""
         assert kernel.ask(wire.RELEASE, number, wire.U64.pack(handle) + bytes(16)) == b""
+
+    serving(talk)
+
+
+def test_it_knows_when_it_was_last_asked() -> None:
+    """Whoever computes in a thread gives way then."""
+
+    def talk(kernel: Kernel) -> None:
+        before_s = time.monotonic()
+        kernel.lookup(b"w", b"a")
+        kernel.lookup(b"w", b"a")  # before which the first was noted, at the latest
+        assert before_s <= kernel.transport.asked_s <= time.monotonic()
 
     serving(talk)
 

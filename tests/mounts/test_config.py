@@ -14,7 +14,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.mounts.config.config import ConfigError, Keep, Workspace, load, parse
 from clivefs.mounts.config.edit import toml_value
 from clivefs.mounts.config.errors import Problem
-from clivefs.mounts.config.schema import TABLES
+from clivefs.mounts.config.schema import TABLES, Key
 
 ROOT = "/home/u/shop"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8eWNkRtjFPmwoFbJUZ8ng+kmDyf7m5nUqbHqjwLXTv"
@@ -261,6 +261,25 @@ def test_bad_entry_paths(path: str, message: str) -> None:
     found = problems(f"[mounts.{toml_value(path)}]\nlocal = '../x'")
     assert [each for each in found if message in each[2]]
     assert all(each[0] == 1 for each in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("[workspace]\nname = 5\n", 'write it as in name = "shop"'),
+        ("[mounts.a]\ngit = 7\n", 'write it as in git = "https://example.org/requests.git"'),
+        ('[mounts.a]\nlocal = "x"\npatches = 3\n', 'write it as in patches = ["patches/*.patch"]'),
+        ("[limits]\nnetwork_timeout = 5\n", 'write it as in network_timeout = "30s"'),
+        ('[rules.a]\noutputs = ["x"]\ninputs = ["y"]\n', 'add it, as in run = "make gen"'),
+    ],
+)
+def test_a_remedy_shows_what_to_write(text: str, remedy: str) -> None:
+    assert problems(text)[0][3] == remedy
+
+
+@pytest.mark.parametrize("key", [key for keys in TABLES.values() for key in keys], ids=lambda key: key.name)
+def test_what_remedies_show_can_be_written(key: Key) -> None:
+    key.read(tomllib.loads(key.shown)[key.name])
 
 
 def test_overlapping_entries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -191,6 +192,46 @@ def test_git_at_work_just_when_it_is_shown(bench: Bench) -> None:
     assert bench.leftovers() == []
 
 
+def test_a_copy_that_is_written_to_just_when_it_is_shown(bench: Bench) -> None:
+    """Copies of the old content cover the new one and go. One that has become an edit by then holds the entry where it
+    is, or the edit would take back what the new commit changes."""
+    mounted = bench.show(bench.prepare("main"))
+    node, _ = mounted.tree.lookup(mounted.tree.root, b"file")
+    file = mounted.tree.open(node, os.O_RDWR)
+    file.write(0, b"2\n")  # what it was: no edit
+    file.close()
+    prepared = bench.prepare("old")
+    assert [copy.path for copy in prepared.copies] == [b"file"]
+    file = mounted.tree.open(node, os.O_WRONLY)
+    file.write(0, b"mine\n")
+    file.close()
+    stays = bench.show(prepared, mounted)
+    assert stays.state == State.BEHIND
+    assert "written to" in str(stays.error)
+    assert stays.behind_at is None  # it is looked at again soon
+    assert bench.content(stays) == b"mine\n"
+    assert bench.base_of_tree() == "2"
+    assert bench.leftovers() == []
+
+
+def test_an_edit_that_is_made_while_it_is_prepared(bench: Bench) -> None:
+    mounted = bench.show(bench.prepare("main"))
+    prepared = bench.prepare("old")
+    assert prepared.copies == []
+    bench.assembly.look_over(prepared)
+    assert not prepared.overtaken
+    node, _ = mounted.tree.lookup(mounted.tree.root, b"file")
+    file = mounted.tree.open(node, os.O_WRONLY)
+    file.write(0, b"mine\n")
+    file.close()
+    bench.assembly.look_over(prepared)
+    stays = bench.show(prepared, mounted)
+    assert stays.state == State.BEHIND
+    assert bench.content(stays) == b"mine\n"
+    assert bench.base_of_tree() == "2"
+    assert bench.leftovers() == []
+
+
 def test_git_at_work_while_nothing_is_shown(bench: Bench) -> None:
     bench.show(bench.prepare("main")).close()
     prepared = bench.prepare("old")
@@ -204,6 +245,17 @@ def test_git_at_work_while_nothing_is_shown(bench: Bench) -> None:
     assert again is not None
     assert bench.content(bench.show(again, shown)) == b"1\n"
     assert bench.leftovers() == []
+
+
+def open_files(bench: Bench) -> set[str]:
+    """The descriptors of this process, but for those that hold a repository as long as somebody may read it."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            target = Path(os.readlink(f"/proc/self/fd/{fd}"))
+            if target.parent not in (bench.base / "store/repositories", bench.base / "store/gitdirs"):
+                found.add(fd)
+    return found
 
 
 def test_a_build_that_fails_gives_back_what_it_held(bench: Bench, origin: Path) -> None:
@@ -221,7 +273,7 @@ def test_a_build_that_fails_gives_back_what_it_held(bench: Bench, origin: Path) 
             if log.is_file():
                 log.unlink()
                 log.mkdir()  # no upper can be opened there
-        before = set(os.listdir("/proc/self/fd"))
+        before = open_files(bench)
         prepared = bench.assembly.prepare(entry, None, lambda _: None)
         assert prepared.state == State.MOUNTED
         if prepared.git_lower is not None:
@@ -238,4 +290,4 @@ def test_a_build_that_fails_gives_back_what_it_held(bench: Bench, origin: Path) 
         shown = bench.show(prepared)
         assert shown.state == State.ERROR
         assert not list((bench.base / "store" / "unpacked").glob("attributes-*"))
-        assert set(os.listdir("/proc/self/fd")) - before == set()
+        assert open_files(bench) - before == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -328,6 +329,14 @@ def test_a_silent_remote_is_given_up(tmp_path: Path) -> None:
         GitCommand(program=str(silent)).run(["fetch"], timeout_s=0.2)
     with pytest.raises(GitFailed, match="could not be started"):
         GitCommand(program=str(tmp_path / "none")).run(["fetch"])
+
+
+def test_the_reason_of_a_failure_is_whole(tmp_path: Path) -> None:
+    """Git tells of a host on one line and of what is wrong with it on the next."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        with pytest.raises(GitFailed, match=r"unable to connect to 127\.0\.0\.1: .*Connection refused"):
+            GitCommand().run(["ls-remote", f"git://127.0.0.1:{taken.getsockname()[1]}/thing.git"])
 
 
 @pytest.mark.parametrize("url", [True, False])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clivefs.mounts.git.attributes import GitAttributes
+from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.source import GitSource
 from clivefs.mounts.git.submodules import GitSubmodules
@@ -184,6 +185,34 @@ def test_a_repository_in_itself_ends_somewhere(tmp_path: Path) -> None:
         at += b"/me"
     assert at.count(b"/") == 8
     assert describe(lower, at).endswith(b"(it is 8 submodules deep)")
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a/../../b", "", "in/side", "made/by/others"])
+def test_no_gitdir_outside_of_its_place(outer: Path, tmp_path: Path, name: str) -> None:
+    source = GitSource("outer", "main", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    superproject = GitDir.create_or_open(str(tmp_path / "gitdir"), source.open(), source)
+    modules = tmp_path / "gitdir/modules"
+    (modules / "made/by/others").mkdir(parents=True)
+    assert superproject.module("in", source.current, source, None) is not None
+    before = sorted(tmp_path.glob("*")) + sorted(modules.rglob("*"))
+    assert superproject.module(name, source.current, source, None) is None
+    assert sorted(tmp_path.glob("*")) + sorted(modules.rglob("*")) == before
+
+
+def test_the_gitdir_of_a_submodule_stands_on_its_own(nest: Path, outer: Path, tmp_path: Path) -> None:
+    git(nest, "submodule", "--quiet", "update", "--init", "--recursive")
+    source = GitSource("nest", "main", base_dir=str(tmp_path), store_dir=str(tmp_path / "store"))
+    superproject = GitDir.create_or_open(str(tmp_path / "gitdir"), source.open(), source)
+    submodules = GitSubmodules(source, source.current, git_dir=superproject)
+    space = replace(source.space(source.current), submodules=submodules)
+    lower = GitLower(space, source.current.tree, owner=Owner(0, 0), cache_dir=str(tmp_path))
+    assert listed(lower, b"o/d/sub") == [b".gitattributes", b"f", b"run.bat"]
+    superproject.settle(source)
+    shutil.rmtree(nest / ".git")
+    for path, commit in (("modules/o", "HEAD"), ("modules/o/modules/d/sub", "HEAD:d/sub")):
+        module = tmp_path / "gitdir" / path
+        assert git(module, "rev-parse", "HEAD") == git(outer, "rev-parse", commit)
+        git(module, "fsck", "--strict")
 
 
 def test_submodules_are_kept_with_their_superproject(nest: Path, outer: Path, tmp_path: Path) -> None:

@@ -416,6 +416,20 @@ def test_an_sdist_that_does_not_build_is_still_shown(store: Store, tmp_path: Pat
         assert source.open().sha256 == digest
 
 
+def test_one_of_two_indexes_does_not_answer(store: Store, index: Path) -> None:
+    """The other one, a folder of wheels, knows some releases: it is not known what there is."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(index)}
+        environment["PIP_INDEX_URL"] = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        environment.pop("PIP_EXTRA_INDEX_URL", None)
+        clients = PackageClients(environment=environment, answer_timeout_s=2)
+        for release, sdist in (("thing==1.5", False), ("thing==1.0", True)):
+            text = fails(PublishedSource("pypi", release, store=store, clients=clients, sdist=sdist))
+            assert "does not answer" in text
+        assert PublishedSource("pypi", "thing==1.0", store=store, clients=clients).open().version == "1.0"
+
+
 def test_without_a_client_or_a_network(store: Store, tmp_path: Path) -> None:
     assert "cannot be started" in fails(PublishedSource("pypi", "thing==1.0", store=store, clients=NO_CLIENT))
     assert "Install Node.js" in fails(PublishedSource("npm", "thing@1.0.0", store=store, clients=NO_CLIENT))

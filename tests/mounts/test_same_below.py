@@ -11,6 +11,7 @@ from clivefs.mounts.git.attributes import GitAttributes
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.lower import LowerRef
+from clivefs.mounts.overlay.edits import Affected
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Blocked, Node, NodeTable, Owner
 from clivefs.objects.store import Store
@@ -47,6 +48,12 @@ class Mounted:
         converter = GitAttributes(str(self.base / "cache")) if layer.startswith(b"git:") else None
         space = TreeSpace(self.store, layer, TIME_NS, converter=converter)
         return Counted(space, put_world(self.store, world), owner=US, cache_dir=str(self.base / "cache"))
+
+    def replace(self, world: World) -> list[Affected]:
+        """Show another commit."""
+        lower = self.lower(world, b"git:1")
+        waited(lambda: self.tree.check_lower(lower))
+        return self.tree.replace_lower(lower)
 
     def node(self, path: bytes) -> Node:
         node: Node = self.tree.root
@@ -137,13 +144,27 @@ def test_conversions_go_on_and_their_files_go_with_the_last(tmp_path: Path) -> N
     for path in world:
         mounted.node(path)
     for number in range(3):
-        mounted.tree.replace_lower(mounted.lower({**world, b"d1/s0/f0": text(f"{number}\n")}, b"git:1"))
+        mounted.replace({**world, b"d1/s0/f0": text(f"{number}\n")})
         assert mounted.read(b"d0/s0/f1") == b"0 0 1\r\n"
         assert waited(lambda: mounted.tree.getattr(mounted.node(b"d0/s0/f2"))).size == 7
     # A rule above bears on what did not change itself.
-    mounted.tree.replace_lower(mounted.lower({**world, b"d2/.gitattributes": text("f0 eol=crlf\n")}, b"git:1"))
+    mounted.replace({**world, b"d2/.gitattributes": text("f0 eol=crlf\n")})
     assert mounted.read(b"d2/s3/f0") == b"2 3 0\r\n"
-    mounted.tree.replace_lower(mounted.lower({**world, b".gitattributes": text("f3 eol=crlf\n")}, b"git:1"))
+    mounted.replace({**world, b".gitattributes": text("f3 eol=crlf\n")})
     assert mounted.read(b"d3/s3/f3") == b"3 3 3\r\n"
     mounted.close()
     assert os.listdir(tmp_path / "cache") == []
+
+
+def test_what_other_rules_convert_otherwise_is_another_file(tmp_path: Path) -> None:
+    """The kernel keeps pages and sizes of a file as long as it has its number."""
+    mounted = Mounted(tmp_path, {**BASE, b".gitattributes": text("f0 eol=crlf\nf1 text eol=crlf\n")}, layer=b"git:1")
+    before = {path: (mounted.node(path), mounted.read(path)) for path in BASE}
+    told = mounted.replace({**BASE, b".gitattributes": text("f1 eol=crlf\nf2 eol=crlf\n")})
+    affected = {each.parent.path() + b"/" + each.name for each in told}
+    for path, (_, stored) in BASE.items():
+        node, shown = before[path]
+        converted = stored.replace(b"\n", b"\r\n") if path.endswith((b"f1", b"f2")) else stored
+        assert mounted.read(path) == converted
+        assert (mounted.node(path) is node) == (shown == converted) == (path not in affected)
+    mounted.close()

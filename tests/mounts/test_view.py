@@ -94,6 +94,20 @@ def test_missing_parents_are_shown_and_made_only_when_written_to(world: World) -
     assert world.at("a/b/new") is node
 
 
+def test_nobody_counts_the_links_of_a_directory_with_entries(world: World) -> None:
+    """perl's File::Find looks into no directory with two links, as those are `.` and its name in its parent."""
+    (world.directory / "lib").mkdir()
+    linked = (world.directory / "lib").stat().st_nlink
+    world.at("lib")
+    world.view.set_entry(world.root, b"lib/x", world.overlay(b"f"))
+    for node in (world.root, world.at("lib")):
+        assert world.view.getattr(node).nlink == 1
+        assert world.view.setattr(node, SetAttr(mode=0o755), None).nlink == 1
+    world.view.remove_entry(world.root, b"lib/x")
+    assert world.view.getattr(world.at("lib")).nlink == linked
+    assert world.view.getattr(world.root).nlink == world.directory.stat().st_nlink
+
+
 def test_the_way_to_an_entry_survives_the_removal_of_the_directory_below(world: World) -> None:
     (world.directory / "lib").mkdir()
     world.view.set_entry(world.root, b"lib/x", world.overlay(b"f"))

@@ -24,7 +24,7 @@ clivefs find-change . --contains TODO -n 1"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or a directory")
     parser.add_argument("--contains", metavar="TEXT", required=True, help="the text, as bytes: no pattern")
-    parser.add_argument("-n", "--max-count", type=int, metavar="N", help="at most N changes")
+    parser.add_argument("-n", "--max-count", type=past.count, metavar="N", help="at most N changes")
     past.add_place(parser)
     calls.add_json(parser)
 

@@ -31,6 +31,7 @@ clivefs fork --diff try              what it changed, as a patch
 clivefs fork --drop try"""
 
 _COMMAND_MAX = 80
+_PATHS_SHOWN = 5
 _WHY = "a fork is a part of its mount"
 
 
@@ -44,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions.add_argument("--drop", metavar="NAME", help="remove a fork and all that was written in it")
     actions.add_argument("--diff", metavar="NAME", help="print what a fork changed as a git patch")
     actions.add_argument("--path", metavar="NAME", help="print where a fork is")
+    parser.add_argument(
+        "--force", action="store_true", help="with --drop: give up commits made in it that cannot be kept"
+    )
     parser.add_argument("--audit", action="store_true", help="with `show`: what its sandboxed command read and wrote")
     past.add_place(parser)
     calls.add_json(parser)
@@ -100,7 +104,7 @@ def _list(call: Call) -> int:
     call.out.lines(table([_row(each) for each in forks]))
     for each in forks:
         if each["kept"]:
-            call.out.line(f"{each['name']}: not committed, as {each['kept']}")
+            call.out.line(f"{each['name']}: of `run`, kept: {each['kept']}")
         elif each["command"]:  # it runs, or whoever ran it was killed
             call.out.line(
                 f"{each['name']}: of `run`, not ended: {each['command'].partition(chr(10))[0][:_COMMAND_MAX]}"
@@ -135,12 +139,19 @@ def _size(size: int) -> str:
 
 
 def _conflicts(fork: dict[str, Any]) -> list[str]:
-    lines = []
+    """One line for all with whom it conflicts at the same paths."""
+    others: dict[tuple[str, ...], list[str]] = {}
     for each in fork.get("conflicts", ()):
-        who = "the live view" if each["with"] == "live" else f"the fork {each['with'].removeprefix('fork:')}"
-        shown = ", ".join(each["paths"][:5])
-        more = len(each["paths"]) - 5
-        lines.append(f"{fork['name']} conflicts with {who}: {shown}" + (f" and {more} more" if more > 0 else ""))
+        others.setdefault(tuple(each["paths"]), []).append(each["with"])
+    lines = []
+    for paths, names in others.items():
+        forks = [name.removeprefix("fork:") for name in names if name != "live"]
+        who = ["the live view"] if "live" in names else []
+        if forks:
+            who.append(f"the fork{'' if len(forks) == 1 else 's'} {', '.join(forks)}")
+        more = len(paths) - _PATHS_SHOWN
+        shown = ", ".join(paths[:_PATHS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        lines.append(f"{fork['name']} conflicts with {' and '.join(who)}: {shown}")
     return lines
 
 
@@ -181,7 +192,7 @@ def _diff(call: Call, name: str) -> int:
 
 def _drop(call: Call, name: str) -> int:
     place, daemon = _place(call)
-    result = daemon.ask("fork_drop", call.out.progress, workspace=place.name, name=name)
+    result = daemon.ask("fork_drop", call.out.progress, workspace=place.name, name=name, force=call.args.force)
     call.out.line(f"dropped {name}")
     call.out.lines(commit_lines(result["commits"]))
     call.out.json(result)

@@ -18,9 +18,9 @@ from clivefs.objects.errors import StoreError
 from clivefs.objects.store import Store
 
 DESCRIPTION = """\
-Thin the recorded past as `[sessions] keep` of each workspace says, and remove what nothing needs any more. What is
-mounted, open, forked, or can still be undone is never touched. It may be ended at any moment, and runs beside whatever
-else uses the store."""
+Thin the recorded past as `[sessions] keep` of each workspace says, and remove what nothing needs any more, also
+repositories that no Clive.toml has named for 30 days. What is mounted, open, forked, or can still be undone is never
+touched. It may be ended at any moment, and runs beside whatever else uses the store."""
 
 EXAMPLES = """\
 clivefs gc --dry-run                 what it would remove
@@ -103,6 +103,10 @@ def _tell(call: Call, done: Collected, usage: tuple[int, int]) -> None:
     if done.sealed.objects:
         told = f"{done.sealed.objects} objects sealed: {size(done.sealed.bytes_before)} became"
         call.out.line(f"{told} {size(max(0, done.sealed.bytes_now))}")
+    gone = done.repositories.removed()
+    if gone:
+        told = f"{len(gone)} repositories and private gitdirs {verb} that nothing needs"
+        call.out.line(f"{told} ({size(sum(each.bytes for each in gone))})")
     if done.unfinished:
         call.out.line("it ended early: the next collection goes on")
     if not call.args.dry_run:
@@ -119,6 +123,10 @@ def _described(call: Call, done: Collected, before: tuple[int, int], after: tupl
             "kept": done.swept.kept,
             "sealed": done.sealed.objects,
         },
+        "repositories": [
+            {"path": each.path, "sources": list(each.locations), "state": each.state, "bytes": each.bytes}
+            for each in (*done.repositories.repositories, *done.repositories.gitdirs)
+        ],
         "bytes": {"removed": done.swept.bytes, "database_before": before[0], "database": after[0], "in_use": after[1]},
         "unfinished": done.unfinished,
         "notes": list(done.notes),

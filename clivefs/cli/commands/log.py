@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 
 from clivefs.cli import call as calls
 from clivefs.cli import past
@@ -15,8 +16,8 @@ from clivefs.mounts.points.names import MS_MAX
 from clivefs.objects.encode import EMPTY_TREE
 
 DESCRIPTION = """\
-List the points of the workspace, newest first; with PATH those that changed it. Each line has the point's
-number, its time, its id, where the change came from, and what changed."""
+List the points of the workspace, newest first; with PATH those that changed it, and exit code 1 where
+there is none. Each line has the point's number, its time, its id, where the change came from, and what changed."""
 
 EXAMPLES = """\
 clivefs log                          everything
@@ -28,7 +29,7 @@ clivefs log --since -2h --json"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory (default: all)")
     parser.add_argument("-p", "--patch", action="store_true", help="show what each point changed")
-    parser.add_argument("-n", "--max-count", type=int, metavar="N", help="at most N points")
+    parser.add_argument("-n", "--max-count", type=past.count, metavar="N", help="at most N points")
     parser.add_argument("--since", metavar="EXPR", help="points after this moment")
     parser.add_argument("--until", metavar="EXPR", help="points up to this moment")
     parser.add_argument("--session", metavar="NAME", help="points of this session only")
@@ -46,7 +47,9 @@ def run(call: Call) -> int:
         if args.session:
             found = (step for step in found if step.point.session == args.session)
         listed = []
+        is_any = False
         for step in itertools.islice(found, args.max_count):
+            is_any = True
             if call.out.as_json:
                 listed.append(point_facts(step.point))
                 continue
@@ -55,6 +58,9 @@ def run(call: Call) -> int:
                 call.out.raw(_patch(opened, step, path))
                 call.out.line()
         call.out.json(listed)
+    if path and not is_any:
+        call.out.note(f"no point that was looked at changed {os.fsdecode(path)}")
+        return 1
     return 0
 
 

@@ -51,6 +51,8 @@ def run(call: Call) -> int:
         call.out.note(f"conflict: {each['path']}: {each['kind']}{beside}")
     for path, why in refused.items():
         call.out.note(f"left alone: {path}: {why}")
-    call.out.lines(commit_lines(result.get("commits", [])))
+    call.out.lines(commit_lines(result["commits"]))
+    if result["not_kept"]:
+        call.out.note(f"commits: {result['not_kept']}")
     call.out.json(result)
-    return 1 if result["conflicts"] or refused else 0
+    return 1 if result["conflicts"] or refused or result["not_kept"] else 0

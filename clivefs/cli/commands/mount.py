@@ -120,6 +120,7 @@ def _config(call: Call, store: str, point: str, roots: list[str]) -> dict[str, A
         "notify_socket": call.around.environ.get("NOTIFY_SOCKET") if args.foreground else None,
         "network_timeout_s": NETWORK_TIMEOUT_S,
         "transport": _transport(call),
+        "user_ignore": call.around.user_ignore,
     }
 
 

@@ -16,8 +16,8 @@ from clivefs.mounts.points.purge import Purged, purge, wait_until_alone
 DESCRIPTION = """\
 Remove a file or a directory from every recorded point of this workspace, as if it had never been there: a password that
 was saved by mistake. The points keep their times and numbers and get other ids. What nothing else has is then removed
-from the store's files. It cannot be undone. Nothing may be mounted from the store meanwhile. Repositories that `export`
-or `clivefs git` users cloned before still have it."""
+from the store's files. It cannot be undone. Nothing may be mounted from the store meanwhile. Exits with 1 where no
+point has it. Repositories that `export` or `clivefs git` users cloned before still have it."""
 
 EXAMPLES = """\
 clivefs purge .env --dry-run
@@ -71,7 +71,7 @@ def run(call: Call) -> int:
             "left": [*done.left, *still_there],
         }
     )
-    return 0
+    return 0 if done.points or done.finished else 1
 
 
 def _confirm(call: Call, path: str) -> None:
@@ -98,8 +98,14 @@ def _places_of(call: Call, opened: past.Past, path: str) -> list[str]:
 
 
 def _tell(call: Call, done: Purged, path: str, still_there: list[str]) -> None:
-    had = f"{done.points} points {'have' if call.args.dry_run else 'had'} {path}, {done.versions} different contents"
-    call.out.line(had if done.points else f"no recorded point has {path}")
+    one = "point has" if call.args.dry_run else "point had"
+    more = "points have" if call.args.dry_run else "points had"
+    contents = "content" if done.versions == 1 else "contents"
+    had = f"{done.points} {one if done.points == 1 else more} {path}, {done.versions} different {contents}"
+    if done.points or not done.finished:
+        call.out.line(had if done.points else f"no recorded point has {path}: nothing was changed")
+    else:
+        call.out.line(f"no recorded point has {path} any more; the rest of the purge that was ended is done")
     if done.rewritten:
         call.out.line(f"{done.rewritten} points were written anew")
     for left in (*done.left, *still_there):

@@ -47,4 +47,4 @@ def run(call: Call) -> int:
         times=args.times,
         dry_run=args.dry_run,
     )
-    return told(call, result)
+    return told(call, result, back="undo")

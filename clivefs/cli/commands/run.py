@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import signal
+import stat
 import subprocess
+import threading
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
@@ -33,6 +37,7 @@ clivefs fork show n1 --audit                     what it read and wrote
 clivefs run -- make                              in the live view, between two recorded points"""
 
 OWN_FAILURE = 125
+_STDIN = 0
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -97,7 +102,7 @@ def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str])
     box = None
     try:
         if args.sandbox:
-            box = _sandbox(call, fork, daemon, directory)
+            box = _sandbox(call, place, fork, daemon, directory)
             environ = sandbox.environment(environ)
         status = _execute(call, words, directory, environ, box)
     except BaseException:
@@ -117,11 +122,11 @@ def _run_in_fork(call: Call, place: Workspace, daemon: Daemon, words: list[str])
     return _told(call, result)
 
 
-def _sandbox(call: Call, fork: dict[str, Any], daemon: Daemon, directory: str) -> sandbox.Sandbox:
+def _sandbox(call: Call, place: Workspace, fork: dict[str, Any], daemon: Daemon, directory: str) -> sandbox.Sandbox:
     return sandbox.make(
         directory,
-        writable=[fork["path"], fork["git"]],
-        readable=[daemon.mountpoint, call.store],
+        writable=[fork["path"], *fork["git"]],
+        readable=[place.root, daemon.mountpoint, call.store],  # git borrows objects from the checkout
         hidden=[daemon.run],
         path=call.around.environ.get("PATH"),
     )
@@ -136,7 +141,8 @@ def _told(call: Call, result: dict[str, Any]) -> int:
     call.out.json(result)
     if result["kept"]:
         name = result["name"]
-        call.out.note(f"clivefs: not committed: {result['refused']}")
+        what = "committed, and the fork stays" if result["committed"] else "not committed"
+        call.out.note(f"clivefs: {what}: {result['refused']}")
         for path in result.get("conflicts", ()):
             call.out.note(f"  {path}")
         call.out.note(
@@ -174,7 +180,11 @@ def _execute(
         if box is None:
             children.append(subprocess.Popen(words, cwd=directory, env=environ))
         else:
-            children.append(subprocess.Popen([*box.words, *words], cwd=directory, env=environ, pass_fds=[box.fd]))
+            stdin = subprocess.PIPE if _can_be_reopened(_STDIN) else None
+            command = [*box.words, *words]
+            children.append(subprocess.Popen(command, cwd=directory, env=environ, pass_fds=[box.fd], stdin=stdin))
+            if children[0].stdin is not None:
+                threading.Thread(target=_feed, args=(children[0].stdin,), daemon=True).start()
         code = children[0].wait()
     except FileNotFoundError as error:
         if error.filename == directory:
@@ -186,6 +196,21 @@ def _execute(
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _can_be_reopened(fd: int) -> bool:
+    """Whether who was given *fd* to read could open it for writing, by /proc/self/fd: past all read-only mounts."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False  # it is closed
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _feed(pipe: IO[bytes]) -> None:
+    """Hand on our standard input, for as long as somebody reads it."""
+    with contextlib.suppress(OSError), pipe, open(_STDIN, "rb", buffering=0, closefd=False) as file:
+        shutil.copyfileobj(file, pipe, 1 << 16)
 
 
 def _not_ours(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
-from clivefs.mounts.points.expressions import FORMS
+from clivefs.mounts.points.expressions import FORMS, Unknown
 from clivefs.mounts.points.facts import point_facts
 from clivefs.mounts.points.history import AtPath, PathFinder, differences_at, with_content
 from clivefs.mounts.points.point import Point
@@ -58,16 +58,20 @@ def _split(opened: past.Past, text: str) -> tuple[Point, str | None]:
     """The point and the path that *text* names. Moments have colons too, so the longest one that is a moment counts."""
     try:
         return opened.find(text), None
-    except ClivefsError:
-        at = text.rfind(":")
-        while at > 0:
-            try:
-                return opened.find(text[:at]), text[at + 1 :]
-            except ClivefsError as inner:
-                if text.count(":") == 1:
-                    error = inner
-            at = text.rfind(":", 0, at)
-        raise error from None
+    except ClivefsError as error:
+        wrong = error
+    meant: ClivefsError | None = None  # what looks like a moment most likely was to be one
+    at = text.rfind(":")
+    if text[at + 1 :].isdigit() and not isinstance(wrong, Unknown):
+        meant = wrong
+    while at > 0:
+        try:
+            return opened.find(text[:at]), text[at + 1 :]
+        except ClivefsError as error:
+            if meant is None and not isinstance(error, Unknown):
+                meant = error
+        at = text.rfind(":", 0, at)
+    raise meant or wrong
 
 
 def _below(opened: past.Past, path: str) -> bytes:
@@ -94,6 +98,7 @@ def _show_file(call: Call, opened: past.Past, found: AtPath) -> None:
     if found.mode == MODE_GITLINK:
         raise ClivefsError(f"it was a submodule at {found.oid.hex()}")
     if not found.is_tree:
+        opened.reader.want([found.oid])
         if call.out.as_json:
             call.out.json(
                 {"mode": f"{found.mode:o}", "oid": found.oid.hex(), "size": opened.reader.header(found.oid)[1]}

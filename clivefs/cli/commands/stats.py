@@ -23,7 +23,7 @@ clivefs stats --json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="how many paths to list (default: 20)")
+    parser.add_argument("--top", type=past.count, default=20, metavar="N", help="how many paths to list (default: 20)")
     past.add_place(parser)
     calls.add_json(parser)
 

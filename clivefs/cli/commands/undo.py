@@ -33,4 +33,4 @@ def run(call: Call) -> int:
     daemon = place.served("only a mounted workspace can be changed in one step")
     args = call.args
     result = daemon.ask("undo", call.out.progress, workspace=place.name, count=args.count, dry_run=args.dry_run)
-    return told(call, result)
+    return told(call, result, back="redo" if args.count == 1 else f"redo {args.count}")

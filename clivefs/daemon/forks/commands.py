@@ -78,24 +78,24 @@ class Forking:
         check_fork_name(name)
         if self._shown.forks(live).find(name) is not None:
             raise _taken(name)
-        if point_id is None:
-            start = await self._recording.snapshot(live)
-        else:
-            points = self._recording.of(live).points
-            start = await trio.to_thread.run_sync(points.load, bytes.fromhex(point_id))
-        record = ForkRecord(
-            name=name,
-            upper=f"{UPPER_PREFIX}{name}-{os.urandom(4).hex()}",
-            made_ms=time.time_ns() // 1_000_000,
-            start=start.oid.hex(),
-            base=start.oid.hex(),
-            entries=tuple(live.entries),
-            command=command,
-        )
-        try:
-            await trio.to_thread.run_sync(self._shown.make, live, record)
-        except MetaConflict:
-            raise _taken(name) from None
+        async with self._recording.reading():  # until the fork's record keeps what it stands on
+            if point_id is None:
+                start = await self._recording.snapshot(live)
+            else:
+                start = await self._recording.chosen(live, point_id)
+            record = ForkRecord(
+                name=name,
+                upper=f"{UPPER_PREFIX}{name}-{os.urandom(4).hex()}",
+                made_ms=time.time_ns() // 1_000_000,
+                start=start.oid.hex(),
+                base=start.oid.hex(),
+                entries=tuple(live.entries),
+                command=command,
+            )
+            try:
+                await trio.to_thread.run_sync(self._shown.make, live, record)
+            except MetaConflict:
+                raise _taken(name) from None
         shown = await waiting(lambda: self._shown.show(live, record))
         await self._workspaces.caches.settled()
         self._keep_sources(live, record)
@@ -145,20 +145,26 @@ class Forking:
         return {"before": shown.start.tree.hex(), "after": state.state.tree.hex()}
 
     async def drop(self, args: dict[str, Any], progress: Progress) -> Any:
-        """Forget the fork `name` and what was written in it."""
+        """Forget the fork `name` and what was written in it; with `force` also commits that cannot be kept."""
         live = self._workspaces.get(args["workspace"])
         async with live.going_back:
             name = args["name"]
             if self._shown.forks(live).find(name) is None and self._shown.has_audit(live, name):
                 await trio.to_thread.run_sync(self._shown.drop_audit, live, name)
                 return {"name": name, "commits": []}
-            commits = await self._drop(live, self._shown.forks(live).get(name))
+            commits = await self._drop(live, self._shown.forks(live).get(name), force=bool(args.get("force")))
             await trio.to_thread.run_sync(self._shown.drop_audit, live, name)
         return {"name": args["name"], "commits": commits}
 
-    async def _drop(self, live: LiveWorkspace, record: ForkRecord) -> list[dict[str, Any]]:
+    async def _drop(self, live: LiveWorkspace, record: ForkRecord, *, force: bool = False) -> list[dict[str, Any]]:
+        commits: list[dict[str, Any]] = []
+        try:
+            commits = await self._merging.keep_commits(live, record)
+        except ClivefsError as error:
+            if not force:
+                raise
+            log.info("%s: what was committed in the fork %s is not kept: %s", live.name, record.name, error.message)
         # What a thread deletes must not be shown: hide it first. A crash in between shows it again, whole.
-        commits = await self._merging.keep_commits(live, record)
         self._shown.hide(live, record.name)
         await self._workspaces.caches.settled()
         await trio.to_thread.run_sync(self._shown.drop, live, record)
@@ -170,7 +176,7 @@ class Forking:
         """Bring the changes of the fork `name` into the live view, three-way; the fork stays."""
         live = self._workspaces.get(args["workspace"])
         shown = self._shown.get(live, args["name"])
-        async with live.going_back:
+        async with live.going_back, self._recording.reading():
             return await self._merging.merge(live, shown, dry=bool(args.get("dry_run")))
 
     # Transactions
@@ -182,7 +188,8 @@ class Forking:
         shown = await self._make(live, name, None, command=args["text"])
         if args.get("audit"):
             shown.tree.audit = Audit()
-        return {**self._told(live, shown), "git": os.path.join(self._shown.directory(live, shown.record), gitdirs.NAME)}
+        git = await trio.to_thread.run_sync(gitdirs.directories, self._shown.directory(live, shown.record))
+        return {**self._told(live, shown), "git": git}
 
     def _free_name(self, live: LiveWorkspace) -> str:
         return f"run-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
@@ -196,7 +203,7 @@ class Forking:
             facts = _audited(shown.record, args["status"], shown.tree.audit)
             await trio.to_thread.run_sync(self._shown.keep_audit, live, args["name"], facts)
             shown.tree.audit = None  # what others do in a fork that is kept is no concern of it
-        async with live.going_back:
+        async with live.going_back, self._recording.reading():
             if args["commit"]:
                 refusal = await self._commit(live, shown, result)
                 if refusal is not None:
@@ -209,7 +216,12 @@ class Forking:
                 before = shown.start
                 result["changes"] = await trio.to_thread.run_sync(_changed, reader, state_at(before), state.state)
                 result["patch"] = await trio.to_thread.run_sync(self._patch, reader, before.tree, state.state.tree)
-            result["commits"] = await self._drop(live, shown.record)
+            try:
+                result["commits"] = await self._drop(live, shown.record)
+            except ClivefsError as error:
+                await self._keep(shown, error.message)
+                result["refused"] = error.message
+                result["kept"] = True
         return result
 
     async def _commit(self, live: LiveWorkspace, shown: ShownFork, result: dict[str, Any]) -> str | None:

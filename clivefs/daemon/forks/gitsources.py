@@ -6,9 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from clivefs.base.errors import ClivefsError
 from clivefs.daemon.live import LiveWorkspace
+from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.forks import gitdirs
 from clivefs.mounts.forks.gitdirs import Kept
 from clivefs.mounts.git.command import GitCommand
@@ -85,25 +87,23 @@ def keep_commits(store: Store, workspace_id: str, name: str, upper: str, targets
     """Keep what was committed in the fork *name*: in the entry's own gitdir, or in a repository of the store. For
     threads. ClivefsError."""
     kept: list[Kept] = []
-    git = GitCommand()
+    git, scratch = GitCommand(), scratch_directory(store.path)
     for path, gitdir in sorted(gitdirs.places(upper).items()):
         try:
-            if not gitdirs.commits(gitdir):
-                continue
-            target = targets.get(path) or _keeper(store, workspace_id, gitdir)
-            kept += gitdirs.keep(name, os.fsdecode(path), gitdir, target, git)
+            target = partial(_target, store, workspace_id, gitdir, targets.get(path))
+            kept += gitdirs.keep(name, os.fsdecode(path), gitdir, target, git, scratch)
         except (RepositoryError, OSError, ClivefsError) as error:
             raise ClivefsError(
                 f"what was committed in it cannot be kept: {error}",
                 place=os.fsdecode(path) or None,
-                remedy=f"the repository is {gitdir}",
+                remedy=f"the repository is {gitdir}; `clivefs fork --drop {name} --force` gives its commits up",
             ) from error
     return kept
 
 
-def _keeper(store: Store, workspace_id: str, gitdir: str) -> str:
-    """The repository for commits of forks that no gitdir of the store can take."""
-    with open(os.path.join(gitdir, "objects", "info", "alternates"), "rb") as file:
-        borrowed = [os.fsdecode(line) for line in file.read().splitlines() if not line.startswith(b'"')]
+def _target(store: Store, workspace_id: str, gitdir: str, own: str | None) -> str:
+    """The entry's *own* repository, or the one for commits of forks that no gitdir of the store can take."""
+    if own is not None:
+        return own
     path = os.path.join(store.directory("forkgits"), f"{workspace_id}.git")
-    return gitdirs.make_keeper(path, borrowed)
+    return gitdirs.make_keeper(path, gitdirs.borrowed(gitdir))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
+from clivefs.daemon.forks.merging import merge_base, state_at
 from clivefs.daemon.forks.shown import ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
@@ -24,6 +25,14 @@ from clivefs.objects.store import Store
 StateOf = Callable[[ShownFork], Awaitable[tuple[ForkState, JoinedObjects]]]
 
 
+class _Wrote(NamedTuple):
+    """What a fork has changed since it was made, or since it was last merged."""
+
+    base: State
+    """What it was then."""
+    changes: Changes
+
+
 class Listing:
     """Tells of forks. Methods are for the loop's thread."""
 
@@ -36,52 +45,56 @@ class Listing:
     async def all(self, live: LiveWorkspace) -> list[dict[str, Any]]:
         """Every fork, with what it changed and what of that conflicts."""
         forks = self._shown.of(live)
-        wrote = {each.record.name: await self._changes(live, each) for each in forks}
-        head = await self._recording.snapshot(live) if forks else None
         facts: dict[str, dict[str, Any]] = {}
-        for each in forks:
-            name = each.record.name
-            others = {other: changed for other, changed in wrote.items() if other != name}
-            facts[name] = await self._facts(live, each, wrote[name], others, head)
+        if forks:
+            head = await self._recording.snapshot(live)
+            wrote = {each.record.name: await self._changes(live, each, head) for each in forks}
+            for each in forks:
+                facts[each.record.name] = await self._facts(live, each, wrote, head)
         for record in self._shown.forks(live).all():
-            if record.name not in facts:
-                facts[record.name] = {**_record_facts(record), "error": self._shown.error(live, record.name)}
+            error = self._shown.error(live, record.name)
+            if record.name not in facts and error is not None:  # without a reason: it was made meanwhile
+                facts[record.name] = {**_record_facts(record), "error": error}
         return [facts[name] for name in sorted(facts)]
 
     async def one(self, live: LiveWorkspace, name: str) -> dict[str, Any]:
         """One fork, with the paths that it changed."""
         shown = self._shown.get(live, name)
-        wrote = await self._changes(live, shown)
-        others = {
-            each.record.name: await self._changes(live, each) for each in self._shown.of(live) if each is not shown
-        }
         head = await self._recording.snapshot(live)
-        facts = await self._facts(live, shown, wrote, others, head)
-        facts["changes"] = [{"path": os.fsdecode(path), "status": status_of(wrote[path])} for path in sorted(wrote)]
+        wrote = {each.record.name: await self._changes(live, each, head) for each in self._shown.of(live)}
+        if name not in wrote:  # dropped meanwhile
+            self._shown.get(live, name)
+        facts = await self._facts(live, shown, wrote, head)
+        mine = wrote[name].changes
+        facts["changes"] = [{"path": os.fsdecode(path), "status": status_of(mine[path])} for path in sorted(mine)]
         return facts
 
-    async def _changes(self, live: LiveWorkspace, shown: ShownFork) -> Changes:
-        """What a fork has changed since it was last merged."""
+    async def _changes(self, live: LiveWorkspace, shown: ShownFork, head: Point) -> _Wrote:
+        """What merging a fork would bring, before the live view's part in it."""
         state, reader = await self._state_of(shown)
         points = self._recording.of(live).points
-        base = await trio.to_thread.run_sync(points.load, bytes.fromhex(shown.record.base))
-        return await trio.to_thread.run_sync(changes, reader, State(base.tree, base.meta), state.state)
+
+        def look() -> _Wrote:
+            base = state_at(merge_base(points, reader, shown.record, head))
+            return _Wrote(base, changes(reader, base, state.state))
+
+        return await trio.to_thread.run_sync(look)
 
     async def _facts(
-        self, live: LiveWorkspace, shown: ShownFork, wrote: Changes, others: dict[str, Changes], head: Point | None
+        self, live: LiveWorkspace, shown: ShownFork, wrote: dict[str, _Wrote], head: Point
     ) -> dict[str, Any]:
         reader = self._shown.reader()
-        points = self._recording.of(live).points
+        name = shown.record.name
+        base, mine = wrote[name]
 
         def look(fds: list[int]) -> tuple[int, list[dict[str, Any]]]:
-            base = points.load(bytes.fromhex(shown.record.base))
             scratch = scratch_directory(self._store.path)
             conflicts = []
-            if wrote and head is not None:
-                now = changes(reader, State(base.tree, base.meta), State(head.tree, head.meta))
-                conflicts += _conflicts("live", conflicting(reader, wrote, now, scratch))
-            for name, other in others.items():
-                conflicts += _conflicts(f"fork:{name}", conflicting(reader, wrote, other, scratch))
+            if mine:
+                now = changes(reader, base, state_at(head))
+                conflicts += _conflicts("live", conflicting(reader, mine, now, scratch))
+            for other in sorted(wrote.keys() - {name}):
+                conflicts += _conflicts(f"fork:{other}", conflicting(reader, mine, wrote[other].changes, scratch))
             return sum(map(upper_size, fds)), conflicts
 
         fds = shown.directories()  # of its own: the fork may be dropped meanwhile
@@ -93,7 +106,7 @@ class Listing:
         return {
             **_record_facts(shown.record),
             "size": size,
-            "files": sum(1 for each in wrote.values() if not _is_directory(each)),
+            "files": sum(1 for each in mine.values() if not _is_directory(each)),
             "conflicts": conflicts,
         }
 

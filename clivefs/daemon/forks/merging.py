@@ -6,10 +6,11 @@ something has happened at those paths since the live view was recorded: then all
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,6 +47,8 @@ ATTEMPTS_MAX = 20
 _UNSETTLED_ROUNDS = 10
 _UNSETTLED_S = 0.1
 _FORK_POINT = "command:fork"
+_GOING_BACK = ("command:undo", "command:redo", "command:restore")
+_POINTS_LOOKED_AT = 10_000
 
 
 class Merging:
@@ -101,7 +104,7 @@ class Merging:
         theirs, reader = await self.whole_state(shown)
         for _ in range(ATTEMPTS_MAX):
             before = await self._recording.snapshot(live)
-            base = await trio.to_thread.run_sync(_merge_base, points, reader, record, before)
+            base = await trio.to_thread.run_sync(merge_base, points, reader, record, before)
             plan = await trio.to_thread.run_sync(
                 self.plan, live, reader, record.name, state_at(base), state_at(before), theirs.state
             )
@@ -123,7 +126,10 @@ class Merging:
                 result["after"] = point_facts(after)
             if not refused:  # what was left alone is to be merged another time
                 await self._remember(shown, base, theirs.state, before, after)
-            result["commits"] = await self.keep_commits(live, record)
+            try:
+                result["commits"] = await self.keep_commits(live, record)
+            except ClivefsError as error:  # the files are merged
+                result["not_kept"] = error.message
             return result
         raise ClivefsError(
             "the live view is being written to all the time at what the fork changed",
@@ -226,18 +232,38 @@ def replaced(record: ForkRecord, **fields: Any) -> ForkRecord:
     return ForkRecord(**{**values, **fields})
 
 
-def _merge_base(points: Points, reader: JoinedObjects, record: ForkRecord, now: Point) -> Point:
+def merge_base(points: Points, reader: JoinedObjects, record: ForkRecord, now: Point) -> Point:
     """What the fork is compared with: what it was when it was last merged, unless that merge was undone."""
     if record.merged_to != record.merged_from:
         try:
             before, after = (points.load(bytes.fromhex(each)) for each in (record.merged_from, record.merged_to))
-            brought = changes(reader, state_at(before), state_at(after))
-            moved_on = changes(reader, state_at(before), state_at(now))
-            if brought and not brought.keys() & moved_on.keys():
+            brought = changes(reader, state_at(before), state_at(after)).keys()
+            if brought and _was_undone(points, reader, before, after, now, brought):
                 return points.load(bytes.fromhex(record.base_before))
         except ObjectMissing:  # thinned away
             log.info("the points of the last merge of %s are gone", record.name)
     return points.load(bytes.fromhex(record.base))
+
+
+def _was_undone(
+    points: Points, reader: JoinedObjects, before: Point, after: Point, now: Point, brought: Set[bytes]
+) -> bool:
+    """Whether the paths *brought* by a merge (from *before* to *after*) were taken back, not brought again, whatever
+    was written there since."""
+    for each in itertools.chain([now], _gone_back(points, after, now)):
+        if not brought & changes(reader, state_at(before), state_at(each)).keys():
+            return True
+        if not brought & changes(reader, state_at(after), state_at(each)).keys():
+            return False
+    return False
+
+
+def _gone_back(points: Points, after: Point, now: Point) -> Iterator[Point]:
+    """The points that came of going back, newest first."""
+    for each in points.between(after.ms + 1, now.ms, reverse=True, limit=_POINTS_LOOKED_AT):
+        point = points.load(each.oid)
+        if point.origin in _GOING_BACK:
+            yield point
 
 
 def state_at(point: Point) -> State:
@@ -263,6 +289,8 @@ def _merged(record: ForkRecord, plan: MergePlan, *, dry: bool) -> dict[str, Any]
             for conflict, beside in plan.conflicts
         ],
         "refused": [],
+        "commits": [],
+        "not_kept": None,
         "dry_run": dry,
     }
 

@@ -33,6 +33,7 @@ from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, Forks
 from clivefs.mounts.forks.tree import ForkTree
 from clivefs.mounts.git.fetch import write_whole
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.git.promised import PromisedObjects
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.host.watch import Outside
 from clivefs.mounts.lower import LowerRef
@@ -44,12 +45,13 @@ from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.lower import lower_of_point
 from clivefs.mounts.points.names import is_session_name
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.recording.ignore import FILE_BYTES_MAX
+from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, after
 from clivefs.mounts.recording.parts import join
 from clivefs.mounts.synthetic import SyntheticDirectory
 from clivefs.mounts.tree import Blocked, Node, Tree
 from clivefs.mounts.view import View
-from clivefs.objects.errors import CorruptObject, ObjectMissing
+from clivefs.objects.errors import CorruptObject, ObjectMissing, RepositoryError
+from clivefs.objects.gitdirs import find_gitdir
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
@@ -82,13 +84,21 @@ class ShownForks:
     """Those of all workspaces. Methods are for the loop's thread unless they say otherwise."""
 
     def __init__(
-        self, store: Store, view: View, caches: KernelCaches, reader: Callable[[], JoinedObjects], unpacked: str
+        self,
+        store: Store,
+        view: View,
+        caches: KernelCaches,
+        reader: Callable[[], JoinedObjects],
+        unpacked: str,
+        promised: Callable[[LiveWorkspace], PromisedObjects],
     ) -> None:
-        """*reader*: all that a point can name. *unpacked*: where large blobs become plain files."""
+        """*reader*: all that a point can name. *unpacked*: where large blobs become plain files. *promised*: what gets
+        what is missing of a workspace's points."""
         self._store = store
         self._view = view
         self._caches = caches
         self.reader = reader
+        self._promised = promised
         self._unpacked = unpacked
         self._tops: dict[str, SyntheticDirectory] = {}
         self._shown: dict[str, dict[str, ShownFork]] = {}
@@ -203,7 +213,9 @@ class ShownForks:
             raise ClivefsError(f"its point is not there: {error}", place=record.name) from error
         make_directories(self._unpacked)
         reader = self.reader()
-        point = lower_of_point(start, reader, owner=self._view.owner, cache_dir=self._unpacked)
+        point = lower_of_point(
+            start, reader, owner=self._view.owner, cache_dir=self._unpacked, promised=self._promised(live)
+        )
         try:
             point.attr(point.root, fetch=True)  # what must be waited for is waited for here
             directory = self.directory(live, record)
@@ -238,6 +250,7 @@ class ShownForks:
             entries=record.entries,
             exclude=rules.exclude,
             ignored=not rules.obey,
+            beside=rules.info_exclude,
         )
         shown = self._shown[live.id][record.name] = ShownFork(self.forks(live), record, start, tree, recorder)
         self._errors[live.id].pop(record.name, None)
@@ -368,15 +381,18 @@ def _changed_path(change: Outside, tree: Tree) -> bytes | None:
 def _rules_now(live: LiveWorkspace) -> RulesOfThen:
     """What is ignored now, beside the `.gitignore` files. For threads."""
     settings = live.settings.sessions
-    directories = {"": os.path.join(live.root, ".git")}
+    directories = {}
+    with contextlib.suppress(RepositoryError, OSError):
+        directories[""] = find_gitdir(live.root)[1]
     directories.update((path, each.git_dir.path) for path, each in live.entries.items() if each.git_dir is not None)
-    found: dict[str, str] = {}
+    everywhere = live.user_ignore
+    found = {path: everywhere.decode("latin-1") for path in ("", *live.entries) if everywhere}
     for path, directory in directories.items():
         with contextlib.suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(os.path.join(directory, "info", "exclude"), flags)
             with open(fd, "rb") as file:
-                found[path] = file.read(FILE_BYTES_MAX).decode("latin-1")
+                found[path] = (after(everywhere, file.read(FILE_BYTES_MAX)) or b"").decode("latin-1")
     return RulesOfThen(exclude=tuple(settings.exclude), obey=not settings.ignored, info_exclude=found)
 
 

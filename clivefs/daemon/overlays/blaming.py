@@ -21,7 +21,7 @@ from clivefs.mounts.git.treemerge import is_binary
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.patch.apply import PatchFailed, apply_patch
 from clivefs.mounts.patch.file import PatchSyntax
-from clivefs.mounts.tree import Blocked, Node
+from clivefs.mounts.tree import Node
 
 FILES_MAX = 200_000
 _UPPER = "upper"
@@ -60,8 +60,8 @@ class Blaming:
                 if not directory and entry.name == b".git":
                     continue
                 try:
-                    child, attr = view.listed(node, entry.name)
-                except (OSError, Blocked):
+                    child, attr = await waiting(lambda n=node, x=entry.name: view.listed(n, x))  # type: ignore[misc]
+                except OSError:
                     continue  # gone meanwhile
                 path = directory + entry.name
                 if stat.S_ISDIR(attr.mode):

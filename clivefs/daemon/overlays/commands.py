@@ -16,11 +16,13 @@ from clivefs.daemon.overlays.blaming import Blaming
 from clivefs.daemon.overlays.committing import Committing
 from clivefs.daemon.overlays.exporting import Exporting
 from clivefs.daemon.overlays.moving import Moving
-from clivefs.daemon.overlays.reading import all_changes, changed, delete_discarded, note_changes
+from clivefs.daemon.overlays.reading import all_changes, changed, delete_discarded, keep_for_forks, note_changes
 from clivefs.daemon.overlays.rebasing import Rebasing
+from clivefs.daemon.overlays.target import Target
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.edits import converting
-from clivefs.mounts.edits.diff import patch_of, stat_of
+from clivefs.mounts.edits.diff import Changed, patch_of, stat_of
+from clivefs.mounts.lower import Lower
 
 Say = Callable[[Progress], Callable[[str], None]]
 
@@ -42,7 +44,7 @@ class Overlays:
         """`{"patch": base64}`: the edits at or below a path as a git patch, relative to the entry. With `stat` the
         number of lines of each file instead. `ignored`: also what git ignores."""
         there = target.find(self._workspaces, args)
-        found = [each async for each in changed(there.tree, there.below)]
+        found, lower = await self._changed(there)
         left_out: frozenset[bytes] = frozenset()
         if not args.get("ignored"):
             new = {each.path for each in found if each.after} - {each.path for each in found if each.before}
@@ -50,7 +52,7 @@ class Overlays:
             left_out = await reading.left_out(there.tree, new, git_dir=git_dir, scratch=self._workspaces.scratch())
             found = [each for each in found if each.path not in left_out]
         scratch = self._workspaces.scratch()
-        found = await trio.to_thread.run_sync(converting.stored_changes, there.tree.lower, found, scratch)
+        found = await trio.to_thread.run_sync(converting.stored_changes, lower, found, scratch)
         facts = {"path": there.path, "ignored": sorted(os.fsdecode(each) for each in left_out)}
         if args.get("stat"):
             files = await trio.to_thread.run_sync(stat_of, found, scratch)
@@ -58,9 +60,26 @@ class Overlays:
         patch = await trio.to_thread.run_sync(patch_of, found, scratch)
         return {**facts, "patch": base64.b64encode(patch).decode(), "files": len(found)}
 
+    async def _changed(self, there: Target) -> tuple[list[Changed], Lower]:
+        """What is changed at and below what *there* names, and over which layer."""
+        while True:
+            lower = there.tree.lower
+            try:
+                found = [each async for each in changed(there.tree, there.below)]
+            except OSError:
+                if lower is there.tree.lower:
+                    raise
+                continue
+            if lower is there.tree.lower:  # else half of it may be against another release
+                return found, lower
+
     async def reset(self, args: dict[str, Any], progress: Progress) -> Any:
         """Forget the edits of an entry, or of the given files of it."""
         there = target.find(self._workspaces, args)
+        async with there.live.entry_lock(there.path):
+            return await self._reset(target.anew(self._workspaces, there), args)
+
+    async def _reset(self, there: Target, args: dict[str, Any]) -> Any:
         files = target.files_of(there, args.get("files") or ())
         paths = files or ([there.below] if there.below else None)
         touched = [
@@ -72,6 +91,7 @@ class Overlays:
             if not any(each.path == path or each.path.startswith(path + b"/") for each in touched):
                 raise ClivefsError("there is no edit of yours at this path", place=os.fsdecode(path))
         if not args.get("dry_run"):
+            await keep_for_forks(there.tree, [each.path for each in touched if each.what != "deleted"])
             for affected in there.tree.reset_steps(paths):
                 self._workspaces.caches.forget_names(affected)
                 await trio.lowlevel.checkpoint()
@@ -87,9 +107,8 @@ class Overlays:
 
     async def export(self, args: dict[str, Any], progress: Progress) -> Any:
         """Make the edits of an entry the patch `file` of it."""
-        there = target.based(target.find(self._workspaces, args), "--as-layer")
         return await self._exporting.as_layer(
-            there,
+            target.find(self._workspaces, args),
             args["file"],
             self._say(progress),
             with_ignored=bool(args.get("ignored")),
@@ -98,9 +117,8 @@ class Overlays:
 
     async def commit(self, args: dict[str, Any], progress: Progress) -> Any:
         """Commit what an entry shows."""
-        there = target.based(target.find(self._workspaces, args), "commit")
         return await self._committing.commit(
-            there,
+            target.find(self._workspaces, args),
             args["message"],
             args.get("branch"),
             dict(args.get("environment") or {}),
@@ -115,9 +133,7 @@ class Overlays:
             return await self._rebasing.abort(there, self._say(progress), dry_run=dry_run)
         if not args.get("to"):
             raise UsageError("onto what?", remedy="--to REF-or-VERSION, or --abort")
-        return await self._rebasing.rebase(
-            target.based(there, "rebase"), args["to"], self._say(progress), dry_run=dry_run
-        )
+        return await self._rebasing.rebase(there, args["to"], self._say(progress), dry_run=dry_run)
 
     async def resolve(self, args: dict[str, Any], progress: Progress) -> Any:
         """Note that conflicts are solved."""

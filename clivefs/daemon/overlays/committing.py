@@ -11,7 +11,7 @@ import trio
 from clivefs.base.errors import ClivefsError
 from clivefs.base.syscalls import make_directories
 from clivefs.daemon.overlays import reading, target
-from clivefs.daemon.overlays.target import Based
+from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.edits.commit import Committed, branch_tip, commit_edits, import_tree, point_head
 from clivefs.mounts.edits.diff import Version as FileVersion
@@ -31,18 +31,20 @@ class Committing:
         self._workspaces = workspaces
 
     async def commit(
-        self, based: Based, message: str, branch: str | None, environment: Mapping[str, str], *, dry_run: bool
+        self, there: Target, message: str, branch: str | None, environment: Mapping[str, str], *, dry_run: bool
     ) -> dict[str, Any]:
-        """Commit patches and edits of *based*; *environment*: git's variables of who asks."""
-        target.whole_entry(based.target, "commit")
+        """Commit patches and edits of an entry; *environment*: git's variables of who asks."""
+        target.based(there, "commit")
+        target.whole_entry(there, "commit")
         if not message.strip():
-            raise ClivefsError("a commit needs a message", place=based.target.path, remedy="give one with -m")
-        async with based.target.live.entry_lock(based.target.path):
+            raise ClivefsError("a commit needs a message", place=there.path, remedy="give one with -m")
+        async with there.live.entry_lock(there.path):
+            based = target.based(target.anew(self._workspaces, there), "commit")
             edits = await reading.edits(based.target.tree, self._workspaces.scratch())
             result = await trio.to_thread.run_sync(
                 lambda: self._commit(based, dict(edits.files), message, branch, environment, dry_run)
             )
-        return {**result, "path": based.target.path, "dry_run": dry_run}
+        return {**result, "path": there.path, "dry_run": dry_run}
 
     def _commit(
         self,

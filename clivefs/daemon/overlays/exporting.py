@@ -16,7 +16,7 @@ from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
 from clivefs.daemon.overlays.reading import Edits
 from clivefs.daemon.overlays.spans import in_spans, nothing
-from clivefs.daemon.overlays.target import Based
+from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.config import config
 from clivefs.mounts.config.patches import add_pattern
@@ -42,14 +42,16 @@ class Exporting:
         self._moving = moves
 
     async def as_layer(
-        self, based: Based, file: str, progress: Callable[[str], None], *, with_ignored: bool, dry_run: bool
+        self, there: Target, file: str, progress: Callable[[str], None], *, with_ignored: bool, dry_run: bool
     ) -> dict[str, Any]:
-        """Write the edits of *based* to the patch *file* (relative to the workspace), make it the last of the entry's
+        """Write the edits of an entry to the patch *file* (relative to the workspace), make it the last of the entry's
         `patches`, and forget them. What git ignores stays an edit, unless *with_ignored*."""
-        live, path = based.target.live, based.target.path
-        target.whole_entry(based.target, "--as-layer")
-        await trio.to_thread.run_sync(_check_file, based, file)
+        target.based(there, "--as-layer")
+        target.whole_entry(there, "--as-layer")
+        live, path = there.live, there.path
         async with alone(live, path):
+            based = target.based(target.anew(self._workspaces, there), "--as-layer")
+            await trio.to_thread.run_sync(_check_file, based, file)
             if journal.load(self._workspaces.store, journal.key(live.id, path)) is not None:
                 raise ClivefsError(
                     "a rebase of it is under way", place=path, remedy="finish it first, or take it back with --abort"

@@ -28,7 +28,7 @@ from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import AT_FDCWD, RENAME_EXCHANGE, rename_at
 from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.overlays.reading import delete_discarded, note_changes
+from clivefs.daemon.overlays.reading import delete_discarded, keep_for_forks, note_changes
 from clivefs.daemon.overlays.spans import in_spans, nothing, standing_still
 from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
@@ -142,14 +142,16 @@ class Moving:
         except BaseException:
             await self._undo(step, shown=False)
             raise
+        plan, tree = step.plan, step.based.target.tree
+        await keep_for_forks(tree, (*plan.resets, *plan.whiteouts, *(each.path for each in plan.writes)))
         # Points are made of what is on disk, which is half done meanwhile.
-        live, tree = step.based.target.live, step.based.target.tree
+        live = step.based.target.live
         async with live.recording_now, standing_still(tree):
             affected = await self._move(step, prepared, contents)
             await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
-        for at in range(0, len(affected), _NAMES_A_SPAN):
-            self._workspaces.caches.forget_names(affected[at : at + _NAMES_A_SPAN])
-            await trio.lowlevel.checkpoint()
+            for at in range(0, len(affected), _NAMES_A_SPAN):  # while all wait: else some names would be old, some new
+                self._workspaces.caches.forget_names(affected[at : at + _NAMES_A_SPAN])
+                await trio.lowlevel.checkpoint()
         self._workspaces.on_shown(live)
         await self._workspaces.caches.settled()
         await delete_discarded(tree)

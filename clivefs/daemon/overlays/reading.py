@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import trio
@@ -76,21 +77,23 @@ def _fits(tree: OverlayTree, path: bytes, change: OverlayChange) -> bool:
 async def all_changes(tree: OverlayTree) -> list[OverlayChange]:
     """`OverlayTree.changes`. Others get the loop meanwhile; where what they change comes in the way, it is looked at
     anew, and in the end without a pause."""
-    for pause_s in (_PAUSE_S, _PAUSE_S, _PAUSE_S, float("inf")):
+    pauses_s = [float("inf"), _PAUSE_S, _PAUSE_S, _PAUSE_S]
+    while True:
         found: list[OverlayChange] = []
         began = time.monotonic()
         try:
             for change in tree.changes():
                 found.append(change)
-                if time.monotonic() - began > pause_s:
+                if time.monotonic() - began > pauses_s[-1]:
                     await trio.lowlevel.checkpoint()
                     began = time.monotonic()
+        except Blocked as blocked:  # a submodule, or a directory with very many names
+            await trio.to_thread.run_sync(blocked.job)
         except OSError:
-            if pause_s == float("inf"):
+            if pauses_s.pop() == float("inf"):
                 raise
-            continue
-        break
-    return found
+        else:
+            return found
 
 
 async def left_out(tree: OverlayTree, new: Collection[bytes], *, git_dir: str | None, scratch: str) -> frozenset[bytes]:
@@ -115,16 +118,18 @@ async def delete_discarded(tree: OverlayTree) -> None:
 async def changed(
     tree: OverlayTree, below: bytes, without: set[bytes] | frozenset[bytes] = frozenset()
 ) -> AsyncIterator[Changed]:
-    """Each changed file under *below* before and after, but those of *without*. Lets others have the loop between
-    files."""
+    """Each changed file under *below* before and after, but those of *without* and what git has no name for (a
+    repository's `.git`). Lets others have the loop between files."""
     for change in await all_changes(tree):
         if below and change.path != below and not change.path.startswith(below + b"/"):
             continue
         is_directory = change.kind == stat.S_IFDIR
-        if change.path in without or (is_directory and change.what in ("added", "modified")):
+        if change.path in without or check_path(change.path) is not None:
+            continue
+        if is_directory and change.what in ("added", "modified"):
             continue  # git knows directories by what is in them, and that is told of too
         if change.what != "added":
-            ref = tree.lower.find(change.path)
+            ref = await waiting(lambda path=change.path: tree.lower.find(path))  # type: ignore[misc]
             if ref is not None:
                 async for path, version in _lower_files(tree.lower, change.path, ref):
                     yield Changed(path, version, None)
@@ -140,8 +145,8 @@ async def _lower_files(lower: Lower, path: bytes, ref: LowerRef) -> AsyncIterato
     while pending:
         at, current = pending.pop()
         if current.kind == stat.S_IFDIR:
-            for entry in lower.entries(current):
-                child = lower.child(current, entry.name)
+            for entry in await waiting(lambda of=current: lower.entries(of)):  # type: ignore[misc]
+                child = await waiting(lambda of=current, name=entry.name: lower.child(of, name))  # type: ignore[misc]
                 if child is not None:
                     pending.append((at + b"/" + entry.name, child))
             continue
@@ -200,6 +205,26 @@ def note_changes(tree: OverlayTree) -> None:
     """Tell who records the tree that anything in it may be another now: not through the mount, so nobody else does."""
     if tree.journal is not None:
         tree.journal.everything()
+
+
+async def keep_for_forks(tree: OverlayTree, paths: Iterable[bytes]) -> None:
+    """Let the forks keep what they have inherited at *paths*, as before a change through the mount: it is about to be
+    changed by us."""
+    keeper = tree.keeper
+    if keeper is None:
+        return
+
+    def keep(path: bytes) -> None:
+        node: Node = tree.root
+        for name in path.split(b"/"):
+            node, _ = tree.listed(node, name)
+        keeper.changing(node)
+
+    for number, path in enumerate(paths):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            await waiting(lambda: keep(path))  # noqa: B023 - called at once
+        if number % _LOOKS_A_SPAN == 0:
+            await trio.lowlevel.checkpoint()
 
 
 async def waiting(call: Callable[[], T]) -> T:

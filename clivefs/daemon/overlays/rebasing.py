@@ -17,7 +17,7 @@ from clivefs.daemon import ownconfig
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.overlays import reading, target
 from clivefs.daemon.overlays.moving import ATTEMPTS_MAX, Moving, Step, WrittenMeanwhile, alone
-from clivefs.daemon.overlays.reading import Edits, all_changes, changed, shown_version
+from clivefs.daemon.overlays.reading import Edits, all_changes, changed, keep_for_forks, shown_version
 from clivefs.daemon.overlays.spans import standing_still
 from clivefs.daemon.overlays.target import Based, Target
 from clivefs.daemon.workspaces import Workspaces
@@ -66,11 +66,12 @@ class Rebasing:
 
     # Onto another release
 
-    async def rebase(self, based: Based, to: str, progress: Callable[[str], None], *, dry_run: bool) -> dict[str, Any]:
-        """Move the patches and edits of *based* onto the ref or version *to*."""
-        live, path = based.target.live, based.target.path
-        target.whole_entry(based.target, "rebase")
-        async with alone(live, path):
+    async def rebase(self, there: Target, to: str, progress: Callable[[str], None], *, dry_run: bool) -> dict[str, Any]:
+        """Move the patches and edits of an entry onto the ref or version *to*."""
+        target.based(there, "rebase")
+        target.whole_entry(there, "rebase")
+        async with alone(there.live, there.path):
+            based = target.based(target.anew(self._workspaces, there), "rebase")
             self._check(based)
             onto = await trio.to_thread.run_sync(self._look, based, to, progress)
             for _ in range(ATTEMPTS_MAX):
@@ -90,7 +91,9 @@ class Rebasing:
                 except WrittenMeanwhile:
                     continue
                 return result
-        raise ClivefsError("it is being written to all the time", place=path, remedy="stop what writes there first")
+        raise ClivefsError(
+            "it is being written to all the time", place=there.path, remedy="stop what writes there first"
+        )
 
     def _check(self, based: Based) -> None:
         live, mounted, path = based.target.live, based.mounted, based.target.path
@@ -208,6 +211,7 @@ class Rebasing:
         live, path = there.live, there.path
         target.whole_entry(there, "rebase --abort")
         async with alone(live, path):
+            there = target.anew(self._workspaces, there)
             rebase = self._under_way(there)
             result: dict[str, Any] = {
                 "path": path,
@@ -226,6 +230,7 @@ class Rebasing:
             for _ in range(ATTEMPTS_MAX):
                 seen = await self._moving.settled_look(there)
                 rescued = await self._rescue(there)
+                await keep_for_forks(there.tree, [each.path for each in await all_changes(there.tree)])
                 async with live.recording_now, standing_still(there.tree):
                     if seen.same_as(await trio.to_thread.run_sync(still.look, there.upper)):
                         result["kept"] = [*rescued, *await self._moving.back(live, rebase, progress)]
@@ -274,6 +279,7 @@ class Rebasing:
         store, key = self._workspaces.store, journal.key(there.live.id, there.path)
         files = target.files_of(there, names)
         async with alone(there.live, there.path):
+            there = target.anew(self._workspaces, there)
             rebase = self._under_way(there)
             unsolved = {conflict.path: conflict for conflict in rebase.conflicts}
             for path in files:

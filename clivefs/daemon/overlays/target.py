@@ -71,6 +71,16 @@ def find(workspaces: Workspaces, args: dict[str, Any]) -> Target:
     )
 
 
+def anew(workspaces: Workspaces, there: Target) -> Target:
+    """*there* as it is now, for who has waited for a lock of its entry: that may show something else since.
+    ClivefsError where it is none any more."""
+    path = os.path.join(there.path, os.fsdecode(there.below))
+    found = find(workspaces, {"workspace": there.live.name, "path": path})
+    if found.live is not there.live or found.path != there.path:
+        raise ClivefsError("the entry has changed meanwhile", place=there.path, remedy="run it again")
+    return found
+
+
 def enclosing(live: LiveWorkspace, path: str) -> str | None:
     """The path of the innermost mount entry at or above *path*."""
     found = [each for each in live.entries if path == each or path.startswith(each + "/")]

@@ -22,7 +22,7 @@ from clivefs.mounts.assembly.places import Places, source_identity
 from clivefs.mounts.assembly.published import PublishedEntries
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.config.lockfile import Lock, Locked
-from clivefs.mounts.git.conflicts import untouched
+from clivefs.mounts.git.conflicts import in_the_way, untouched
 from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.source import GitSource, Resolved
@@ -46,6 +46,7 @@ Progress = Callable[[str], None]
 _ROOT = "root"
 """The upper of the workspace's own directory."""
 _BUSY = "git is at work in it: it moves when that is done"
+_WRITTEN = "its files are being written to: it moves when that is done"
 
 _NOT_PATCHED = "patches are not applied to a local directory: mount a ref of it (`git`), or take `patches` out"
 
@@ -117,6 +118,11 @@ class Assembly:
     def pin(self, entry: MountEntry) -> Locked | None:
         """What Clive.lock says of *entry*."""
         return self._places.pin(entry)
+
+    @property
+    def network_timeout_s(self) -> float:
+        """For how long a remote may be silent."""
+        return self._places.network_timeout_s
 
     def surroundings(self) -> Places:
         """A copy of what the entries are made in, for `assembly.locking`."""
@@ -267,7 +273,7 @@ class Assembly:
         if move is not None:
             assert old is not None
             assert replaced is not None
-            why = self._cannot_move(replaced, lower) or (None if move.lock() else _BUSY)
+            why = self._cannot_move(replaced, lower) or self._written(prepared) or (None if move.lock() else _BUSY)
             if why is not None:
                 prepared.discard()
                 return _stays(old, prepared, why), []
@@ -353,12 +359,31 @@ class Assembly:
         )
 
     def _uncover(self, tree: OverlayTree, prepared: Prepared) -> list[Affected]:
-        """Take the copies away that cover the new content, unless somebody has written to one meanwhile."""
-        if not prepared.copies:
-            return []
-        return tree.reset(
-            untouched(self._places.entry_directory(self._places.upper_name(prepared.entry)), prepared.copies)
-        )
+        """Take the copies away that cover the new content."""
+        return tree.reset([copy.path for copy in prepared.copies]) if prepared.copies else []
+
+    def look_over(self, prepared: Prepared) -> None:
+        """Look once more, shortly before it is shown, whether an edit would cover what a ref moves to: it does not move
+        then. For threads."""
+        if prepared.move is None or prepared.base is None or prepared.resolved is None or prepared.git_dir is None:
+            return
+        if prepared.git_dir.head() != prepared.base.commit:
+            return  # its work is no reason to stay
+        upper = self._places.entry_directory(self._places.upper_name(prepared.entry))
+        try:
+            now = in_the_way(upper, prepared.resolved.repository, prepared.base.tree, prepared.resolved.tree)
+            prepared.overtaken = now.edit is not None or now.copies != prepared.copies
+        except (OSError, ClivefsError) as error:
+            log.warning("%s is looked at again: %s", prepared.entry.path, error)
+            prepared.overtaken = True
+
+    def _written(self, prepared: Prepared) -> str | None:
+        """Why it cannot move: a copy that would be taken away may have become an edit since it was looked at."""
+        upper = self._places.entry_directory(self._places.upper_name(prepared.entry))
+        copies = prepared.copies
+        if prepared.overtaken:
+            return _WRITTEN
+        return None if not copies or len(list(untouched(upper, copies))) == len(copies) else _WRITTEN
 
     def _host_tree(self, fd: int, identity: bytes) -> HostTree:
         return HostTree(fd, self._view.table, entry=identity, writable=True, hidden=self._hidden, watcher=self._watcher)
@@ -407,7 +432,7 @@ def _stays(old: Mounted, prepared: Prepared, why: str) -> Mounted:
         state=State.BEHIND,
         error=why,
         looked_at=time.monotonic(),
-        behind_at=None if why == _BUSY else old.behind_at,
+        behind_at=None if why in (_BUSY, _WRITTEN) else old.behind_at,
     )
 
 

@@ -72,6 +72,8 @@ class Prepared:
     """The patches that were applied, or were to be."""
     copies: list[Copy] = field(default_factory=list)
     """Files of the upper layer that cover what the entry moves to, and are no edits."""
+    overtaken: bool = False
+    """Somebody has since written to what it moves (see `Assembly.look_over`)."""
 
     def discard(self) -> None:
         """It is not to be shown."""

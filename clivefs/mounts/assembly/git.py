@@ -24,6 +24,7 @@ from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.mounts.git.submodules import GitSubmodules
 from clivefs.mounts.git.times import GitTimes
+from clivefs.mounts.git.users import User, note_use
 from clivefs.mounts.patch import layers as patchlayers
 from clivefs.objects.errors import UnknownRef
 
@@ -97,6 +98,7 @@ class GitEntries:
             answer_timeout_s=self._places.network_timeout_s,
             store=self._places.store,
             check_path=lambda path: self._places.refuse_mounted(path, entry.location),
+            user=User(self._places.workspace_id, entry.location),
         )
         resolved = source.open()
         return source, resolved
@@ -115,7 +117,9 @@ class GitEntries:
         if entry.git_dir and entry.write == "overlay" and not entry.subdir:
             path = os.path.join(os.fspath(self._places.store.path), "gitdirs", self._places.upper_name(entry))
             make_directories(os.path.dirname(path))
-            git_dir = git_dir or GitDir.create_or_open(path, resolved, source)
+            if git_dir is None:
+                git_dir = GitDir.create_or_open(path, resolved, source)
+                note_use(self._places.store, f"gitdirs/{os.path.basename(path)}")
             if git_dir.base != resolved.commit:
                 return self._moved(entry, source, resolved, git_dir, over_edits)
         return self._prepared(entry, source, resolved, git_dir)
@@ -172,11 +176,11 @@ class GitEntries:
             return None
         tree = resolved.repository.read_commit(git_dir.base).tree
         prepared.base = dataclasses.replace(resolved, commit=git_dir.base, tree=tree)
-        prepared.base_lower = self._git_lower(entry, source, prepared.base)[0]
+        prepared.base_lower = self._git_lower(entry, source, prepared.base, git_dir)[0]
         return prepared
 
     def _prepared(self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None) -> Prepared:
-        lower, times, patched = self._git_lower(entry, source, resolved)
+        lower, times, patched = self._git_lower(entry, source, resolved, git_dir)
         prepared = Prepared(
             entry,
             State.MOUNTED,
@@ -196,7 +200,7 @@ class GitEntries:
         return prepared
 
     def _git_lower(
-        self, entry: MountEntry, source: GitSource, resolved: Resolved
+        self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir | None
     ) -> tuple[GitLower, GitTimes, patchlayers.Patched]:
         """The layer with its patches; its times, which are to be saved when it is shown; the patched tree."""
         directory = self._places.entry_directory(self._places.upper_name(entry))
@@ -209,7 +213,11 @@ class GitEntries:
             source.space(resolved, self._converter(source)),
             reader=reader,
             submodules=GitSubmodules(
-                source, resolved, timeout_s=self._places.network_timeout_s, converter=self._converter
+                source,
+                resolved,
+                timeout_s=self._places.network_timeout_s,
+                converter=self._converter,
+                git_dir=git_dir,
             ),
         )
         lower = GitLower(

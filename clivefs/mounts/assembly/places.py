@@ -45,8 +45,7 @@ class Places:
 
     def upper_name(self, entry: MountEntry) -> str:
         """One upper for each (path, source): replacing a source and coming back finds the edits again."""
-        key = os.fsencode(entry.path) + b"\0" + source_identity(entry)
-        return f"{self.workspace_id}-{sha256(key).hexdigest()[:16]}"
+        return upper_name(self.workspace_id, entry)
 
     def upper(self, name: str) -> int:
         return os.open(self.entry_directory(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -76,6 +75,12 @@ class Places:
             os.close(fd)
             raise ClivefsError("it lies in a clivefs mount", place=named, remedy="name a place outside of it")
         return fd
+
+
+def upper_name(workspace_id: str, entry: MountEntry) -> str:
+    """The name of the upper, and of the private gitdir, of *entry*."""
+    key = os.fsencode(entry.path) + b"\0" + source_identity(entry)
+    return f"{workspace_id}-{sha256(key).hexdigest()[:16]}"
 
 
 def source_identity(entry: MountEntry) -> bytes:

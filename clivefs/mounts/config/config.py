@@ -273,10 +273,10 @@ class _Parser:
             try:
                 result[name] = key.read(given)
             except BadValue as error:
-                self._fail((*path, name, *error.inside), error.message, error.remedy or f"it takes: {key.type}")
+                self._fail((*path, name, *error.inside), error.message, error.remedy or f"write it as in {key.shown}")
         for key in keys:
             if key.required and key.name not in value:
-                self._fail(path, f"`{key.name}` is missing", f"add {key.name} = ... ({key.type})")
+                self._fail(path, f"`{key.name}` is missing", f"add it, as in {key.shown}")
         return result
 
     def _named(self, document: dict[str, Any], table: str, build: Any) -> tuple[Any, ...]:

@@ -60,6 +60,13 @@ class Key(NamedTuple):
     required: bool = False
     kinds: tuple[Kind, ...] = ()
     """The kinds of source that the key belongs to; empty for all."""
+    example: str = ""
+    """A value, as TOML."""
+
+    @property
+    def shown(self) -> str:
+        """A line that has it, for errors."""
+        return f"{self.name} = {self.example}"
 
 
 # Readers
@@ -241,79 +248,107 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 _SOURCED: tuple[Kind, ...] = ("git", "pypi", "npm", "archive")
 
 MOUNT_KEYS: tuple[Key, ...] = (
-    Key("local", "path", text(check_local), kinds=("local",)),
-    Key("git", "path or URL", text(check_git), kinds=("git",)),
-    Key("pypi", "`NAME==VERSION`", text(check_pypi), kinds=("pypi",)),
-    Key("npm", "`NAME@VERSION`", text(check_npm), kinds=("npm",)),
-    Key("archive", "path or URL", text(check_archive), kinds=("archive",)),
-    Key("ref", "branch, tag or commit", text(check_ref), "the repository's HEAD", kinds=("git",)),
-    Key("subdir", "path", text(_check_subdir), "the whole tree", kinds=_SOURCED),
-    Key("patches", "array of globs", texts(_check_glob), "`[]`"),
+    Key("local", "path", text(check_local), kinds=("local",), example='"../data"'),
+    Key("git", "path or URL", text(check_git), kinds=("git",), example='"https://example.org/requests.git"'),
+    Key("pypi", "`NAME==VERSION`", text(check_pypi), kinds=("pypi",), example='"six==1.16.0"'),
+    Key("npm", "`NAME@VERSION`", text(check_npm), kinds=("npm",), example='"left-pad@1.3.0"'),
+    Key("archive", "path or URL", text(check_archive), kinds=("archive",), example='"../zlib-1.3.1.tar.gz"'),
+    Key("ref", "branch, tag or commit", text(check_ref), "the repository's HEAD", kinds=("git",), example='"main"'),
+    Key("subdir", "path", text(_check_subdir), "the whole tree", kinds=_SOURCED, example='"src"'),
+    Key("patches", "array of globs", texts(_check_glob), "`[]`", example='["patches/*.patch"]'),
     Key(
         "write",
         '`"through"`, `"overlay"` or `"none"`',
         choice("through", "overlay", "none"),
         '`"through"` for local, else `"overlay"`',
+        example='"overlay"',
     ),
-    Key("follow", "boolean", boolean, "`false`", kinds=("git",)),
-    Key("git_dir", "boolean", boolean, "`true`", kinds=("git",)),
+    Key("follow", "boolean", boolean, "`false`", kinds=("git",), example="true"),
+    Key("git_dir", "boolean", boolean, "`true`", kinds=("git",), example="false"),
     Key(
         "blobs",
         '`"lazy"` or `"all"`',
         choice("lazy", "all"),
         '`"all"` for URLs with `git_dir`, else `"lazy"`',
         kinds=("git",),
+        example='"lazy"',
     ),
-    Key("strip", "integer", integer(0, 100), "`1` if there is a single top directory, else `0`", kinds=("archive",)),
-    Key("sha256", "64 hexadecimal digits", text(_check_sha256), "not checked", kinds=("archive",)),
-    Key("sdist", "boolean", boolean, "`false`", kinds=("pypi",)),
+    Key(
+        "strip",
+        "integer",
+        integer(0, 100),
+        "`1` if there is a single top directory, else `0`",
+        kinds=("archive",),
+        example="1",
+    ),
+    Key(
+        "sha256",
+        "64 hexadecimal digits",
+        text(_check_sha256),
+        "not checked",
+        kinds=("archive",),
+        example='"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"',
+    ),
+    Key("sdist", "boolean", boolean, "`false`", kinds=("pypi",), example="true"),
 )
 
 KEEP_KEYS: tuple[Key, ...] = (
-    Key("all", "duration", duration(forever=True), '`"24h"`'),
-    Key("hourly", "duration", duration(forever=True), '`"30d"`'),
-    Key("daily", "duration", duration(forever=True), '`"1y"`'),
-    Key("yearly", "duration", duration(forever=True), '`"forever"`'),
+    Key("all", "duration", duration(forever=True), '`"24h"`', example='"24h"'),
+    Key("hourly", "duration", duration(forever=True), '`"30d"`', example='"30d"'),
+    Key("daily", "duration", duration(forever=True), '`"1y"`', example='"1y"'),
+    Key("yearly", "duration", duration(forever=True), '`"forever"`', example='"forever"'),
 )
 
 TABLES: Mapping[str, tuple[Key, ...]] = {
     "workspace": (
-        Key("name", "string", text(check_component), "the directory's name"),
-        Key("write", '`"through"`, `"overlay"` or `"none"`', choice("through", "overlay", "none"), '`"through"`'),
+        Key("name", "string", text(check_component), "the directory's name", example='"shop"'),
+        Key(
+            "write",
+            '`"through"`, `"overlay"` or `"none"`',
+            choice("through", "overlay", "none"),
+            '`"through"`',
+            example='"overlay"',
+        ),
     ),
     "mounts.PATH": MOUNT_KEYS,
     "rules.NAME": (
-        Key("foreach", "glob", text(_check_glob)),
-        Key("inputs", "array of globs", texts(_check_glob, least=1)),
-        Key("outputs", "array of paths", texts(_check_glob, least=1), required=True),
-        Key("run", "shell command", text(_check_command), required=True),
-        Key("mode", '`"eager"` or `"lazy"`', choice("eager", "lazy"), '`"eager"`'),
+        Key("foreach", "glob", text(_check_glob), example='"proto/*.proto"'),
+        Key("inputs", "array of globs", texts(_check_glob, least=1), example='["proto/**"]'),
+        Key("outputs", "array of paths", texts(_check_glob, least=1), required=True, example='["gen/{stem}.py"]'),
+        Key("run", "shell command", text(_check_command), required=True, example='"make gen"'),
+        Key("mode", '`"eager"` or `"lazy"`', choice("eager", "lazy"), '`"eager"`', example='"lazy"'),
     ),
     "services.NAME": (
-        Key("run", "shell command", text(_check_command), required=True),
-        Key("inputs", "array of globs", texts(_check_glob), "`[]`"),
+        Key("run", "shell command", text(_check_command), required=True, example='"make gen"'),
+        Key("inputs", "array of globs", texts(_check_glob), "`[]`", example='["proto/**"]'),
     ),
     "sessions": (
-        Key("record", "boolean", boolean, "`true`"),
-        Key("exclude", "array of ignore patterns", texts(_check_ignore), "`[]`"),
-        Key("ignored", "boolean", boolean, "`false`"),
-        Key("keep", "table", lambda value: value, "see below"),
-        Key("gc", "boolean", boolean, "`true`"),
+        Key("record", "boolean", boolean, "`true`", example="false"),
+        Key("exclude", "array of ignore patterns", texts(_check_ignore), "`[]`", example='["*.tmp"]'),
+        Key("ignored", "boolean", boolean, "`false`", example="true"),
+        Key("keep", "table", lambda value: value, "see below", example='{ all = "24h" }'),
+        Key("gc", "boolean", boolean, "`true`", example="false"),
     ),
     "sessions.keep": KEEP_KEYS,
     "peers.NAME": (
-        Key("url", "`ssh://HOST[:PORT]`", text(_check_peer_url)),
-        Key("key", "ed25519 public key", text(_check_peer_key), required=True),
-        Key("allow", 'array of `"read"`, `"write"`', texts(_one_of("read", "write")), '`["read"]`'),
+        Key("url", "`ssh://HOST[:PORT]`", text(_check_peer_url), example='"ssh://desk.local:7420"'),
+        Key(
+            "key",
+            "ed25519 public key",
+            text(_check_peer_key),
+            required=True,
+            example='"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"',
+        ),
+        Key("allow", 'array of `"read"`, `"write"`', texts(_one_of("read", "write")), '`["read"]`', example='["read"]'),
     ),
     "reactor": (
-        Key("enabled", "boolean", boolean, "`true`"),
-        Key("jobs", "integer", integer(0, 1024), "`0`: one per CPU"),
+        Key("enabled", "boolean", boolean, "`true`", example="false"),
+        Key("jobs", "integer", integer(0, 1024), "`0`: one per CPU", example="2"),
     ),
     "limits": (
-        Key("network_timeout", "duration", duration(at_least_s=1), '`"30s"`'),
-        Key("archive_size", "size", size, '`"8GiB"`'),
-        Key("archive_files", "integer", integer(1, 1 << 31), "`1000000`"),
-        Key("archive_ratio", "integer", integer(1, 1 << 31), "`1000`"),
+        Key("network_timeout", "duration", duration(at_least_s=1), '`"30s"`', example='"30s"'),
+        Key("archive_size", "size", size, '`"8GiB"`', example='"8GiB"'),
+        Key("archive_files", "integer", integer(1, 1 << 31), "`1000000`", example="1000000"),
+        Key("archive_ratio", "integer", integer(1, 1 << 31), "`1000`", example="1000"),
     ),
 }

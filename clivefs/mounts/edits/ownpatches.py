@@ -10,12 +10,13 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
+from contextlib import suppress
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS
-from clivefs.mounts.ownfiles import OwnFiles, TreeFiles
+from clivefs.mounts.ownfiles import OwnFiles, TreeFiles, temporary_beside
 from clivefs.mounts.resolve import resolve_links
 
 _KEPT_MAX = 1000
@@ -34,6 +35,10 @@ class Own(ABC):
     @abstractmethod
     def write(self, path: str, content: bytes | None) -> None:
         """Let *content* be in a file, durable; None: let there be no such file."""
+
+    @abstractmethod
+    def sweep(self, path: str) -> None:
+        """Remove what a crash in the middle of `write` has left beside the file."""
 
     @abstractmethod
     def keep_copy(self, path: str) -> str:
@@ -78,7 +83,8 @@ class HostOwn(Own):
             _sync(head)
             return
         _make_directories(head)
-        temporary = os.path.join(head, f".{name}.{os.urandom(6).hex()}.tmp")
+        self.sweep(path)
+        temporary = temporary_beside(os.fsencode(os.path.join(head, name)))
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "wb") as file:
@@ -92,6 +98,10 @@ class HostOwn(Own):
             os.unlink(temporary)
             raise
         _sync(head)
+
+    def sweep(self, path: str) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(temporary_beside(os.fsencode(os.path.join(*self._place(path)))))
 
     def keep_copy(self, path: str) -> str:
         head, name = self._place(path)
@@ -140,11 +150,13 @@ class TreeOwn(Own):
 
     def write(self, path: str, content: bytes | None) -> None:
         place = self._place(path)
-        FAULTS.hit("patch.rename")
         if content is None:
             self._files.remove(place)
         else:
             self._files.put(place, content)
+
+    def sweep(self, path: str) -> None:
+        self._files.remove(temporary_beside(self._place(path)))
 
     def keep_copy(self, path: str) -> str:
         place = self._place(path)

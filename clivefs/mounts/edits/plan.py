@@ -120,6 +120,8 @@ class RebasePlan:
     """The names in `aside` that belong to each conflict."""
     kept: frozenset[bytes] = frozenset()
     """Paths of the upper that stay as they are: no tree can hold them, or they were written since."""
+    emptied: tuple[bytes, ...] = ()
+    """Directories of which nothing is left, the lowest first: they are to go if there is nothing else in them."""
     concerned: frozenset[bytes] = frozenset()
     """Where the lower, or what is shown, becomes another: who writes there makes the plan void."""
 
@@ -270,6 +272,7 @@ def _steps(
         {path: wanted.get(path) for path in sorted(concerned)},
         frozenset(path for path, file in edits.items() if file is not None and own.get(path) == wanted.get(path)),
         {path: tuple(write.path for write in writes) for path, writes in aside.items()},
+        emptied=_emptied(reader, ours, shown),
         concerned=frozenset(
             {*resets, *whiteouts}
             | {write.path for write in writes}
@@ -277,6 +280,18 @@ def _steps(
             | {each.path for each in differences(reader, planner.old, planner.new)}
         ),
     )
+
+
+def _emptied(reader: Reader | JoinedObjects, before: bytes, after: bytes) -> tuple[bytes, ...]:
+    """The directories of one tree that the other has not: where their files went to, they go too, as git has it."""
+    left = TreeEditor(reader, after)
+    gone: dict[bytes, None] = {}
+    for path, _, version in differences(reader, before, after):
+        head = path.rpartition(b"/")[0] if version is None else b""
+        while head and head not in gone and not left.is_directory(head):
+            gone[head] = None
+            head = head.rpartition(b"/")[0]
+    return tuple(sorted(gone, reverse=True))
 
 
 def _aside(conflict: Conflict, wanted: TreeEditor) -> Iterator[Write]:

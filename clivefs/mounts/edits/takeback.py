@@ -96,6 +96,7 @@ def restore_files(rebase: Rebase, own: Own) -> list[str]:
     the names that are returned."""
     kept = []
     for change in rebase.patches:
+        own.sweep(change.path)
         now = own.read(change.path)
         if now == change.old:
             continue

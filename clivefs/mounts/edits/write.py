@@ -63,6 +63,19 @@ def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObject
     for path in dict.fromkeys((*plan.expected, *shown_by_upper)):
         if path not in aside and path not in plan.kept:
             yield from _ensure(tree, path, wanted.get(path), plan, owner)
+    for path in plan.emptied:
+        yield _remove_empty(tree, path)
+
+
+def _remove_empty(tree: OverlayTree, path: bytes) -> list[Affected]:
+    """Remove the directory *path* if there is nothing in it."""
+    head, _, name = path.rpartition(b"/")
+    parent = _find(tree, head) if head else _root(tree)
+    found = _find(tree, path)
+    if parent is None or found is None or not stat.S_ISDIR(found.attr.mode) or tree.names(found.node):
+        return []
+    tree.rmdir(parent.node, name)
+    return [Affected(parent.node, name, found.node)]
 
 
 def _put(tree: OverlayTree, write: Write, owner: Owner) -> Making:

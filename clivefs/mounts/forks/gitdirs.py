@@ -2,7 +2,11 @@
 
     UPPER/git/places     JSON: the path below the fork (in Latin-1) to the number of its gitdir
     UPPER/git/NUMBER/    an ordinary repository; its `.git` file is shown by the fork, not kept in it
-    UPPER/git/NUMBER/clive-start    JSON: refs and HEAD when the fork was made
+    UPPER/git/NUMBER.start       JSON: refs and HEAD when the fork was made
+    UPPER/git/NUMBER.borrowed    whose objects it sees, as in objects/info/alternates
+
+A sandboxed command can write to UPPER/git/NUMBER and nowhere else here, and git runs what it finds in a configuration:
+so we only read its refs and objects, through a repository of our own (`_shown`).
 
 Branches, HEAD and index are those of the live view's gitdir when the fork was made, and the fork's own from then on;
 the source is never written. Objects are borrowed (`objects/info/alternates`). Commits that a fork has made are kept
@@ -11,11 +15,13 @@ when it is merged or dropped, as `refs/clive/forks/NAME/BRANCH` in a repository 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -27,7 +33,8 @@ from clivefs.objects.repository import Repository
 
 NAME = "git"
 _PLACES = "places"
-_START = "clive-start"
+_START = ".start"
+_BORROWED = ".borrowed"
 _COPIED = (("info", "exclude"), ("info", "attributes"), ("info", "sparse-checkout"))
 _COPIED_BYTES_MAX = 64 << 20
 _WORKTREE = re.compile(rb"(?im)^\s*worktree\s*=")
@@ -74,6 +81,11 @@ def places(upper: str) -> dict[bytes, str]:
     return {path.encode("latin-1"): os.path.join(directory, str(int(number))) for path, number in found.items()}
 
 
+def directories(upper: str) -> list[str]:
+    """The gitdirs of a fork: what git has to write to."""
+    return sorted(places(upper).values())
+
+
 def dot_git_content(gitdir: str) -> bytes:
     """The content of the `.git` file that leads to *gitdir*."""
     return b"gitdir: " + os.fsencode(gitdir) + b"\n"
@@ -88,8 +100,10 @@ def _populate(path: str, source: Repository, also: Sequence[str]) -> None:
     lines = [f"{oid.hex()} {name}\n" for name, oid in sorted(refs.items()) if not name.startswith("refs/clive/")]
     _write(path, "packed-refs", os.fsencode("".join(lines)))
     _write(path, "HEAD", os.fsencode(head))
-    borrowed = dict.fromkeys(map(alternates_text, (*also, source.objects)))
-    _write(path, os.path.join("objects", "info", "alternates"), b"".join(borrowed))
+    borrowed = b"".join(dict.fromkeys(map(alternates_text, (*also, source.objects))))
+    _write(path, os.path.join("objects", "info", "alternates"), borrowed)
+    with open(path + _BORROWED, "xb") as file:
+        file.write(borrowed)
     _write(path, "config", _config(source))
     for names in _COPIED:
         _copy(os.path.join(source.commondir, *names), os.path.join(path, *names))
@@ -123,7 +137,7 @@ def _config(source: Repository) -> bytes:
 
 def _remember(path: str, refs: Mapping[str, bytes], head: str) -> None:
     branches = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in refs.items()}
-    with open(os.path.join(path, _START), "w", encoding="utf-8") as file:
+    with open(path + _START, "w", encoding="utf-8") as file:
         json.dump({"refs": branches, "head": head}, file)
 
 
@@ -146,43 +160,83 @@ def _copy(source: str, target: str) -> None:
 # What was committed
 
 
-def commits(gitdir: str) -> dict[str, bytes]:
+def keep(name: str, entry: str, gitdir: str, target: Callable[[], str], git: GitCommand, scratch: str) -> list[Kept]:
+    """Have the repository *target* keep what was committed in the fork *name* at *entry*; it is not asked for where
+    that is nothing. *scratch*: a directory for temporary files. For threads. GitFailed, RepositoryError, OSError."""
+    with _shown(gitdir, scratch) as shown:
+        made = _commits(gitdir, Repository(shown))
+        return _keep(name, entry, made, shown, target(), git) if made else []
+
+
+def _commits(gitdir: str, shown: Repository) -> dict[str, bytes]:
     """The branches (by their short names; a detached HEAD is `HEAD`) that are not what they were when the fork was
-    made. RepositoryError."""
-    with open(os.path.join(gitdir, _START), "rb") as file:
+    made."""
+    with open(gitdir + _START, "rb") as file:
         start = json.load(file)
-    repository = Repository(gitdir)
-    refs = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in repository.refs().items()}
+    refs = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in shown.refs().items()}
     found = {
         os.fsdecode(name.removeprefix("refs/heads/").encode("latin-1")): bytes.fromhex(oid)
         for name, oid in refs.items()
         if name.startswith("refs/heads/") and start["refs"].get(name) != oid
     }
-    if repository.head_branch() is None:
-        head = repository.resolve("HEAD")
+    if shown.head_branch() is None:
+        head = shown.resolve("HEAD")
         if start["head"] != head.hex() + "\n" and head not in found.values():
             found["HEAD"] = head
     return found
 
 
-def keep(name: str, entry: str, gitdir: str, target: str, git: GitCommand) -> list[Kept]:
-    """Have the repository *target* keep what was committed in the fork *name* at *entry*. For threads. GitFailed,
-    RepositoryError."""
-    made = commits(gitdir)
-    if not made:
-        return []
+def _keep(name: str, entry: str, made: Mapping[str, bytes], shown: str, target: str, git: GitCommand) -> list[Kept]:
     there = Repository(target).refs()
     kept: list[Kept] = []
     specs: list[str] = []
     for branch, oid in sorted(made.items()):
-        ref = _free(f"refs/clive/forks/{name}/{branch}", oid, there, gitdir, git)
+        ref = _free(f"refs/clive/forks/{name}/{branch}", oid, there, shown, git)
         if there.get(ref) != oid:
             specs.append(f"+{oid.hex()}:{ref}")
         kept.append(Kept(entry, ref, oid, target))
     if specs:
-        arguments = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", gitdir, *specs]
+        arguments = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", shown, *specs]
         git.run(arguments, git_dir=target, config=("uploadpack.allowAnySHA1InWant=true",))
     return kept
+
+
+@contextlib.contextmanager
+def _shown(gitdir: str, scratch: str) -> Iterator[str]:
+    """A repository with the refs and objects of *gitdir*, and nothing else of it: no settings, and only objects
+    borrowed that we know of. RepositoryError where something in it is no plain file: who opens a pipe waits for
+    ever."""
+    _check_plain(gitdir)
+    with tempfile.TemporaryDirectory(prefix="gitdir-", dir=scratch) as path:
+        make_directories(os.path.join(path, "objects", "info"))
+        os.symlink(os.path.join(gitdir, "refs"), os.path.join(path, "refs"))
+        for name in os.listdir(os.path.join(gitdir, "objects")):
+            if name != "info":
+                os.symlink(os.path.join(gitdir, "objects", name), os.path.join(path, "objects", name))
+        _copy(gitdir + _BORROWED, os.path.join(path, "objects", "info", "alternates"))
+        for name in ("HEAD", "packed-refs", "shallow"):
+            _copy(os.path.join(gitdir, name), os.path.join(path, name))
+        settings = {"core": {"repositoryformatversion": "0", "bare": "true"}, "gc": {"auto": "0"}}
+        _write(path, "config", os.fsencode(config_text(settings)))
+        yield path
+
+
+def _check_plain(gitdir: str) -> None:
+    top = os.path.realpath(gitdir)
+    waiting = [top]
+    while waiting:
+        with os.scandir(waiting.pop()) as listing:
+            for entry in listing:
+                if entry.is_symlink():
+                    plain = os.path.realpath(entry.path).startswith(top + os.sep)
+                elif entry.is_dir():
+                    plain = True
+                    waiting.append(entry.path)
+                else:
+                    plain = entry.is_file()
+                if not plain or entry.name == "reftable":
+                    what = os.path.relpath(entry.path, top)
+                    raise RepositoryError(f"its {what} is not what is expected there", place=gitdir)
 
 
 def _free(ref: str, oid: bytes, there: Mapping[str, bytes], gitdir: str, git: GitCommand) -> str:
@@ -218,19 +272,31 @@ def make_keeper(path: str, objects: Sequence[str]) -> str:
 
 
 def borrow(gitdir: str, objects: Sequence[str]) -> None:
-    """See the objects of these directories too. For threads, one at a time. NotADirectoryError or ELOOP where *gitdir*
-    leads elsewhere: a sandboxed command can write there, and shall not have us write where it cannot."""
-    fd = os.open(gitdir, DIRECTORY_FLAGS)
+    """Let the fork's *gitdir* see the objects of these directories too. For threads, one at a time. NotADirectoryError
+    or ELOOP where *gitdir* leads elsewhere: a sandboxed command can write there, and shall not have us write where it
+    cannot."""
+    fd = os.open(os.path.dirname(gitdir), DIRECTORY_FLAGS)
     try:
-        for name in ("objects", "info"):
+        _add_lines(fd, os.path.basename(gitdir) + _BORROWED, objects)
+        for name in (os.path.basename(gitdir), "objects", "info"):
             below = os.open(name, DIRECTORY_FLAGS, dir_fd=fd)
             os.close(fd)
             fd = below
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open("alternates", flags, 0o600, dir_fd=fd), "r+b", buffering=0) as file:
-            known = file.readall().splitlines(keepends=True)
-            wanted = [line for line in map(alternates_text, objects) if line not in known]
-            if wanted:
-                file.write(b"".join(wanted))
+        _add_lines(fd, "alternates", objects)
     finally:
         os.close(fd)
+
+
+def borrowed(gitdir: str) -> list[str]:
+    """The objects directories that the fork's *gitdir* sees."""
+    with open(gitdir + _BORROWED, "rb") as file:
+        return [os.fsdecode(line) for line in file.read().splitlines() if not line.startswith(b'"')]
+
+
+def _add_lines(dir_fd: int, name: str, objects: Sequence[str]) -> None:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(name, flags, 0o600, dir_fd=dir_fd), "r+b", buffering=0) as file:
+        known = file.readall().splitlines(keepends=True)
+        wanted = [line for line in map(alternates_text, objects) if line not in known]
+        if wanted:
+            file.write(b"".join(wanted))

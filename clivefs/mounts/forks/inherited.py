@@ -48,7 +48,8 @@ class RulesOfThen(msgspec.Struct, frozen=True, kw_only=True):
     obey: bool = True
     """Whether `.gitignore` counts."""
     info_exclude: dict[str, str] = {}
-    """`info/exclude` by mount entry, in Latin-1; the workspace's own directory is the empty path."""
+    """`info/exclude`, below what git ignores everywhere, by mount entry, in Latin-1; the workspace's own directory is
+    the empty path."""
 
 
 class Inherited:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from clivefs.base.syscalls import RENAME_EXCHANGE
 from clivefs.mounts.forks.inherited import Copying
-from clivefs.mounts.forks.lower import ForkLower, ForkRef
+from clivefs.mounts.forks.lower import ForkLower, ForkRef, Look
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.overlay.copyup import INLINE_BYTES_MAX
 from clivefs.mounts.recording.parts import join
@@ -42,12 +42,13 @@ class Keeper:
         live = self._path(directory, name)
         if live is None:
             return
+        found = _Found(live)
         for fork in self._forks():
             context = fork.context(live)
             if context is None:
                 continue
             above, own_name = context
-            if fork.child(above, own_name) is None:
+            if not fork.has(above, own_name, found.by(fork)):
                 fork.inherited.note_absent(join(above.at, own_name))
 
     def changing(self, node: Node) -> None:
@@ -73,16 +74,17 @@ class Keeper:
         exchange = flags == RENAME_EXCHANGE
         moves = _is_directory(src, name) or (exchange and _is_directory(dst, new_name))
         changes: list[Change] = []
+        found_old, found_new = _Found(old), _Found(new)
         for fork in self._forks():
             if not exchange:
-                self._keep_for(fork, new, leaving=True)
+                self._keep_for(fork, found_new, leaving=True)
             if moves:
                 if _has(fork, old) or (exchange and _has(fork, new)):
                     changes.append(functools.partial(fork.inherited.note_moved, old, new, exchanged=exchange))
                 continue
-            self._keep_for(fork, old, leaving=False)
+            self._keep_for(fork, found_old, leaving=False)
             if exchange:
-                self._keep_for(fork, new, leaving=False)
+                self._keep_for(fork, found_new, leaving=False)
         if not exchange and not moves:
             self.making(dst, new_name)
         if not changes:
@@ -98,10 +100,11 @@ class Keeper:
     # Keeping one file
 
     def _keep(self, live: bytes, *, leaving: bool) -> None:
+        found = _Found(live)
         same: int | None = None  # the old version as the first of the forks keeps it: the others share it
         try:
             for fork in self._forks():
-                ref = self._keep_for(fork, live, leaving=leaving, same=same)
+                ref = self._keep_for(fork, found, leaving=leaving, same=same)
                 if ref is not None and ref.kind == stat.S_IFREG and same is None:
                     fd, name = fork.inherited.place(ref.at)
                     same = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -109,15 +112,15 @@ class Keeper:
             if same is not None:
                 os.close(same)
 
-    def _keep_for(self, fork: ForkLower, live: bytes, *, leaving: bool, same: int | None = None) -> ForkRef | None:
+    def _keep_for(self, fork: ForkLower, live: _Found, *, leaving: bool, same: int | None = None) -> ForkRef | None:
         """What was kept, if anything. *same*: a descriptor of the old version, which nobody writes to."""
         try:
-            found = fork.inherits_now(live)
+            found = fork.inherits_now(live.path, live.by(fork))
             if found is None:
                 return None
-            self._keep_one(fork, *found, live, leaving=leaving, same=same)
+            self._keep_one(fork, *found, live.path, leaving=leaving, same=same)
         except PermissionError as error:
-            log.info("the old version of %r cannot be kept: %s", live, error)
+            log.info("the old version of %r cannot be kept: %s", live.path, error)
             return None
         return found[0]
 
@@ -197,6 +200,26 @@ class Keeper:
             return copy
         self._copying[key] = copy, attr, attempts + 1
         raise Blocked(copy.run, f"keeping {os.fsdecode(live)} for a fork")
+
+
+class _Found:
+    """What the live view has at a path before one change: looked for when a fork first wants to know, and once."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self._looked = False
+        self._found: tuple[Tree, Node, Attr] | None = None
+
+    def by(self, fork: ForkLower) -> Look:
+        """What finds it, by the means of *fork*."""
+
+        def look() -> tuple[Tree, Node, Attr] | None:
+            if not self._looked:
+                self._found = fork.found_in_live(self.path)
+                self._looked = True
+            return self._found
+
+        return look
 
 
 def _has(fork: ForkLower, live: bytes) -> bool:

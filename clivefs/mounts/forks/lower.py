@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from clivefs.mounts.forks.inherited import Inherited
@@ -33,6 +33,10 @@ from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 DOT_GIT = b".git"
 _CONTEXTS_MAX = 4096
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+Look = Callable[[], tuple[Tree, Node, Attr] | None]
+"""What finds a file of the live view."""
 
 
 class ForkRef(LowerRef):
@@ -390,19 +394,47 @@ class ForkLower(Lower):
                 self._contexts.popitem(last=False)
         return found
 
-    def inherits_now(self, live: bytes) -> tuple[ForkRef, Tree, Node, Attr] | None:
-        """The file at *live* of the live view, if the fork shows this very file. May be `Blocked`."""
+    def inherits_now(self, live: bytes, look: Look) -> tuple[ForkRef, Tree, Node, Attr] | None:
+        """The file at *live* of the live view, if the fork shows this very file. *look* finds it; may be `Blocked`."""
         context = self.context(live)
         if context is None:
             return None
         directory, name = context
-        ref = self.child(directory, name)
-        if ref is None or ref.point is not None:
+        at = join(directory.at, name)
+        kept = self.inherited.stat(at)
+        if self._in_point(directory, name) or (kept is not None and not _may_be_shared(kept)):
             return None
-        if ref.kind != stat.S_IFDIR and self.inherited.stat(ref.at) is not None:
+        found = look()
+        kind = stat.S_IFMT(found[2].mode) if found is not None else 0
+        if found is None or not self.ignores(directory, name, kind):
             return None
-        found = self.in_live(ref.at)
-        return (ref, *found) if found is not None else None
+        if kept is not None and not self._is_file(found[0], found[1], kept):
+            return None
+        return (ForkRef(kind, directory, name, at, None, ignored=True), *found)
+
+    def _is_file(self, tree: Tree, node: Node, kept: os.stat_result) -> bool:
+        """Whether what was *kept* is a link to this file of the live view, which was to go and could not."""
+        if not stat.S_ISREG(tree.getattr(node).mode):
+            return False
+        fd = self._open_live(tree, node)
+        if fd is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(fd), kept)
+        finally:
+            os.close(fd)
+
+    def has(self, directory: ForkRef, name: bytes, look: Look) -> bool:
+        """Whether the fork has *name* in *directory*, of which `context` told. *look* finds the live view's."""
+        at = join(directory.at, name)
+        return self._in_point(directory, name) or self.inherited.stat(at) is not None or look() is not None
+
+    def _in_point(self, directory: ForkRef, name: bytes) -> bool:
+        return directory.point is not None and self._point.child(directory.point, name) is not None
+
+    def found_in_live(self, live: bytes) -> tuple[Tree, Node, Attr] | None:
+        """What the live view has at *live*. May be `Blocked`."""
+        return self._live.find(live)
 
     def ways(self, ref: ForkRef, *, whole: bool = False) -> list[tuple[Attr, dict[bytes, bytes]]]:
         """The attributes of the directories above *ref*, from the top on; none where they are kept, unless *whole*."""
@@ -427,6 +459,11 @@ class ForkLower(Lower):
                 os.dup2(fd, file.fd, inheritable=False)
         finally:
             os.close(fd)
+
+
+def _may_be_shared(kept: os.stat_result) -> bool:
+    """Whether what was kept may be a link to something else."""
+    return stat.S_ISREG(kept.st_mode) and kept.st_nlink > 1
 
 
 class _GitFile(OpenFile):

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from clivefs.base.ports import Clock, SystemClock
@@ -80,14 +81,17 @@ class ForkRecorder:
         entries: Iterable[str] = (),
         exclude: Iterable[str] = (),
         ignored: bool = False,
+        beside: Mapping[str, str] = MappingProxyType({}),
         clock: Clock | None = None,
     ) -> None:
-        """*entries*, *exclude*, *ignored*: the workspace's mount entries and settings when the fork was made."""
+        """*entries*, *exclude*, *ignored*: the workspace's mount entries and settings when the fork was made.
+        *beside*: see `RulesOfThen.info_exclude`."""
         self._store = store
         self._reader = reader
         self._start = start
         self._exclude = Exclude("\n".join(exclude).encode("utf-8", "surrogateescape"))
         self._obey = not ignored
+        self._beside = {os.fsencode(path): text.encode("latin-1") for path, text in beside.items()}
         self._anew = frozenset(os.fsencode(path) for path in entries)
         self._clock = clock or SystemClock()
         self._cache = StatCache()
@@ -96,7 +100,7 @@ class ForkRecorder:
         """The fork's state; its objects are in the store, durable. OSError, ObjectMissing."""
         outcome = Outcome()
         recorded = self._point()
-        layers = Layers(part, self._exclude, TrackedPaths(), _nothing_hidden, obey=self._obey)
+        layers = Layers(part, self._exclude, TrackedPaths(), _nothing_hidden, obey=self._obey, beside=self._beside)
         layers.anew = self._anew
         try:
             with self._store.batch() as batch:

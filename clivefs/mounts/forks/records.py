@@ -23,7 +23,7 @@ FORK_REFS = "refs/clive/forks/"
 UPPER_PREFIX = "fork-"
 _NAMESPACE = "forks"
 _VERSION = 1
-_WORDS = (*RESERVED, "show")
+_WORDS = (*RESERVED, "show", "list", "drop", "diff", "path")
 """What would be taken for something else where a fork is named."""
 
 
@@ -44,7 +44,7 @@ class ForkRecord(msgspec.Struct, frozen=True, kw_only=True):
     merged_from: str = ""
     """The live view's point before the last merge, and"""
     merged_to: str = ""
-    """after it: where the live view is back at the former in all that differs, the merge was undone."""
+    """after it: where the live view went back to the former in all that differs, the merge was undone."""
     entries: tuple[str, ...] = ()
     """The mount entries of the workspace when it was made: ignore rules start anew there."""
     command: str = ""

@@ -236,9 +236,16 @@ class _StandardError:
 
     def reason(self) -> str:
         """The lines that say why, without git's prefixes; empty if there are none."""
+        told: list[str] = []
+        goes_on = False
         lines = self.text().splitlines()
-        told = [line for line in lines if line.startswith(("fatal:", "error:", "ssh:", "remote: error"))] or lines[-1:]
-        return "; ".join(line.removeprefix("fatal: ").removeprefix("error: ") for line in told[:3])
+        for line in lines:
+            if line.startswith(("fatal:", "error:", "ssh:", "remote: error")):
+                told.append(line.removeprefix("fatal: ").removeprefix("error: ").rstrip())
+                goes_on = told[-1].endswith(":")  # as `unable to connect to HOST:`, and then a line an address
+            elif goes_on:
+                told[-1] += " " + line.strip()
+        return "; ".join((told or lines[-1:])[:3])
 
 
 def _exchange(process: subprocess.Popen[bytes], stdin: bytes) -> bytes:

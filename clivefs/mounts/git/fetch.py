@@ -24,6 +24,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock
 from clivefs.base.syscalls import make_directories
 from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text
+from clivefs.mounts.git.inuse import InUse
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class PartialClone:
         self.url = url
         self.error: str | None = None
         """Why the last request failed; None after one that did not."""
+        self.in_use: InUse | None = None
+        """Keeps it from being collected; after `clone` or `borrow`."""
         self._git = git
         self._clock = clock
         self._answer_timeout_s = answer_timeout_s
@@ -76,7 +79,7 @@ class PartialClone:
         ClivefsError when there is no such repository or it cannot be reached.
         """
         with self._locked():
-            if os.path.isdir(self.path):
+            if self._is_there():
                 return
             temporary = self._temporary()
             try:
@@ -93,7 +96,7 @@ class PartialClone:
                         place=self.url,
                         remedy=f"Check the URL and the network: `git ls-remote {self.url}` must work.",
                     ) from error
-                os.rename(temporary, self.path)
+                self._publish(temporary)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -103,12 +106,23 @@ class PartialClone:
         """Make it, unless it is there, without asking the remote: a repository that sees the objects of
         *objects_dir* and fetches what is missing there."""
         with self._locked():
-            if os.path.isdir(self.path):
+            if self._is_there():
                 return
             temporary = self._temporary()
             self._create(temporary, partial=True)
             write_whole(os.path.join(temporary, "objects", "info", "alternates"), alternates_text(objects_dir))
-            os.rename(temporary, self.path)
+            self._publish(temporary)
+
+    def _is_there(self) -> bool:
+        """Whether it was made before; if so it is held."""
+        with contextlib.suppress(FileNotFoundError):
+            self.in_use = InUse(self.path)
+            return True
+        return False
+
+    def _publish(self, temporary: str) -> None:
+        self.in_use = InUse(temporary)
+        os.rename(temporary, self.path)
 
     def _temporary(self) -> str:
         """A path to make it at. What others left at theirs is removed: they are dead, we hold the lock."""
@@ -179,6 +193,22 @@ class PartialClone:
         """Get objects by name, in one request. OSError(EIO)."""
         self._request(lambda: self._fetch_named(oids))
 
+    def fetch_if_there(self, oids: Sequence[bytes]) -> bool:
+        """As `fetch_objects`, but False where the remote says that it does not have one of them. OSError(EIO)."""
+        there = True
+
+        def ask() -> None:
+            nonlocal there
+            try:
+                self._ask_for(oids)
+            except GitFailed as error:
+                if not _is_unknown(error):
+                    raise
+                there = False
+
+        self._request(ask)
+        return there
+
     def _fetch_refs(self, path: str) -> None:
         self._fetch(path, [_HEADS, _TAGS], prune=True)
         head = self._git.run(
@@ -200,17 +230,19 @@ class PartialClone:
                 raise
             self._run([*_FETCH, *options, "--no-filter", "origin", *refspecs], path)  # its transport has no filters
 
+    def _ask_for(self, oids: Sequence[bytes]) -> None:
+        self._run(
+            [*_FETCH, "--filter=blob:none", "--stdin", "origin"],
+            self.path,
+            config=["fetch.negotiationAlgorithm=noop"],
+            stdin=b"".join(oid.hex().encode() + b"\n" for oid in oids),
+        )
+
     def _fetch_named(self, oids: Sequence[bytes]) -> None:
-        wanted = b"".join(oid.hex().encode() + b"\n" for oid in oids)
         try:
-            self._run(
-                [*_FETCH, "--filter=blob:none", "--stdin", "origin"],
-                self.path,
-                config=["fetch.negotiationAlgorithm=noop"],
-                stdin=wanted,
-            )
+            self._ask_for(oids)
         except GitFailed as error:
-            if "unadvertised" not in error.stderr and "not our ref" not in error.stderr:
+            if not _is_unknown(error):
                 raise
             # This server gives out nothing but what its refs lead to: then everything, once.
             self._run([*_FETCH, "--refetch", "--no-filter", "origin", _HEADS, _TAGS], self.path)
@@ -252,6 +284,11 @@ class PartialClone:
                 yield
             finally:
                 os.close(fd)
+
+
+def _is_unknown(error: GitFailed) -> bool:
+    """Whether the server has refused what was asked for by name."""
+    return "unadvertised" in error.stderr or "not our ref" in error.stderr
 
 
 def _is_partial(path: str) -> bool:

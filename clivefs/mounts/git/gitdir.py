@@ -7,6 +7,9 @@ objects (`objects/info/alternates`; those of a local repository only until they 
 Beside git's own files it has
 
     clive-base      the commit that the layer below stands on: one line, 40 digits
+    modules/NAME    the gitdir of a submodule, once somebody has looked into it: made like this one, but without an
+                    index. No `.git` file leads to it before `git submodule update` writes that, which would not clone
+                    into a directory that has files, but takes a repository that is there already
 
 and while a move is under way what `git.move` tells of. A gitdir moves (`stage`) only if HEAD is at the old base,
 nothing is staged and no git is at work (`index.lock`).
@@ -14,6 +17,7 @@ nothing is staged and no git is at work (`index.lock`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -27,6 +31,7 @@ from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, c
 from clivefs.mounts.git.fetch import write_whole
 from clivefs.mounts.git.head import facts, read_head
 from clivefs.mounts.git.index import StatOf, build_index
+from clivefs.mounts.git.inuse import InUse
 from clivefs.mounts.git.move import BASE, Staged, put_first_index, recover, stage
 from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.objects.errors import UnknownRef
@@ -45,11 +50,24 @@ class GitDir:
     def __init__(self, path: str, git: GitCommand) -> None:
         self.path = path
         self._git = git
+        self._in_use: InUse | None = None
+        """Keeps it from being collected."""
+        self._modules: dict[str, tuple[GitDir, GitSource]] = {}
+        """The submodules that were opened, by name."""
 
     @classmethod
-    def create_or_open(cls, path: str, resolved: Resolved, source: GitSource, git: GitCommand | None = None) -> GitDir:
+    def create_or_open(
+        cls,
+        path: str,
+        resolved: Resolved,
+        source: GitSource,
+        git: GitCommand | None = None,
+        *,
+        remote: str | None = None,
+    ) -> GitDir:
         """The gitdir at *path*, made for *resolved* if there is none. One that exists keeps its branches,
-        HEAD and index; where its `base` is not `resolved.commit`, `stage` is what can bring it there.
+        HEAD and index; where its `base` is not `resolved.commit`, `stage` is what can bring it there. *remote*: what
+        `origin` is, if that is not where *source* is.
 
         ClivefsError for an entry with a `subdir`: git has no working tree without the rest.
         """
@@ -59,21 +77,51 @@ class GitDir:
                 remedy="Set `git_dir = false`, or mount the whole repository.",
             )
         self = cls(path, git or GitCommand())
-        if os.path.isdir(path):
+        if self._hold():
             self._borrow(source.objects_dirs)
             recover(path)
             return self
         temporary = f"{path}.{os.getpid()}.new"
         shutil.rmtree(temporary, ignore_errors=True)
         make_directories(temporary)
-        _populate(temporary, resolved, source)
+        _populate(temporary, resolved, source, remote or source.location.remote)
+        self._in_use = InUse(temporary)
         try:
             os.rename(temporary, path)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not os.path.isdir(path):  # otherwise somebody else was quicker
+            if not self._hold():  # otherwise somebody else was quicker
                 raise
         return self
+
+    def _hold(self) -> bool:
+        """Whether it is there; if so, no collection removes it from now on."""
+        with contextlib.suppress(FileNotFoundError):
+            self._in_use = InUse(self.path)
+            return True
+        return False
+
+    def module(self, name: str, resolved: Resolved, source: GitSource, remote: str | None) -> GitDir | None:
+        """The gitdir of the submodule *name* at *resolved*, as `create_or_open`; None where there cannot be one, or the
+        user has a repository of another making. OSError, ClivefsError."""
+        parts = name.split("/")
+        if not all(parts) or not {".", ".."}.isdisjoint(parts):
+            return None
+        path = os.path.join(self.path, "modules", *parts)
+        outer = [os.path.join(self.path, "modules", *parts[:depth]) for depth in range(1, len(parts))]
+        if any(os.path.lexists(os.path.join(each, "HEAD")) for each in outer):
+            return None  # within the gitdir of another: git refuses it as well
+        if os.path.lexists(path) and not os.path.isfile(os.path.join(path, BASE)):
+            return None
+        module = self.create_or_open(path, resolved, source, self._git, remote=remote)
+        self._modules[name] = module, source
+        return module
+
+    def release(self) -> None:
+        """No mount shows it any more: it may be collected."""
+        for held in (self, *(module for module, _ in list(self._modules.values()))):
+            if held._in_use is not None:
+                held._in_use.close()
 
     def dot_git_content(self) -> bytes:
         """The content of the `.git` file at the root of the working tree."""
@@ -205,8 +253,13 @@ class GitDir:
     # Whose objects
 
     def settle(self, source: GitSource) -> None:
-        """See that nothing here stands on objects of a repository of the user, where they can vanish: they are kept,
-        and then no longer borrowed from there. For threads; OSError as `GitSource.keep`."""
+        """See that nothing here, submodules included, stands on objects of a repository of the user, where they can
+        vanish: they are kept, and then no longer borrowed from there. For threads; OSError as `GitSource.keep`."""
+        self._settle(source)
+        for module, of_module in list(self._modules.values()):
+            module.settle(of_module)
+
+    def _settle(self, source: GitSource) -> None:
         live = {alternates_text(each) for each in source.live_objects_dirs}
         if source.lazy or not live.intersection(_lines(self._alternates)):
             source.keep()
@@ -238,11 +291,11 @@ class GitDir:
                 write_whole(self._alternates, b"".join([*new, *lines]))
 
 
-def _populate(path: str, resolved: Resolved, source: GitSource) -> None:
+def _populate(path: str, resolved: Resolved, source: GitSource, remote: str) -> None:
     """Write a new gitdir's files."""
     for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads"), ("refs", "tags"), ("info",)):
         make_directories(os.path.join(path, *part))
-    write_whole(os.path.join(path, "config"), os.fsencode(config_text(_config(resolved, source))))
+    write_whole(os.path.join(path, "config"), os.fsencode(config_text(_config(resolved, source, remote))))
     write_whole(
         os.path.join(path, "objects", "info", "alternates"), b"".join(map(alternates_text, source.objects_dirs))
     )
@@ -273,7 +326,7 @@ def _log_detached_head(path: str, resolved: Resolved) -> None:
     write_whole(os.path.join(path, "logs", "HEAD"), os.fsencode(line))
 
 
-def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str]]:
+def _config(resolved: Resolved, source: GitSource, remote: str) -> dict[str, Mapping[str, str]]:
     core = {
         "repositoryformatversion": "1" if source.lazy else "0",
         "bare": "false",
@@ -292,7 +345,7 @@ def _config(resolved: Resolved, source: GitSource) -> dict[str, Mapping[str, str
         "autocrlf": "false",
         "eol": "lf",
     }
-    origin = {"url": source.location.remote, "fetch": "+refs/heads/*:refs/remotes/origin/*"}
+    origin = {"url": remote, "fetch": "+refs/heads/*:refs/remotes/origin/*"}
     sections: dict[str, Mapping[str, str]] = {"core": core, 'remote "origin"': origin}
     if source.lazy and source.promisor_url is not None:
         name = "origin"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, TypeVar
 
-from clivefs.mounts.git.space import Reader
+from clivefs.base.errors import ClivefsError
+from clivefs.mounts.git.space import Fetcher, Reader
 from clivefs.objects.encode import Commit, TreeEntry, decode_commit
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 from clivefs.objects.interface import ObjectStore
@@ -25,11 +26,36 @@ CONTENT_BYTES_MAX = 256 << 20
 
 
 class JoinedObjects:
-    """The objects of *readers*, asked in this order. *scratch*: a directory where large blobs become plain files."""
+    """The objects of *readers*, asked in this order. *scratch*: a directory where large blobs become plain files.
+    *fetch*: gets what `want` asks for and nobody has."""
 
-    def __init__(self, readers: Sequence[Reader], scratch: str) -> None:
+    def __init__(self, readers: Sequence[Reader], scratch: str, fetch: Fetcher | None = None) -> None:
         self._readers = tuple(readers)
         self._scratch = scratch
+        self._fetch = fetch
+
+    def want(self, oids: Iterable[bytes]) -> None:
+        """Get those of these blobs that are not here, in one request, before they are read. Asks the network, so for
+        threads. ClivefsError where a remote that may have them does not answer."""
+        if self._fetch is None:
+            return
+        missing = [oid for oid in dict.fromkeys(oids) if not self._has(oid)]
+        if not missing:
+            return
+        try:
+            self._fetch(missing)
+        except OSError as error:
+            raise ClivefsError(
+                f"{len(missing)} files that were never read cannot be had: {error.strerror}",
+                remedy="try again when their source can be reached",
+            ) from error
+
+    def _has(self, oid: bytes) -> bool:
+        try:
+            self.header(oid)
+        except ObjectMissing:
+            return False
+        return True
 
     def read(self, oid: bytes) -> tuple[str, bytes]:
         """(kind, payload). ObjectMissing where none has it; ObjectTooLarge for a blob over 1 MiB."""

@@ -29,6 +29,7 @@ from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import make_directories
 from clivefs.mounts.git.command import GitCommand, GitFailed, config_text
 from clivefs.mounts.git.fetch import write_whole
+from clivefs.mounts.git.inuse import InUse
 from clivefs.mounts.git.location import borrowed
 from clivefs.objects.encode import OID_BYTES
 from clivefs.objects.gitdirs import quoted_path
@@ -56,6 +57,8 @@ class KeptObjects:
         self._source = source
         self._git = git
         self._marks: frozenset[bytes] = frozenset()
+        self.in_use: InUse | None = None
+        """Keeps it from being collected; after `create` or `hold`."""
         self._mine = threading.Lock()
 
     @property
@@ -63,7 +66,9 @@ class KeptObjects:
         return os.path.join(self.path, "objects")
 
     def create(self) -> None:
-        """Make the repository, empty, unless it is there. What a crash left unwritten is written again."""
+        """Make the repository, empty, unless it is there. What a crash left unwritten is written again. From then on
+        it is held."""
+        self.hold()
         for part in (("objects", "info"), ("objects", "pack"), ("refs",)):
             make_directories(os.path.join(self.path, *part))
         config = {"core": {"repositoryformatversion": "0", "bare": "true"}, "gc": {"auto": "0"}}
@@ -73,9 +78,16 @@ class KeptObjects:
                 with open(path, "wb") as file:
                     file.write(text.encode())
 
+    def hold(self) -> None:
+        """Let no collection remove it, now that it is there."""
+        while self.in_use is None:
+            make_directories(self.path)
+            with contextlib.suppress(FileNotFoundError):  # collected this very moment
+                self.in_use = InUse(self.path)
+
     def reader(self) -> Repository:
         """What is kept, and everything else that the source has now."""
-        return Repository(self.path, also=(self._source.objects,))
+        return Repository(self.path, also=(self._source.objects,), holds=self.in_use)
 
     def has_kept(self, oids: Iterable[bytes]) -> bool:
         """Whether all of *oids* are known to be kept. In memory: what another process has kept meanwhile is not

@@ -34,6 +34,7 @@ SYMLINK_BYTES_MAX = 4095
 FETCH_TIMEOUT_S = 30.0
 DIRECTORY_BYTES = 4096
 _LARGE_MAX = 10_000
+_COMPARED_BYTES_MAX = 1 << 20
 
 
 class GitLower(Lower):
@@ -380,6 +381,17 @@ class GitLower(Lower):
 
     # In the place of another
 
+    def converts_alike(self, ref: LowerRef, other: Lower, other_ref: LowerRef) -> bool:
+        if not isinstance(other, GitLower):
+            return True
+        one, two = _git(ref), _git(other_ref)
+        if one.space.converter is None or one.parent is None or two.parent is None:
+            return True
+        if self._rules(one.parent) == other._rules(two.parent):
+            return True
+        now, before = self._converted(one), other._converted(two)
+        return (now.size, _bytes_of(now)) == (before.size, _bytes_of(before)) if now and before else now == before
+
     def same_below(self, directory: LowerRef, other: Lower, other_directory: LowerRef) -> bool:
         """By the trees' names. The commit must be the same (`layer` tells it of every file), and no rules from above
         may bear on the content."""
@@ -410,6 +422,14 @@ class GitLower(Lower):
             if converter is not None:
                 converter.close()
         self._trees.clear()
+
+
+def _bytes_of(converted: Converted) -> bytes | object:
+    """Its content; of a large file something that equals nothing else."""
+    if converted.size > _COMPARED_BYTES_MAX:
+        return object()
+    with open(converted.path, "rb") as file:
+        return file.read()
 
 
 class BytesFile(OpenFile):

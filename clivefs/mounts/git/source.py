@@ -27,6 +27,7 @@ from clivefs.mounts.git.fetch import PartialClone, repository_path
 from clivefs.mounts.git.kept import KeptObjects
 from clivefs.mounts.git.location import Location, borrowed, parse_location
 from clivefs.mounts.git.space import Converter, Rules, TreeSpace
+from clivefs.mounts.git.users import User, note_user
 from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, Commit
 from clivefs.objects.errors import ObjectMissing, UnknownRef
 from clivefs.objects.interface import ObjectStore
@@ -91,9 +92,10 @@ class GitSource:
         store: ObjectStore | None = None,
         clock: Clock | None = None,
         check_path: Callable[[str], None] = lambda _: None,
+        user: User | None = None,
     ) -> None:
         """*location*: a URL, or a path that *base_dir* completes. *store*: where times are remembered. *check_path*
-        raises for what must not be read on this machine."""
+        raises for what must not be read on this machine. *user*: for whom the store's copy is kept."""
         self.location: Location = parse_location(location, base_dir)
         self.ref = check_argument(ref, "a ref")
         self.subdir = subdir.strip("/")
@@ -104,6 +106,7 @@ class GitSource:
         self._store = store
         self._clock = clock or SystemClock()
         self._check_path = check_path
+        self._user = user
         self._lock = threading.RLock()
         self._local: Repository | None = None
         self._clone: PartialClone | None = None
@@ -121,6 +124,11 @@ class GitSource:
     def lazy(self) -> bool:
         """Objects may be missing that can be fetched."""
         return self._clone is not None and self._clone.is_partial
+
+    def partial_clones(self) -> list[PartialClone]:
+        """Where its missing objects come to, those of its submodules included."""
+        own = [self._clone] if self._clone is not None and self.lazy else []
+        return own + [clone for each in self._besides for clone in each.partial_clones()]
 
     @property
     def promisor_url(self) -> str | None:
@@ -168,6 +176,7 @@ class GitSource:
             store=self._store,
             clock=self._clock,
             check_path=self._check_path,
+            user=self._user,
         )
         source.open()
         self._besides.append(source)
@@ -187,9 +196,18 @@ class GitSource:
                 assert self.location.url is not None
                 self._clone = self._partial_clone(self.location.url, self.location.url)
                 self._clone.clone()
-                self._repository = Repository(self._clone.path)
+                self._repository = Repository(self._clone.path, holds=self._clone.in_use)
+                self._note_user(self._clone.path)
             self._current = self._resolve(ask_remote=self._local is None)
             return self._current
+
+    def release(self) -> None:
+        """No mount shows it any more: its repositories may be collected."""
+        for held in (self._clone, self._kept):
+            if held is not None and held.in_use is not None:
+                held.in_use.close()
+        for each in self._besides:
+            each.release()
 
     def _open_local(self, path: str) -> None:
         self._check_path(path)
@@ -202,9 +220,15 @@ class GitSource:
         if promisor is not None:
             self._clone = self._partial_clone(identity, promisor)
             self._clone.borrow(local.objects)
+            self._kept.hold()
         else:
             self._kept.create()
         self._repository = self._kept.reader()
+        self._note_user(self._kept.path)
+
+    def _note_user(self, repository: str) -> None:
+        if self._store is not None and self._user is not None:
+            note_user(self._store, repository, self._user)
 
     def _partial_clone(self, identity: str, url: str) -> PartialClone:
         return PartialClone(

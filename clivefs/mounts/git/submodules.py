@@ -5,6 +5,8 @@ First the repositories that a local superproject already has (`modules/NAME` in 
 cannot lead out of `modules/`, and a URL cannot name a path of this machine, unless it is relative to the
 superproject's (as `git submodule` has it with `protocol.file.allow=user`). Submodules of submodules are found the
 same way, `DEPTH_MAX` deep: a repository may well name itself as its submodule.
+
+Where the superproject has a private gitdir, one is made in it for each submodule that is opened (`GitDir.module`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import replace
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.git.command import GitCommand
+from clivefs.mounts.git.gitdir import GitDir
 from clivefs.mounts.git.location import Location, parse_location, relative_to
 from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.mounts.git.space import Converter, Submodules, TreeSpace
@@ -45,10 +48,12 @@ class GitSubmodules(Submodules):
         clock: Clock | None = None,
         converter: Callable[[GitSource], Converter | None] = lambda _: None,
         remote: str | None = None,
+        git_dir: GitDir | None = None,
         depth: int = 1,
     ) -> None:
         """*converter* makes that of a submodule. *remote*: what relative URLs are relative to, if that is not where
-        *source* is. *depth*: how many repositories these are within."""
+        *source* is. *git_dir*: the private gitdir of the superproject. *depth*: how many repositories these are
+        within."""
         self._source = source
         self._resolved = resolved
         self._git = git or GitCommand()
@@ -56,6 +61,7 @@ class GitSubmodules(Submodules):
         self._clock = clock or SystemClock()
         self._converter = converter
         self._remote = remote if remote is not None else source.location.remote
+        self._git_dir = git_dir
         self._depth = depth
         self._found: dict[tuple[bytes, bytes], tuple[TreeSpace, bytes]] = {}
         self._refused: dict[tuple[bytes, bytes], tuple[str, int]] = {}
@@ -103,10 +109,23 @@ class GitSubmodules(Submodules):
             clock=self._clock,
             converter=self._converter,
             remote=location.remote if location is not None else None,
+            git_dir=self._module_git_dir(module["name"], resolved, source, location),
             depth=self._depth + 1,
         )
         space = source.space(resolved, self._converter(source))
         return replace(space, layer=b"submodule:" + commit.hex().encode(), submodules=below), resolved.tree
+
+    def _module_git_dir(
+        self, name: str, resolved: Resolved, source: GitSource, location: Location | None
+    ) -> GitDir | None:
+        """The private gitdir of a submodule; None without one of the superproject."""
+        if self._git_dir is None:
+            return None
+        try:
+            return self._git_dir.module(name, resolved, source, location.remote if location is not None else None)
+        except (ClivefsError, OSError) as error:
+            log.warning("the submodule %r cannot become a git working tree: %s", name, error)
+            return None
 
     def _present(self, name: str, commit: bytes) -> GitSource | None:
         """The repository of the submodule inside a local superproject's gitdir, if it has the commit."""

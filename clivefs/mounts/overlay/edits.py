@@ -388,7 +388,7 @@ def _unknown(
 
 
 def _is_equal(old: Lower, one: LowerRef, new: Lower, other: LowerRef) -> bool:
-    if old.identity(one) != new.identity(other):
+    if old.identity(one) != new.identity(other) or not new.converts_alike(other, old, one):
         return False
     return new.live or old.attr(one, fetch=False).mode == new.attr(other, fetch=False).mode
 
@@ -421,6 +421,7 @@ def _is_same(old: Lower, node: OverlayNode, new: Lower, ref: LowerRef) -> bool:
         return (
             old.identity(node.lower) == new.identity(ref)
             and old.attr(node.lower, fetch=False).mode == new.attr(ref, fetch=False).mode
+            and new.converts_alike(ref, old, node.lower)
         )
     except OSError:
         return False  # a live lower whose file has gone

@@ -297,8 +297,11 @@ class OverlayTree(Tree):
     # The edits as a whole
 
     def changes(self) -> Iterator[OverlayChange]:
-        """Every path that is not as in the lower; see `overlay.edits.changes`."""
-        return changes(self._nodes)
+        """Every path that is not as in the lower; see `overlay.edits.changes`. May be `Blocked`, at any step."""
+        self.standstill.check()
+        for change in changes(self._nodes):
+            yield change
+            self.standstill.check()
 
     def reset(self, paths: Iterable[bytes] | None = None) -> list[Affected]:
         """Forget the edits below *paths* (relative to the root), or all; the names that the kernel must forget.

@@ -15,6 +15,7 @@ from clivefs.mounts.config.config import Keep
 from clivefs.mounts.identity import root_path
 from clivefs.mounts.patch import apply
 from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.repositories import Repositories, collect_repositories
 from clivefs.mounts.points.roots import StoreRoots, workspaces_with_points
 from clivefs.mounts.points.sealing import Sealed, seal
 from clivefs.mounts.points.thinning import Thinned, thin
@@ -35,6 +36,7 @@ class Collected(NamedTuple):
     thinned: tuple[Thinned, ...]
     swept: gc.Swept
     sealed: Sealed
+    repositories: Repositories
     given_back: int | None
     """Bytes of the database's file; None where another process has it open."""
     notes: tuple[str, ...]
@@ -94,18 +96,32 @@ def collect(
         FAULTS.hit("gc.all-thinned")
         # Sealed first: what is in packs need not be looked through again and again.
         sealed = seal(store, now_ms, progress, is_over=is_over) if not dry_run else Sealed(0, 0, 0, False)
+        repositories = Repositories()
+        gone = frozenset[bytes]().union(*(each.ids for each in thinned))
         if sealed.unfinished:
             swept = gc.Swept(0, 0, store.counts()["objects"])
         else:
-            gone = frozenset[bytes]().union(*(each.ids for each in thinned))
             roots = StoreRoots(store, store.path, without=gone)
             reach = gc.look(store, roots, progress)
             _forget_patches(store, reach, dry_run=dry_run)
             swept = gc.sweep(store, roots, reach, dry_run=dry_run, progress=progress, is_over=is_over)
             del reach
+            if not is_over():
+                try:
+                    repositories = collect_repositories(
+                        store,
+                        lambda: StoreRoots(store, store.path, without=gone),
+                        now_ms=now_ms,
+                        dry_run=dry_run,
+                        is_over=is_over,
+                        progress=progress,
+                    )
+                    notes += repositories.notes(store.path)
+                except (OSError, ClivefsError) as error:  # the rest need not wait for what is damaged
+                    notes.append(f"not all repositories were looked at: {error}")
         unfinished = not dry_run and is_over()
         given_back = 0 if dry_run or unfinished else store.compact()
-    return Collected(tuple(thinned), swept, sealed, given_back, tuple(notes), unfinished)
+    return Collected(tuple(thinned), swept, sealed, repositories, given_back, tuple(notes), unfinished)
 
 
 class _Over:

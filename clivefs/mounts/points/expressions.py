@@ -32,9 +32,9 @@ from clivefs.objects.encode import OID_BYTES
 
 FORMS = (
     "-5m, -2h30m, 14:00, `yesterday 14:00`, a time such as 2026-11-21T03:15, a point's id or number (@123), "
-    "`start`, `latest`, SESSION, SESSION/start, or PATH:REVISION of a git mount entry"
+    "`start`, `latest`, SESSION, or SESSION/start"
 )
-"""What can be written, for people."""
+"""What can be written, for people; below `.clive/at` also PATH:REVISION."""
 
 _UNITS_MS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
 _AGO = re.compile(r"-(?:\d{1,9}[wdhms])+", re.ASCII)
@@ -52,6 +52,10 @@ class GitRevision(NamedTuple):
     path: str
     """The mount entry's."""
     revision: str
+
+
+class Unknown(ClivefsError):
+    """The text does not even look like a time, a point or a session."""
 
 
 class _Unreadable(Exception):
@@ -224,7 +228,7 @@ def _git_revision(text: str, in_path: bool, entries: Collection[str]) -> GitRevi
     return None
 
 
-def _unknown(points: Points, text: str, entries: Collection[str]) -> ClivefsError:
+def _unknown(points: Points, text: str, entries: Collection[str]) -> Unknown:
     sessions = [each.name for each in points.sessions()]
     words = ["today", "yesterday", "start", "latest", *sessions]
     head, colon, _ = text.rpartition(":")
@@ -237,4 +241,4 @@ def _unknown(points: Points, text: str, entries: Collection[str]) -> ClivefsErro
     elif sessions:
         shown = ", ".join(sessions[-5:][::-1])
         remedy += f" Sessions: {shown}{', ...' if len(sessions) > 5 else ''}."
-    return ClivefsError(f"{text!r} is neither a time nor a point nor a session", remedy=remedy)
+    return Unknown(f"{text!r} is neither a time nor a point nor a session", remedy=remedy)

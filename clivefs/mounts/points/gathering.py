@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.points.roots import StoreRoots
-from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, decode_tree
+from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, decode_tree, stored_entries
 from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
 from clivefs.objects.store import Store
 
@@ -20,6 +21,7 @@ RECORDED = b"\xff"
 _OBJECT_BYTES = 8_000
 """More payload than this counts as more objects."""
 _TREES_MAX = 256
+_NONE: frozenset[tuple[bytes, bytes, bytes]] = frozenset()
 
 
 class Added(NamedTuple):
@@ -50,7 +52,7 @@ class Gathered:
         """The weights of the objects."""
         self._elsewhere: set[bytes] = set()
         self._new: list[Added] | None = None
-        self._trees: OrderedDict[bytes, dict[bytes, tuple[int, bytes]]] = OrderedDict()
+        self._trees: OrderedDict[bytes, frozenset[tuple[bytes, bytes, bytes]]] = OrderedDict()
 
     def add(self, points: Points) -> None:
         """All points; with *only_sealed* those that are sealed."""
@@ -88,12 +90,14 @@ class Gathered:
             oid, other, path = waiting.pop()
             if oid == other or not self._take(oid, path, is_file=False):
                 continue
-            old = self._entries(other) if other is not None else {}
-            for name, (mode, child) in self._entries(oid).items():
-                beside = old.get(name)
-                if mode == MODE_GITLINK or (beside is not None and beside[1] == child):
+            new, old = self._entries(oid), self._entries(other) if other is not None else _NONE
+            were = {name: (int(mode, 8), child) for mode, name, child in old - new}
+            for mode, name, child in sorted(new - old, key=itemgetter(1)):
+                number = int(mode, 8)
+                beside = were.get(name)
+                if number == MODE_GITLINK or (beside is not None and beside[1] == child):
                     continue
-                if mode == MODE_TREE:
+                if number == MODE_TREE:
                     above = beside[1] if beside is not None and beside[0] == MODE_TREE else None
                     waiting.append((child, above, path + b"/" + name))
                 else:
@@ -123,12 +127,13 @@ class Gathered:
             self._new.append(Added(oid, hint, is_file, weight))
         return not is_large
 
-    def _entries(self, tree: bytes) -> dict[bytes, tuple[int, bytes]]:
-        """(mode, object) by name. What was asked for last is kept: the next point differs from it in little."""
+    def _entries(self, tree: bytes) -> frozenset[tuple[bytes, bytes, bytes]]:
+        """(mode, name, object) as they are stored. What was asked for last is kept: the next point differs from it in
+        little."""
         known = self._trees.get(tree)
         if known is None:
             kind, payload = self._store.read(tree)
-            known = {entry.name: (entry.mode, entry.oid) for entry in decode_tree(payload)} if kind == "tree" else {}
+            known = frozenset(stored_entries(payload)) if kind == "tree" else _NONE
             self._trees[tree] = known
             if len(self._trees) > _TREES_MAX:
                 self._trees.popitem(last=False)

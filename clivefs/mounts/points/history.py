@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Changed
@@ -18,6 +19,8 @@ from clivefs.objects.errors import ObjectMissing
 
 _PAGE = 256
 _TREES_MAX = 4096
+_WANTED_MAX = 500
+"""Files whose content is asked for at once."""
 
 
 class AtPath(NamedTuple):
@@ -97,9 +100,17 @@ def _version(found: AtPath | None) -> Version | None:
 
 
 def with_content(reader: JoinedObjects, differences: Iterator[Difference]) -> Iterator[Changed]:
-    """The same with the files' content, for `edits.diff.patch_of`; submodules are left out."""
-    for path, before, after in differences:
-        yield Changed(path, _file(reader, before), _file(reader, after))
+    """The same with the files' content, for `edits.diff.patch_of`; submodules are left out. What was never read is
+    fetched."""
+    while some := list(islice(differences, _WANTED_MAX)):
+        reader.want(
+            version.oid
+            for _, *versions in some
+            for version in versions
+            if version is not None and version.mode != MODE_GITLINK
+        )
+        for path, before, after in some:
+            yield Changed(path, _file(reader, before), _file(reader, after))
 
 
 def _file(reader: JoinedObjects, version: Version | None) -> FileVersion | None:

@@ -18,8 +18,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clivefs.mounts.git.lower import DIRECTORY_BYTES, GitLower
-from clivefs.mounts.git.space import Fetcher, GitRef, Reader, TreeSpace
+from clivefs.mounts.git.lower import DIRECTORY_BYTES, FETCH_TIMEOUT_S, GitLower
+from clivefs.mounts.git.promised import PromisedObjects
+from clivefs.mounts.git.space import GitRef, Reader, TreeSpace
 from clivefs.mounts.git.trees import TREE_ENTRIES_MAX
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.points.metadata import ROOT, Facts, decode_records, split_meta
@@ -104,21 +105,22 @@ class PointLower(Lower):
         owner: Owner,
         layer: bytes,
         cache_dir: str,
-        fetcher: Fetcher | None = None,
+        promised: PromisedObjects | None = None,
         entries_max: int = TREE_ENTRIES_MAX,
     ) -> None:
         """*time_ns* and *owner*: of files of which nothing is recorded. *layer*: what `user.clive.layer` shows.
-        *cache_dir*: where large blobs of other repositories become plain files."""
+        *cache_dir*: where large blobs of other repositories become plain files. *promised*: gets what is missing."""
         self._reader = reader
         self._owner = owner
         self._time_ns = time_ns
         self._layer = layer
         self._git = GitLower(
-            TreeSpace(reader, layer, time_ns, fetcher),
+            TreeSpace(reader, layer, time_ns, promised.fetch if promised is not None else None),
             tree,
             owner=owner,
             cache_dir=cache_dir,
             tree_entries_max=entries_max,
+            fetch_timeout_s=promised.answer_timeout_s if promised is not None else FETCH_TIMEOUT_S,
         )
         self._root = PointRef(stat.S_IFDIR, None, b"", self._git.root, None, meta, None)
         self._root_known = meta is None
@@ -317,11 +319,11 @@ class PointLower(Lower):
 
 
 def lower_of_point(
-    point: Point, reader: Reader, *, owner: Owner, cache_dir: str, fetcher: Fetcher | None = None
+    point: Point, reader: Reader, *, owner: Owner, cache_dir: str, promised: PromisedObjects | None = None
 ) -> PointLower:
     """The layer that shows *point*, whose objects *reader* has. OSError (EIO) where its tree is not there.
 
-    *owner* is that of files of which nothing is recorded; *cache_dir* as for `PointLower`.
+    *owner* is that of files of which nothing is recorded; *cache_dir* and *promised* as for `PointLower`.
     """
     try:
         kind, _ = reader.header(point.tree)
@@ -338,7 +340,7 @@ def lower_of_point(
         owner=owner,
         layer=b"point:" + point.name.encode(),
         cache_dir=cache_dir,
-        fetcher=fetcher,
+        promised=promised,
     )
 
 

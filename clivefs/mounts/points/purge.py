@@ -4,7 +4,8 @@ Every point that has the path is written anew without it, and every point after 
 before; the index, session refs, forks and undo follow, all in one transaction. Then nothing leads to the path's
 content, and a collection removes it: from the database, whose file is written anew, from the packs, which are made
 anew, from what was unpacked, and from the view that `clivefs git` keeps. Killed before the transaction nothing has
-changed; killed after it, giving the command again does the rest.
+changed; killed after it, giving the command again does the rest: until then the record `purging` of the workspace has
+the path.
 
 Nothing may be mounted meanwhile. Times and numbers of points stay; their ids change.
 """
@@ -40,6 +41,7 @@ from clivefs.objects.sealing import sweep_unfinished
 from clivefs.objects.store import Store
 
 _BATCH_POINTS = 200
+_PURGING = "purging"
 _CACHES = ("unpacked", "scratch")
 """Directories of the store with copies of content."""
 
@@ -57,6 +59,8 @@ class Purged(NamedTuple):
     """Different contents that were at the path."""
     left: tuple[str, ...]
     """Where such content is still, in words."""
+    finished: bool = False
+    """Whether it did the rest of one that was ended before."""
 
 
 def purge(
@@ -76,13 +80,18 @@ def purge(
         had = _points_with(points, reader, path, blobs, progress)
         if dry_run:
             return Purged(len(had), 0, len(blobs), ())
+        unfinished = store.meta_get(_PURGING, workspace.encode()) is not None
+        if not had and not unfinished:
+            return Purged(0, 0, 0, ())
         rewritten = 0
         if had:
             ids = _rewrite(store, points, reader, path, had, progress)
-            rewritten = _publish(store, workspace, points, ids)
+            rewritten = _publish(store, workspace, path, points, ids)
         FAULTS.hit("purge.published")
         _clean(store, workspace, progress)
-        return Purged(len(had), rewritten, len(blobs), tuple(_left(store, blobs, repositories)))
+        with store.batch() as batch:
+            batch.meta_put(_PURGING, workspace.encode(), None)
+        return Purged(len(had), rewritten, len(blobs), tuple(_left(store, blobs, repositories)), unfinished)
 
 
 def _points_with(points: Points, reader: JoinedObjects, path: bytes, blobs: set[bytes], progress: Say) -> set[bytes]:
@@ -161,7 +170,7 @@ def _without(old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, 
     )
 
 
-def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, bytes]) -> int:
+def _publish(store: Store, workspace: str, path: bytes, points: Points, ids: dict[bytes, bytes]) -> int:
     """Let everything name the new points, in one transaction; how many points are others."""
 
     def new(text: str) -> str:
@@ -183,6 +192,7 @@ def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, byte
             facts = json.loads(undo)
             facts.update(after=new(facts["after"]), at=new(facts["at"]), redo=[new(each) for each in facts["redo"]])
             changes.meta.append(MetaChange("undo", own, json.dumps(facts).encode(), ANY))
+        changes.meta.append(MetaChange(_PURGING, own, path, ANY))
         store.apply(changes).result()
     return count
 

@@ -117,7 +117,7 @@ class PackageClients:
         command += ["versions", "--pre", "--timeout", f"{self.answer_timeout_s:g}", "--retries", "1", "--", name]
         output = self._run(command, directory, place, "Install Python with pip.")
         listed = _PIP_INDEX.search(output.stdout)
-        if listed is None:
+        if listed is None or _NO_NETWORK.search(output.stderr):  # an index that does not answer may have it
             return None
         versions = [each.strip() for each in listed[1].split(",")]
         if version not in versions:

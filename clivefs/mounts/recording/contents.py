@@ -47,18 +47,28 @@ Recorded = tuple[Version | None, Facts, Row | None]
 
 
 class Contents:
-    """Reads files into *batch*. *defer_bytes*: what is larger and not known yet is `Deferred`."""
+    """Reads files into *batch*. *defer_bytes*: what is larger and not known yet is `Deferred`. *give_way* is called
+    before each."""
 
-    def __init__(self, store: ObjectStore, batch: Batch, clock: Clock, defer_bytes: int | None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        batch: Batch,
+        clock: Clock,
+        defer_bytes: int | None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._batch = batch
         self._clock = clock
         self._defer_bytes = defer_bytes
+        self._give_way = give_way
 
     def file(self, dir_fd: int, name: bytes, st: os.stat_result, row: Row | None, group: bytes | None) -> Recorded:
         """What is at *name*, which is no directory; *st* is a fresh stat of it. *group* tells its hard links from those
         of other parts; None: its names are files of their own. FileNotFoundError, Unreadable, Unsettled, Deferred; any
         other OSError is the store's."""
+        self._give_way()
         mode = st.st_mode
         link = _link(group, st.st_ino) if st.st_nlink > 1 and group is not None else 0
         kind = stat.S_IFMT(mode)

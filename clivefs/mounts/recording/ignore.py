@@ -350,6 +350,11 @@ class Rules:
         return False
 
 
+def after(first: bytes | None, then: bytes | None) -> bytes | None:
+    """The content of one ignore file that decides as *then* and, where that says nothing, *first* would."""
+    return first + b"\n" + then.removeprefix(_BOM) if first and then else first or then
+
+
 class Exclude(Patterns):
     """The patterns of `[sessions] exclude`, which go before every file's."""
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple
 
 from clivefs.mounts.applying import STAGING
@@ -23,7 +24,8 @@ from clivefs.mounts.overlay.marks import Mark, MarkKind
 from clivefs.mounts.overlay.upper import PathFds
 from clivefs.mounts.points.metadata import Facts
 from clivefs.mounts.recording.contents import directory_facts
-from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
+from clivefs.mounts.recording.gitfiles import open_git_file, read_plain, read_small
+from clivefs.mounts.recording.ignore import Exclude, Rules, after
 from clivefs.mounts.recording.parts import HostLower, Part, TreeLower, join
 from clivefs.mounts.recording.statcache import directory_key
 from clivefs.mounts.recording.tracked import TrackedPaths
@@ -40,7 +42,6 @@ def is_never(name: bytes) -> bool:
 
 
 GITIGNORE = b".gitignore"
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 Hidden = Callable[[tuple[int, int], bytes], bool]
@@ -100,13 +101,24 @@ class Level:
 class Layers:
     """The layers of one part during one recording. Used by one thread; `close` it."""
 
-    def __init__(self, part: Part, exclude: Exclude, tracked: TrackedPaths, hidden: Hidden, *, obey: bool) -> None:
-        """*obey*: whether `.gitignore` counts."""
+    def __init__(
+        self,
+        part: Part,
+        exclude: Exclude,
+        tracked: TrackedPaths,
+        hidden: Hidden,
+        *,
+        obey: bool,
+        beside: Mapping[bytes, bytes] = MappingProxyType({}),
+    ) -> None:
+        """*obey*: whether `.gitignore` counts. *beside*: by the directory where rules start anew, patterns
+        that count after all others."""
         self.part = part
         self.tracked = tracked
         self._hidden = hidden
         self._obey = obey
         self._exclude = exclude
+        self._beside = beside if obey else {}
         self._trees: dict[bytes, dict[bytes, TreeEntry]] = {}
         self.lower_host = part.lower if isinstance(part.lower, HostLower) else None
         self.lower_tree = part.lower if isinstance(part.lower, TreeLower) else None
@@ -156,7 +168,7 @@ class Layers:
             return Level(path, False, None, None, None, level.rules.enter(name, None), ignored)
         if path in self.anew:
             inner = Level(path, found.in_upper, found.lower, found.tree, found.mark, level.rules, False)
-            inner.rules = Rules.at_root(self._exclude, path + b"/", None, self._gitignore(inner))
+            inner.rules = Rules.at_root(self._exclude, path + b"/", self._beside.get(path), self._gitignore(inner))
             return inner
         inner = Level(path, found.in_upper, found.lower, found.tree, found.mark, level.rules, ignored)
         inner.rules = level.rules.enter(name, self._gitignore(inner)) if not ignored else Rules()
@@ -340,7 +352,7 @@ class Layers:
             return None
         if level.plain and level.lower is not None:
             with suppress(OSError):
-                return _read_small(self.lower_fd(level.lower), GITIGNORE)
+                return read_small(self.lower_fd(level.lower), GITIGNORE)
             return None
         with suppress(OSError, ObjectMissing, ObjectTooLarge):
             found = self.look(level, GITIGNORE)
@@ -350,40 +362,24 @@ class Layers:
                 assert self.lower_tree is not None
                 return self.lower_tree.objects.read(found.entry.oid)[1]
             if found.in_upper:
-                return _read_small(self.upper_fd(level.path), GITIGNORE)
+                return read_small(self.upper_fd(level.path), GITIGNORE)
             assert found.lower is not None
             head, _, name = found.lower.rpartition(b"/")
-            return _read_small(self.lower_fd(head), name)
+            return read_small(self.lower_fd(head), name)
         return None
 
     def _info_exclude(self) -> bytes | None:
         if not self._obey:
             return None
+        beside = self._beside.get(b"")
         with suppress(OSError):
             fd = open_git_file(self.part, self.part.info_exclude, b"info/exclude")
             if fd is not None:
                 try:
-                    return _read_plain(fd)
+                    return after(beside, read_plain(fd))
                 finally:
                     os.close(fd)
-        return None
-
-
-def open_git_file(part: Part, path: str | None, name: bytes) -> int | None:
-    """A descriptor of a file of the part's git directory: at *path*, or *name* in a plain `.git` directory."""
-    if path is not None:
-        return os.open(path, _READ_FLAGS)
-    tops = [part.upper.fd] if part.upper is not None else []
-    if isinstance(part.lower, HostLower):
-        tops.append(part.lower.fd)
-    for top in tops:
-        with suppress(OSError):
-            fd = os.open(b".git", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            try:
-                return os.open(name, _READ_FLAGS, dir_fd=fd)
-            finally:
-                os.close(fd)
-    return None
+        return beside
 
 
 def unstorable(found: Found, name: bytes) -> str | None:
@@ -428,18 +424,3 @@ def _listed(fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
             yield os.fsencode(entry.name), entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-
-
-def _read_small(dir_fd: int, name: bytes) -> bytes | None:
-    try:
-        fd = os.open(name, _READ_FLAGS, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return None
-    try:
-        return _read_plain(fd)
-    finally:
-        os.close(fd)
-
-
-def _read_plain(fd: int) -> bytes | None:
-    return os.pread(fd, FILE_BYTES_MAX, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else None

@@ -32,8 +32,10 @@ from typing import NamedTuple, TypeVar
 from clivefs.base.ports import FAULTS, Clock, SystemClock
 from clivefs.mounts.git.space import Objects
 from clivefs.mounts.recording.contents import Contents
+from clivefs.mounts.recording.gitfiles import open_git_file
 from clivefs.mounts.recording.ignore import Exclude
-from clivefs.mounts.recording.layers import Found, Hidden, Layers, Level, open_git_file
+from clivefs.mounts.recording.layers import Found, Hidden, Layers, Level
+from clivefs.mounts.recording.pace import Pace
 from clivefs.mounts.recording.parts import Dirty, HostLower, Part, TreeLower
 from clivefs.mounts.recording.recordedtree import RecordedTree
 from clivefs.mounts.recording.refresh import Refresh, paths_of
@@ -83,22 +85,26 @@ class Recorder:
         *,
         exclude: Iterable[str] = (),
         ignored: bool = False,
+        user_ignore: Callable[[], bytes] = bytes,
         hidden: Hidden = lambda directory, name: False,
         watch: Watch | None = None,
         kept: Kept = tuple,
         clock: Clock | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """*exclude* and *ignored* are those of `[sessions]`. *watch* is told of each host directory before it is
-        looked into. *kept*: the repositories in which the objects of earlier points are, asked only for what is
-        nowhere else."""
+        """*exclude* and *ignored* are those of `[sessions]`. *user_ignore*: what git ignores everywhere. *watch* is
+        told of each host directory before it is looked into. *pace*: of a recording that takes long. *kept*: the
+        repositories in which the objects of earlier points are, asked only for what is nowhere else."""
         self._store = store
         self._cache = cache
         self._exclude = Exclude("\n".join(exclude).encode("utf-8", "surrogateescape"))
         self._obey = not ignored
+        self._user_ignore = user_ignore
         self._hidden = hidden
         self._watch = watch
         self._kept = kept
         self._clock = clock or SystemClock()
+        self._pace = pace or Pace(lambda: 0.0)
         self._recorded: RecordedTree | None = None
         self._stood_on: dict[bytes, object] = {}
         """What each part stood on at the last recording, by prefix."""
@@ -127,7 +133,8 @@ class Recorder:
                 recorded = RecordedTree(self._store, *base)
                 self._stood_on = {}
             recorded.objects = _readable(self._store, parts, self._kept)
-            contents = Contents(self._store, batch, self._clock, defer_bytes)
+            self._pace.begin()
+            contents = Contents(self._store, batch, self._clock, defer_bytes, self._pace.give_way)
             outcome, everything = self._refresh(parts, dirty, recorded, contents, batch)
             FAULTS.hit("record.hashed")
             changed = bool(outcome.paths) or recorded.meta is None  # the first of all, though the workspace be empty
@@ -177,7 +184,8 @@ class Recorder:
                 continue
             tracked = self._tracked.setdefault(part.prefix, TrackedPaths())
             tracked.look_at(partial(open_git_file, part, part.index, b"index"))
-            layers = Layers(part, self._exclude, tracked, self._hidden, obey=self._obey)
+            beside = {b"": self._user_ignore()}
+            layers = Layers(part, self._exclude, tracked, self._hidden, obey=self._obey, beside=beside)
             try:
                 Refresh(
                     layers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,33 @@ def test_two_forks_keep_what_each_has_inherited(world: World) -> None:
     assert (one.read("build/out"), two.read("build/out")) == (b"out\n", b"second\n")
     one.tree.close()
     two.tree.close()
+
+
+def test_another_kind_comes_where_an_inherited_directory_was(world: World) -> None:
+    fill(world)
+    one = world.fork()
+    before = one.all()
+    for path in sorted((path for path in world.live.all() if path.startswith("node_modules/")), reverse=True):
+        (world.live.rmdir if stat.S_ISDIR(before[path].mode) else world.live.unlink)(path)
+    world.live.rmdir("node_modules")
+    world.live.write("node_modules", b"a file\n")
+    world.live.append("node_modules", b"that grows\n")
+    world.live.chmod("node_modules", 0o600)
+    world.live.unlink("node_modules")
+    world.live.symlink("node_modules", b"elsewhere")
+    world.live.unlink("node_modules")
+    assert one.all() == before
+
+
+def test_what_could_not_be_removed_is_kept_before_it_changes(world: World) -> None:
+    fill(world)
+    one, two = world.fork("one"), world.fork("two")
+    before = one.all()
+    with pytest.raises(NotADirectoryError):
+        world.live.rmdir("node_modules/a/b/index.js")
+    world.live.append("node_modules/a/b/index.js", b"more\n")
+    assert one.all() == before
+    assert two.all() == before
 
 
 def test_an_inherited_directory_does_not_go_where_files_are_recorded(world: World) -> None:

@@ -1,0 +1,135 @@
+"""`run --fork --sandbox` with commands that mean harm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from harness import Bench, write_files
+
+HAS_BWRAP = subprocess.run(["sh", "-c", "command -v bwrap"], capture_output=True, check=False).returncode == 0
+
+pytestmark = [pytest.mark.mount, pytest.mark.skipif(not HAS_BWRAP, reason="bubblewrap is not installed")]
+
+GITDIR = "D=$(git rev-parse --absolute-git-dir); "
+LIMIT_S = 60
+"""For what hangs where it is wrong."""
+
+
+@pytest.fixture
+def work(bench: Bench) -> Bench:
+    """A mounted workspace: a checkout."""
+    write_files(bench.root, {"main.c": "int main;\n", ".gitignore": "*.o\n"})
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.git("init", "-q", "-b", "main", cwd=bench.root)
+    bench.git("add", "-A", cwd=bench.root)
+    bench.git("commit", "-q", "-m", "first", cwd=bench.root)
+    bench.mount()
+    return bench
+
+
+def boxed(bench: Bench, script: str, name: str = "boxed", stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run *script* in a sandbox; a file that has *stdin* is its standard input."""
+    given = bench.base / "given"
+    given.write_text(stdin)
+    words = ["run", "--fork", "--name", name, "--sandbox", "--", "sh", "-c", script]
+    with given.open("rb") as file:
+        return subprocess.run(
+            [sys.executable, "-m", "clivefs.cli", *words],
+            cwd=bench.live,
+            env=bench.environment,
+            stdin=file,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+
+def forks(bench: Bench) -> list[str]:
+    return [each["name"] for each in json.loads(bench.cli("fork", "--list", "--json", cwd=bench.live).stdout)]
+
+
+def test_its_standard_input_is_only_read(work: Bench) -> None:
+    done = boxed(work, "cat > copy; (echo pwned > /proc/self/fd/0) 2> /dev/null; true", stdin="given\n" * 100_000)
+    assert done.returncode == 0, done.stderr
+    assert (work.base / "given").read_text() == "given\n" * 100_000
+    assert (work.live / "copy").read_text() == "given\n" * 100_000
+    assert boxed(work, "true", stdin="nobody reads it\n" * 100_000).returncode == 0
+    work.check_sound()
+
+
+def test_its_standard_input_may_be_closed(work: Bench) -> None:
+    command = f"{sys.executable} -m clivefs.cli run --fork --sandbox -- sh -c 'echo made > made' <&-"
+    assert work.run(command).returncode == 0
+    assert (work.live / "made").read_text() == "made\n"
+
+
+def test_git_works_without_a_word(work: Bench) -> None:
+    done = boxed(work, "git status --short; git commit -q --allow-empty -m made; git log --format=%s")
+    assert done.returncode == 0
+    assert done.stdout.startswith("made\nfirst\n")
+    assert "error" not in done.stderr
+    work.check_sound()
+
+
+def test_what_is_known_of_its_gitdir_is_out_of_its_reach(work: Bench) -> None:
+    done = boxed(
+        work, GITDIR + "for i in places 0.start 0.borrowed new; do (echo x > $D/../$i) && echo wrote; done; true"
+    )
+    assert done.returncode == 0
+    assert "wrote" not in done.stdout
+    assert done.stderr.count("Read-only") == 4
+    work.check_sound()
+
+
+@pytest.mark.parametrize("name", ["HEAD", "packed-refs", "refs/heads/pipe", "objects/pack/pack-1.idx"])
+def test_a_pipe_in_its_gitdir_keeps_nobody_waiting(work: Bench, name: str) -> None:
+    done = boxed(work, GITDIR + f"echo x > made; rm -f $D/{name}; mkfifo $D/{name}")
+    assert done.returncode == 125
+    assert f"its {name} is not what is expected" in done.stderr
+    assert (work.live / "made").read_text() == "x\n"  # only its commits are in doubt
+    assert "committed, and the fork stays" in done.stderr
+    assert forks(work) == ["boxed"]
+    refused = work.cli("fork", "--drop", "boxed", cwd=work.live, check=False, timeout=LIMIT_S)
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+    work.cli("fork", "--drop", "boxed", "--force", cwd=work.live)
+    assert forks(work) == []
+    work.check_sound()
+
+
+EVIL = """
+import hashlib, os, subprocess, sys, zlib
+gitdir, escaped = sys.argv[1:]
+subprocess.run("git checkout -q -b side; mkfifo pipe.o", shell=True, check=True)
+with open(f"{gitdir}/evil", "w") as file:
+    file.write(f"#!/bin/sh\\ntouch {escaped}\\n")
+os.chmod(f"{gitdir}/evil", 0o755)
+with open(f"{gitdir}/config", "a") as file:
+    file.write(f"[include]\\npath = {os.getcwd()}/pipe.o\\n[extensions]\\npartialClone = evil\\n")
+    file.write(f'[remote "evil"]\\nurl = /\\npromisor = true\\nuploadpack = {gitdir}/evil\\n')
+# Its parent is missing: what asks for it would be fetched from the "remote".
+payload = b"tree %040d\\nparent %040d\\nauthor a <a> 1 +0000\\ncommitter a <a> 1 +0000\\n\\nx\\n" % (1, 2)
+whole = b"commit %d\\0" % len(payload) + payload
+name = hashlib.sha1(whole).hexdigest()
+os.makedirs(f"{gitdir}/objects/{name[:2]}", exist_ok=True)
+with open(f"{gitdir}/objects/{name[:2]}/{name[2:]}", "wb") as file:
+    file.write(zlib.compress(whole))
+with open(f"{gitdir}/refs/heads/side", "w") as file:
+    file.write(name + "\\n")
+"""
+
+
+def test_settings_of_its_gitdir_are_not_ours(work: Bench) -> None:
+    """Neither run nor waited for: commits are kept through a repository that has none of them."""
+    escaped = work.home / "escaped"
+    boxed(work, "git checkout -q -b side; git commit -q --allow-empty -m one")
+    done = boxed(work, GITDIR + f"python3 - $D {escaped}", stdin=EVIL)
+    assert done.returncode == 125, done.stderr
+    assert "cannot be kept" in done.stderr
+    assert not escaped.exists()
+    work.cli("fork", "--drop", "boxed", "--force", cwd=work.live)
+    work.check_sound()
