@@ -225,6 +225,29 @@ def test_commands_fetch_what_they_need_of_the_past(bench: Bench, server: GitHttp
     bench.check_sound()
 
 
+def test_a_fork_is_merged_with_what_nobody_has_read(bench: Bench, server: GitHttp) -> None:
+    """The live view has gone on to another version of what the fork has changed."""
+    mount(bench, server.url("thing.git"))
+    bench.cli("fork", "trial")
+    fork = bench.live / ".clive/forks/trial/far"
+    (fork / "one/a").write_text("theirs\n")
+    commit = push(bench, {"one/a": "moved on\n"}, "theirs")
+    table = bench.root / "Clive.toml"
+    table.write_text(table.read_text().replace('"main"', f'"{commit}"'))
+    until(lambda: bench.entry("far")["ref"] == commit, "the other commit")
+    bench.cli("snapshot")
+    server.stop()
+    refused_command = bench.cli("merge", "trial", check=False)
+    assert refused_command.returncode == 1
+    assert "cannot be had" in refused_command.stderr
+    server.start()
+    merged = bench.cli("merge", "trial", check=False)
+    assert "conflict: far/one/a" in merged.stderr
+    assert (bench.live / "far/one/a.ours").read_text() == "moved on\n"
+    assert (bench.live / "far/one/a.theirs").read_text() == "theirs\n"
+    bench.check_sound(allowed="fetching failed")
+
+
 def test_a_silent_server_is_eio_within_the_bound(bench: Bench, server: GitHttp) -> None:
     tree = mount(bench, server.url("thing.git"))
     (tree / "one/a").read_text()

@@ -159,6 +159,7 @@ class Merging:
         recording = self._recording.of(live)
         paths = {put.wanted.path for put in plan.puts}
         if paths:
+            await trio.to_thread.run_sync(reader.want, [put.oid for put in plan.puts if put.oid is not None])
             targets = [Target(put.wanted, put.oid) for put in plan.puts]
             still = partial(recording.claim, before.oid, paths, origin, message)
             await self._changes.apply(live, targets, reader, still)

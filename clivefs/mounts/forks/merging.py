@@ -7,7 +7,7 @@ empty directories, pipes, extended attributes) goes over where the live view has
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from clivefs.mounts.applying import Wanted
@@ -51,6 +51,15 @@ Changes = Mapping[bytes, Differs]
 def changes(reader: JoinedObjects, before: State, after: State) -> Changes:
     """What differs between two states, directories and special files too. ObjectMissing."""
     return {each.path: each for each in compare(reader, before, after)}
+
+
+def _read_by_merge(one: Changes, two: Changes) -> Iterator[bytes]:
+    """The blobs that a merge looks into: of files that both have changed, and of those that may have been moved."""
+    for mine, others in ((one, two), (two, one)):
+        moved = any(each.before is None for each in mine.values())
+        for path, each in mine.items():
+            if path in others or (moved and each.after is None):
+                yield from (file.oid for file in (each.before, each.after) if file is not None and file.oid is not None)
 
 
 def both_wrote(one: Changes, two: Changes) -> list[bytes]:
@@ -122,11 +131,12 @@ def plan_merge(
     """The plan of bringing what happened between *base* and *theirs* into *ours*.
 
     *taken*: whether the live view has something at a path, recorded or not. *scratch*: a directory for temporary
-    files. ObjectMissing.
+    files. ObjectMissing. What was never read of a lazy source is fetched: ClivefsError where that cannot be.
     """
+    changed, changed_live = changes(reader, base, theirs), changes(reader, base, ours)
+    reader.want(_read_by_merge(changed, changed_live))
     merge = merge_trees(reader, store, base.tree, ours.tree, theirs.tree, scratch=scratch, labels=labels)
-    changed = changes(reader, base, theirs)
-    live = _Live(reader, ours, changes(reader, base, ours))
+    live = _Live(reader, ours, changed_live)
     puts: dict[bytes, Put] = {}
     told: list[tuple[bytes, str]] = []
     new: list[bytes] = []
