@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ROUND_ACTS = 64
 _GATHER_S = 0.002
 _ANSWER_S = 2.0
+_NOT_FOUND = " (deleted)"
 _KNOWN_S = 2.0
 """For how long what was seen to be watched is believed to be."""
 _SCAN_SHARE = 5
@@ -83,7 +84,9 @@ class Applier:
         self._unfinished: set[int] = set()
         """The directories of what is being told."""
         self._stranded: trio.Event | None = None
-        """Set when those who are stranded have been put back; None: nobody is."""
+        """Set when those who are stranded have been put back; None: nobody is..."""
+        self._putting_back: trio.Event | None = None
+        """...but those that are being put back just now."""
         self._runs = False
 
     # What happened
@@ -122,9 +125,10 @@ class Applier:
 
     async def put_back(self) -> None:
         """Return when nobody is stranded any more, or it takes too long."""
-        if self._stranded is not None:
-            with trio.move_on_after(_ANSWER_S):
-                await self._stranded.wait()
+        with trio.move_on_after(_ANSWER_S):
+            for event in (self._putting_back, self._stranded):
+                if event is not None:
+                    await event.wait()
 
     # Telling
 
@@ -170,14 +174,34 @@ class Applier:
         event, self._stranded = self._stranded, None
         if event is None:
             return
+        self._putting_back = event
         try:
-            if await trio.to_thread.run_sync(self._invalidator.drain, _ANSWER_S, abandon_on_cancel=True):
-                await self._ask({"root": _latin(self._mountpoint), "device": self._device, "stranded": True})
+            # The applier itself has to be started for it, so only where somebody is.
+            places = await trio.to_thread.run_sync(self._stranded_places, abandon_on_cancel=True)
+            if places:
+                stranded = [[_latin(name) for name in place.split("/")] for place in places]
+                await self._ask({"root": _latin(self._mountpoint), "device": self._device, "stranded": stranded})
         except _Failed as failed:
             log.info("nobody was put back where he works: %s", failed)
             self._end()
         finally:
+            self._putting_back = None
             event.set()
+
+    def _stranded_places(self) -> set[str]:
+        """The directories below the mountpoint that processes work in, and that are not found from there any more. For
+        threads. To read where somebody works asks the mount nothing."""
+        places: set[str] = set()
+        if not self._invalidator.drain(_ANSWER_S):
+            return places
+        for pid in os.listdir("/proc"):
+            try:
+                place = os.readlink(f"/proc/{pid}/cwd") if pid.isdigit() else ""
+            except OSError:
+                continue  # it ended, or is another user's
+            if place.startswith(self._mountpoint + "/") and place.endswith(_NOT_FOUND):
+                places.add(place[len(self._mountpoint) + 1 : -len(_NOT_FOUND)])
+        return places
 
     async def _tell(self) -> None:
         while self._queue:

@@ -8,7 +8,7 @@ Messages are JSON, one a line; bytes are written as Latin-1.
 
     {"scan": DEVICE, "not": [PID, ...]}     -> {"watched": [INODE, ...] or null for "anything may be"}
     {"root": PATH, "device": MINOR, "acts": [...]}           -> {"failed": [[INDEX, ERRNO], ...]}
-    {"root": PATH, "device": MINOR, "stranded": true}        -> {"failed": []}
+    {"root": PATH, "device": MINOR, "stranded": [[COMPONENT, ...], ...]}  -> {"failed": []}
 
 An act is `[WHAT, [COMPONENT, ...], NAME, ...]`: `make` + kind, `remove` + kind, `move` + components and name of the new
 place and, if it is new content for that place, what `modify` has; `modify` + whether it may be opened for writing,
@@ -30,7 +30,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _WATCHES = ("anon_inode:inotify", "anon_inode:[fanotify]")
-_NOT_FOUND = b" (deleted)"
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -176,23 +175,13 @@ def _acts(root: str, device: int, acts: list[Any]) -> list[tuple[int, int]]:
     return failed
 
 
-def _put_back(root: bytes, device: int) -> None:
-    """Look up the directories that processes work in, and that are not found from there any more."""
-    places: set[bytes] = set()
-    for pid in os.listdir(b"/proc"):
-        try:
-            place = os.readlink(b"/proc/" + pid + b"/cwd") if pid.isdigit() else b""
-        except OSError:
-            continue  # it ended, or is another user's
-        if place.startswith(root + b"/") and place.endswith(_NOT_FOUND):
-            places.add(place[len(root) + 1 : -len(_NOT_FOUND)])
-    if not places:
-        return
-    directories = _Directories(root, device)
+def _put_back(root: str, device: int, places: list[list[str]]) -> None:
+    """Look up the directories *places*, for those who work in them."""
+    directories = _Directories(_bytes(root), device)
     try:
         for place in places:
             with contextlib.suppress(OSError):  # it is gone in fact
-                os.close(directories.open(place.split(b"/")))
+                os.close(directories.open([_bytes(each) for each in place]))
     finally:
         directories.close()
 
@@ -242,7 +231,7 @@ def main() -> None:
         else:
             try:
                 if "stranded" in asked:
-                    _put_back(_bytes(asked["root"]), asked["device"])
+                    _put_back(asked["root"], asked["device"], asked["stranded"])
                     answer = {"failed": []}
                 else:
                     answer = {"failed": _acts(asked["root"], asked["device"], asked["acts"])}

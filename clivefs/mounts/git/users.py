@@ -30,11 +30,12 @@ class User(NamedTuple):
 
 
 def note_user(store: ObjectStore, repository: str, user: User) -> None:
-    """Remember that *user* has opened the repository at the path *repository*. To be called while it is held."""
+    """Remember that *user* has opened the repository at the path *repository*. To be called while it is held. Nobody
+    waits for it: without the record a collection still waits for 30 days."""
     name = os.path.basename(repository)
     key = _user_key(name) + f"{user.workspace}/{sha256(os.fsencode(user.location)).hexdigest()}".encode()
     if store.meta_get(NAMESPACE, key) is None:
-        with store.batch() as batch:
+        with store.batch(wait=False) as batch:
             batch.meta_put(NAMESPACE, key, json.dumps({"location": user.location}).encode())
     note_use(store, f"repositories/{name}")
 
