@@ -196,6 +196,7 @@ def test_a_collection_that_is_ended_says_so(shop: Bench, number: signal.Signals)
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # whoever runs us may ignore it, as nohup does
         )
         until(lambda: is_collecting(shop), "it has begun")
         child.send_signal(number)
