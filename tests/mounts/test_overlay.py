@@ -16,6 +16,7 @@ from clivefs.base.ports import FAULTS
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.overlay.upper import PathFds
 from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
 from tests.contract.driver import Failed, outcome
 from tests.contract.tree_driver import TreeDriver
@@ -683,3 +684,20 @@ def test_fsync_covers_names_that_were_made_before_the_daemon_started(
     file.fsync(False)
     assert synced == [os.stat(tmp_path / "tree/made").st_ino]
     file.close()
+
+
+def test_two_who_list_one_directory_each_get_all_of_it(tmp_path: Path) -> None:
+    """Not so by duplicates of a descriptor, whose position is one: the recorder's thread lists beside the loop's."""
+    names = {f"a rather long name of a file {number:05}" for number in range(3000)}  # more than one read gives
+    for name in names:
+        (tmp_path / name).touch()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    paths = PathFds(fd)
+    try:
+        with os.scandir(fd) as listing:
+            first = next(listing).name
+            assert set(os.listdir(paths.open(b""))) == names
+            assert {first, *(entry.name for entry in listing)} == names
+    finally:
+        paths.close()
+        os.close(fd)

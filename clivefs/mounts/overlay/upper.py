@@ -297,10 +297,13 @@ def unlink_work(work_fd: int, name: bytes) -> None:
 
 class PathFds:
     """Directories of an upper by path, for walks that know no nodes; at most 64 descriptors. Also of those whose way
-    their owner, who we are, may not search."""
+    their owner, who we are, may not search.
+
+    The top is opened anew: a thread that lists by the descriptor that another lists by, or by a duplicate of it, shares
+    the position in the directory with him, and each gets only a part of the names."""
 
     def __init__(self, tree_fd: int) -> None:
-        self._tree_fd = tree_fd
+        self._tree_fd = _opened_anew(tree_fd)
         self._fds: DirFds[bytes] = DirFds(64)
 
     def open(self, path: bytes) -> int:
@@ -329,6 +332,16 @@ class PathFds:
 
     def close(self) -> None:
         self._fds.close()
+        fd, self._tree_fd = self._tree_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _opened_anew(fd: int) -> int:
+    try:
+        return os.open(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # it can be searched at best
+        return os.dup(fd)
 
 
 def list_directory(fd: int) -> Iterator[DirEntry]:
