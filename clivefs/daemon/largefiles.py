@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import trio
 
@@ -27,15 +26,17 @@ _BUSY_S = 5.0
 class LargeFiles:
     """The large files of one workspace that are being read. For the loop's thread."""
 
-    def __init__(self, failed: Callable[[Exception], None], last_s: Callable[[], float]) -> None:
-        """*last_s*: when something changed last, by the monotonic clock."""
+    def __init__(
+        self, failed: Callable[[Exception], None], last_s: Callable[[], float], is_hurried: Callable[[], bool]
+    ) -> None:
+        """*last_s*: when something changed last, by the monotonic clock. *is_hurried*: whether somebody waits."""
         self._failed = failed
         self._last_s = last_s
         self._pending: set[Dirty] = set()
         self._readers = trio.CapacityLimiter(_READERS)
         self._read = trio.Event()
         """Set when one of them has been; then there is another event for the next."""
-        self._hurried = 0
+        self._is_hurried = is_hurried
 
     def pending(self) -> frozenset[Dirty]:
         """Those that have not been read yet."""
@@ -76,20 +77,11 @@ class LargeFiles:
     async def _wait_for_idle(self) -> None:
         """While much is being written, reading a large file would slow that down. Nobody waits long for it."""
         latest_s = time.monotonic() + _BUSY_S
-        while not self._hurried:
+        while not self._is_hurried():
             now = time.monotonic()
             if now >= min(latest_s, self._last_s() + _IDLE_S):
                 return
             await trio.sleep(_IDLE_S / 4)
-
-    @contextmanager
-    def hurried(self) -> Iterator[None]:
-        """Somebody waits for them."""
-        self._hurried += 1
-        try:
-            yield
-        finally:
-            self._hurried -= 1
 
     async def wait_for(self, wanted: set[Dirty]) -> None:
         """Until all of *wanted* have been read."""

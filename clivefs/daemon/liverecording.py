@@ -83,7 +83,7 @@ class LiveRecording:
         """When to try once more, by the monotonic clock."""
         self._error: str | None = None
         self._left_out: dict[bytes, str] = {}
-        self._large = LargeFiles(self._failed, lambda: self._noticed.last_s)
+        self._large = LargeFiles(self._failed, lambda: self._noticed.last_s, lambda: self._maker.pace.is_hurried)
         self._nursery: trio.Nursery | None = None
         self._ending = False
         """The large files too are read at once: nobody is left who would read them aside."""
@@ -205,7 +205,7 @@ class LiveRecording:
     async def barrier(self, message: str | None) -> Settled:
         """Record all that is dirty; the newest point then, with *message* a new one. ClivefsError when it cannot be
         recorded."""
-        with self._maker.pace.hurried(), self._large.hurried():
+        with self._maker.pace.hurried():
             await self._ready.wait()
             return await self._settle(Asked("command:snapshot", message) if message is not None else None)
 
@@ -371,7 +371,7 @@ class LiveRecording:
 
     async def end(self) -> None:
         """Record the rest and end the session."""
-        with trio.CancelScope(shield=True), self._maker.pace.hurried(), self._large.hurried():
+        with trio.CancelScope(shield=True), self._maker.pace.hurried():
             self._ending = True
             self._around.tell_open()
             if self.session is not None:

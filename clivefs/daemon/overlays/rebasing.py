@@ -38,7 +38,7 @@ from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import TreeEditor
 from clivefs.mounts.git.treemerge import Labels
-from clivefs.mounts.overlay.intentlog import IntentLog
+from clivefs.mounts.overlay.upper import has_edits
 from clivefs.objects.errors import ObjectMissing
 
 _FETCHES_MAX = 500
@@ -368,17 +368,7 @@ def _without_pattern(text: str, path: str, pattern: str, *, file: str) -> str:
 
 def _refuse_edits(directory: str, entry: MountEntry) -> None:
     """ClivefsError where edits of the other release are kept already."""
-    tree = os.path.join(directory, "tree")
-    found = os.path.isdir(tree) and any(name != ".git" for name in os.listdir(tree))
-    if not found and os.path.exists(os.path.join(directory, "marks")):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            log = IntentLog(fd)
-            found = any(True for _ in log.marks.root.walk())
-            log.close()
-        finally:
-            os.close(fd)
-    if found:
+    if has_edits(directory):
         raise ClivefsError(
             f"there are edits of yours on {entry.source} already",
             place=entry.path,

@@ -37,6 +37,14 @@ def unused(path: str) -> Iterator[bool]:
     except OSError:
         yield False
         return
+    with locked_alone(fd) as alone:
+        yield alone
+
+
+@contextmanager
+def locked_alone(fd: int) -> Iterator[bool]:
+    """Whether nobody else has locked the file behind *fd*, which is owned from now on; if so, nobody comes to before
+    the block ends."""
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

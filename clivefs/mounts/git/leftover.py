@@ -16,7 +16,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.mounts.git.command import GitCommand, GitFailed
 from clivefs.mounts.git.head import read_head
 from clivefs.mounts.git.move import BASE
-from clivefs.mounts.overlay.intentlog import IntentLog
+from clivefs.mounts.overlay.upper import has_edits
 from clivefs.objects.repository import Repository
 
 MODULES = "modules"
@@ -38,7 +38,7 @@ def has_work(gitdir: str, upper: str, sources: Mapping[str, bytes], git: GitComm
     """Whether the private gitdir, those of its submodules, or the upper directory of its entry have anything of the
     user's. *sources*: the tags of the repositories that it may borrow from. For threads."""
     try:
-        return _has_edits(upper) or any(_is_used(each, sources, git) for each in gitdirs_in(gitdir))
+        return has_edits(upper) or any(_is_used(each, sources, git) for each in gitdirs_in(gitdir))
     except (OSError, ClivefsError, GitFailed, ValueError):
         return True
 
@@ -61,22 +61,6 @@ def _modules(directory: str, depth: int) -> Iterator[str]:
             yield from _modules(path, depth + 1)
         else:
             yield path
-
-
-def _has_edits(upper: str) -> bool:
-    tree = os.path.join(upper, "tree")
-    if os.path.isdir(tree) and os.listdir(tree) not in ([], [".git"]):
-        return True
-    if not os.path.exists(os.path.join(upper, "marks")):
-        return False
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        log = IntentLog(fd)
-        found = any(True for _ in log.marks.root.walk())
-        log.close()
-    finally:
-        os.close(fd)
-    return found
 
 
 def _is_used(gitdir: str, sources: Mapping[str, bytes], git: GitCommand) -> bool:

@@ -287,6 +287,25 @@ class Upper:
         self.tree_fd = self.work_fd = self._dir_fd = -1
 
 
+def has_edits(directory: str) -> bool:
+    """Whether the upper at the path *directory*, which nobody has open, has edits; the `.git` file of an entry is none.
+    OSError."""
+    tree = os.path.join(directory, os.fsdecode(TREE))
+    if os.path.isdir(tree) and any(name != ".git" for name in os.listdir(tree)):
+        return True
+    if not os.path.exists(os.path.join(directory, "marks")):
+        return False
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        log = IntentLog(fd)
+        try:
+            return any(True for _ in log.marks.root.walk())
+        finally:
+            log.close()
+    finally:
+        os.close(fd)
+
+
 def unlink_work(work_fd: int, name: bytes) -> None:
     """As `Upper.unlink_work`, for threads, which have a descriptor of their own."""
     try:

@@ -14,7 +14,6 @@ if need be. `note_user` takes the mark away that a removal goes by.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ from clivefs.mounts.config import config
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.fetch import repository_path
-from clivefs.mounts.git.inuse import unused
+from clivefs.mounts.git.inuse import locked_alone, unused
 from clivefs.mounts.git.leftover import gitdirs_in, has_work
 from clivefs.mounts.git.users import NAMESPACE, past_key, since_key, users
 from clivefs.mounts.points.needs import Needs
@@ -383,15 +382,8 @@ def disk_bytes(path: str) -> int:
 def _not_fetching(path: str) -> Iterator[bool]:
     """Whether nobody fetches into the repository *path*, nor begins to before the block ends."""
     fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(fd)
+    with locked_alone(fd) as alone:
+        yield alone
 
 
 def _end_removals(store: Store) -> None:

@@ -46,6 +46,11 @@ class Pace:
             now = time.monotonic()
         self._works_until_s = now + _WORK_S
 
+    @property
+    def is_hurried(self) -> bool:
+        """Somebody waits."""
+        return self._hurried > 0
+
     @contextmanager
     def hurried(self) -> Iterator[None]:
         """Somebody waits for the recording: it does not rest meanwhile."""
