@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clivefs.base.errors import ClivefsError
-from clivefs.cli import call as calls
-from clivefs.cli import locate
+from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
-from clivefs.cli.forks import fork_at
 from clivefs.cli.locate import Workspace
 from clivefs.mounts import identity
 from clivefs.mounts.edits.diff import scratch_directory
@@ -27,9 +22,6 @@ from clivefs.mounts.points.point import Point
 from clivefs.objects.errors import StoreError
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
-
-_MOMENT = re.compile(r"-\d")
-"""What begins a moment of the past and not an option: `-5m`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,7 @@ class Past:
     def find(self, text: str) -> Point:
         """The point that an expression means, zoneless times in this machine's zone. ClivefsError that says what would
         have been right."""
-        found = expressions.find(self.points, text, now_ms=time.time_ns() // 1_000_000, zone=None)
+        found = expressions.find_moment(self.points, moments.moment(text))
         assert isinstance(found, IndexedPoint)
         return self.points.load(found.oid)
 
@@ -57,40 +49,7 @@ class Past:
 
     def below(self, path: str) -> bytes:
         """*path* as a person names it, below the workspace; empty for all of it. ClivefsError in a fork."""
-        inside = self.place.inside(path)
-        fork = fork_at(inside)
-        if fork is not None:
-            raise ClivefsError(
-                f"only the live view is recorded, and this is in the fork {fork}",
-                place=path,
-                remedy=f"`clivefs fork --diff {fork}` shows what it changed",
-            )
-        return os.fsencode(inside)
-
-
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """`-w`, `--mountpoint` and `--store`, for commands whose `--at` is a moment; and moments such as `-5m`."""
-    parser.add_argument(
-        "-w",
-        "--workspace",
-        metavar="NAME",
-        help="the mounted workspace of this name (default: the one that the current directory is in)",
-    )
-    parser.add_argument("--mountpoint", dest="at", metavar="MOUNTPOINT", help="where it is mounted, if at several")
-    calls.add_store(parser)
-    accept_moments(parser)
-
-
-def count(text: str) -> int:
-    """The number that *text* is, for options such as `-n`. ArgumentTypeError where it is none, or below 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of things: give 0 or more")
-    return int(text)
-
-
-def accept_moments(parser: argparse.ArgumentParser) -> None:
-    """Let an argument that begins like `-5m` be one."""
-    parser._negative_number_matcher = _MOMENT
+        return moments.below(self.place, path)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ from clivefs.base.errors import ClivefsError
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.liverecording import LiveRecording, Settled
 from clivefs.daemon.pointmaking import Surroundings
+from clivefs.mounts.points import expressions
 from clivefs.mounts.points.index import IndexedPoint
+from clivefs.mounts.points.moments import Moment
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.layers import Hidden
 from clivefs.mounts.tree import Owner
@@ -109,6 +111,19 @@ class Recording:
             return points.load(oid)
 
         oid = bytes.fromhex(point)
+        return await trio.to_thread.run_sync(load)
+
+    async def found(self, live: LiveWorkspace, moment: Moment) -> Point:
+        """The point that is meant, now that everything is recorded; within `reading` it stays. ClivefsError that says
+        what would have been right."""
+        await self.snapshot(live)
+
+        def load() -> Point:
+            points = self.of(live).points
+            found = expressions.find_moment(points, moment)
+            assert isinstance(found, IndexedPoint)  # no mount entries were given
+            return points.load(found.oid)
+
         return await trio.to_thread.run_sync(load)
 
     async def leave(self, live: LiveWorkspace) -> None:

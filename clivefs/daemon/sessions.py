@@ -18,6 +18,7 @@ from clivefs.mounts.applying import Wanted
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.compare import Differs, State, compare, file_at
 from clivefs.mounts.points.facts import point_facts
+from clivefs.mounts.points.moments import Moment
 from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.points.undo import Position, note_position, redone, undone
@@ -48,12 +49,12 @@ class Sessions:
         return {"session": new, "ended": old}
 
     async def restore(self, args: dict[str, Any], progress: Progress) -> Any:
-        """Let `paths` (below the workspace; "" is all) be what they were at the point `point` (an id)."""
+        """Let `paths` (below the workspace; "" is all) be what they were at `moment` (the fields of a `Moment`)."""
         live = self._workspaces.get(args["workspace"])
         paths = [os.fsencode(path) for path in args["paths"]]
         origin = f"command:{args.get('command', 'restore')}"
         async with live.going_back, self._recording.reading():
-            point = await self._recording.chosen(live, args["point"])
+            point = await self._recording.found(live, Moment(**args["moment"]))
             return await self._go_to(
                 live, point, paths, origin, times=bool(args.get("times")), dry=bool(args["dry_run"])
             )

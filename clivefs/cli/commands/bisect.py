@@ -9,7 +9,7 @@ import sys
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.points.bisect import Bisection, Verdict
 from clivefs.mounts.points.facts import point_facts
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--from", dest="start", default="start", metavar="A", help="where it succeeds (default: the session's start)"
     )
     parser.add_argument("--to", default="now", metavar="B", help="where it fails (default: now)")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
     parser.add_argument("command_line", metavar="-- CMD ...", nargs=argparse.REMAINDER, help="the command")
 

@@ -7,7 +7,7 @@ import os
 
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
 from clivefs.mounts.points.facts import point_facts
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="[A [B]] [PATH ...]", nargs="*", help="moments, then paths")
     parser.add_argument("--stat", action="store_true", help="only list the files, with a letter of what happened")
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 if there is a difference, as git does")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

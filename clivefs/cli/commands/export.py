@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.points.export import session_refs, update
 
@@ -21,7 +21,7 @@ git clone ~/backup/shop.git"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--git", metavar="DIR", required=True, help="a new directory, or one that was exported to")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.points.facts import point_facts
 from clivefs.mounts.points.history import content_changes
@@ -24,8 +24,8 @@ clivefs find-change . --contains TODO -n 1"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or a directory")
     parser.add_argument("--contains", metavar="TEXT", required=True, help="the text, as bytes: no pattern")
-    parser.add_argument("-n", "--max-count", type=past.count, metavar="N", help="at most N changes")
-    past.add_place(parser)
+    parser.add_argument("-n", "--max-count", type=moments.count, metavar="N", help="at most N changes")
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

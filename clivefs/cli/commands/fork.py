@@ -8,7 +8,7 @@ from typing import Any
 
 from clivefs.base.errors import UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
 from clivefs.cli.forks import commit_lines, refuse_in_a_fork
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="with --drop: give up commits made in it that cannot be kept"
     )
     parser.add_argument("--audit", action="store_true", help="with `show`: what its sandboxed command read and wrote")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import daemons
 from clivefs.cli.ending import ended_by_signals
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, metavar="N", default=float("inf"), help="begin nothing new after N seconds"
     )
     parser.add_argument("--while-quiet", action="store_true", help="begin nothing new once something is recorded")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 
 from clivefs.base.errors import ClivefsError
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.points.export import session_refs, update
 
@@ -24,7 +24,7 @@ clivefs git diff latest~5 latest -- src"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    past.add_place(parser)
+    moments.add_place(parser)
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="a git command and its arguments")
 
 

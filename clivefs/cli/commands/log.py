@@ -7,7 +7,7 @@ import itertools
 import os
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
 from clivefs.mounts.points.facts import point_facts
@@ -29,11 +29,11 @@ clivefs log --since -2h --json"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory (default: all)")
     parser.add_argument("-p", "--patch", action="store_true", help="show what each point changed")
-    parser.add_argument("-n", "--max-count", type=past.count, metavar="N", help="at most N points")
+    parser.add_argument("-n", "--max-count", type=moments.count, metavar="N", help="at most N points")
     parser.add_argument("--since", metavar="EXPR", help="points after this moment")
     parser.add_argument("--until", metavar="EXPR", help="points up to this moment")
     parser.add_argument("--session", metavar="NAME", help="points of this session only")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -8,7 +8,7 @@ import sys
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.ending import ended_by_signals
 from clivefs.mounts.points.purge import Purged, purge, wait_until_alone
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or directory of the workspace")
     parser.add_argument("--dry-run", action="store_true", help="only say how much has it")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

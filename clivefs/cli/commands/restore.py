@@ -6,7 +6,7 @@ import argparse
 import os
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.going import told
 
@@ -28,22 +28,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--times", action="store_true", help="with the modification times of then")
     parser.add_argument("--dry-run", action="store_true", help="only say what would change")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 
 def run(call: Call) -> int:
     args = call.args
-    with past.opened(call) as opened:
-        daemon = opened.place.served("only a mounted workspace can be changed in one step")
-        point = opened.find(args.moment)
-        paths = [os.fsdecode(opened.below(path)) for path in args.paths]
+    place = locate.find(call)
+    daemon = place.served("only a mounted workspace can be changed in one step")
     result = daemon.ask(
         "restore",
         call.out.progress,
-        workspace=opened.place.name,
-        point=point.oid.hex(),
-        paths=paths,
+        workspace=place.name,
+        moment=moments.moment(args.moment)._asdict(),
+        paths=[os.fsdecode(moments.below(place, path)) for path in args.paths],
         times=args.times,
         dry_run=args.dry_run,
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.output import size, table
 from clivefs.mounts.points.index import Session
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     new.add_argument("name", metavar="NAME", help="1 to 64 of a-z, 0-9, `.`, `_` and `-`")
     end = actions.add_parser("end", help="end the present session; an unnamed one begins", allow_abbrev=False)
     for action in (listing, new, end):
-        past.add_place(action)
+        moments.add_place(action)
         calls.add_json(action)
 
 

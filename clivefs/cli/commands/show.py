@@ -8,7 +8,7 @@ import stat
 
 from clivefs.base.errors import ClivefsError
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
 from clivefs.mounts.points.expressions import FORMS, Unknown
@@ -32,7 +32,7 @@ clivefs show yesterday:. """
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="POINT[:PATH]", nargs="?", default="now", help="default: the newest point")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clivefs.cli import call as calls
-from clivefs.cli import locate, past
+from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 
 DESCRIPTION = """\
@@ -19,7 +19,7 @@ clivefs snapshot -m 'before the migration'"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--message", metavar="TEXT", help="what the point is to say")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from clivefs.cli import call as calls
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.output import size, table
 from clivefs.mounts.points.stats import Stats, Tiers, stats, tiers
@@ -23,8 +23,10 @@ clivefs stats --json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--top", type=past.count, default=20, metavar="N", help="how many paths to list (default: 20)")
-    past.add_place(parser)
+    parser.add_argument(
+        "--top", type=moments.count, default=20, metavar="N", help="how many paths to list (default: 20)"
+    )
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

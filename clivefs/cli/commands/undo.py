@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clivefs.cli import call as calls
-from clivefs.cli import locate, past
+from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.forks import refuse_in_a_fork
 from clivefs.cli.going import told
@@ -23,7 +23,7 @@ clivefs undo 3"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("count", metavar="N", type=int, nargs="?", default=1, help="how many points (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would change")
-    past.add_place(parser)
+    moments.add_place(parser)
     calls.add_json(parser)
 
 

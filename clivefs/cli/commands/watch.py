@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
-from clivefs.cli import past
+from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon, DaemonGone
+from clivefs.cli.forks import refuse_in_a_fork
 from clivefs.cli.output import portable
 from clivefs.mounts.points.changes import Change, changes_after
 from clivefs.objects.errors import ObjectMissing
@@ -32,7 +33,7 @@ clivefs watch | jq -r .path"""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="*", help="a file or a directory (default: all)")
     parser.add_argument("--since", metavar="SEQ", type=int, help="begin after the point with this number")
-    past.add_place(parser)
+    moments.add_place(parser)
     parser.add_argument("--json", action="store_true", help="JSON lines are what is printed anyway")
 
 
@@ -40,6 +41,7 @@ def run(call: Call) -> int:
     reader = _Reader(call)
     with past.opened(call) as opened:
         place = opened.place
+        refuse_in_a_fork(place, "only what changes in the live view is recorded and can be watched")
         reader.begin(opened)
     while True:
         there = place.daemon is not None and place.name is not None and _wait(place.daemon, place.name, reader.seq)

@@ -22,12 +22,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import UTC, tzinfo
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.points.index import IndexedPoint, Points
-from clivefs.mounts.points.names import MS_MAX, is_session_name, milliseconds, parse_point_name, point_name, utc
+from clivefs.mounts.points.moments import Moment, read_moment
+from clivefs.mounts.points.names import is_session_name, point_name
 from clivefs.objects.encode import OID_BYTES
 
 FORMS = (
@@ -36,12 +37,6 @@ FORMS = (
 )
 """What can be written, for people; below `.clive/at` also PATH:REVISION."""
 
-_UNITS_MS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
-_AGO = re.compile(r"-(?:\d{1,9}[wdhms])+", re.ASCII)
-_PART = re.compile(r"(\d+)([wdhms])", re.ASCII)
-_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(\.\d{1,6})?)?", re.ASCII)
-_DAY = re.compile(r"(today|yesterday)(?:[ T](.*))?")
-_ISO = re.compile(r"(\d{4}-\d\d-\d\d)(?:[ Tt](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?))?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
 _SEQ = re.compile(r"[#@](\d{1,19})", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{4,40}")
 
@@ -58,10 +53,6 @@ class Unknown(ClivefsError):
     """The text does not even look like a time, a point or a session."""
 
 
-class _Unreadable(Exception):
-    """The text is a time, but none that there is."""
-
-
 def find(
     points: Points,
     text: str,
@@ -76,15 +67,21 @@ def find(
 
     A few reads of the index; but for a point's id all of it is read (`Points.by_id`), see `needs_a_search`.
     """
+    return find_moment(points, read_moment(text, now_ms, zone), in_path=in_path, entries=entries)
+
+
+def find_moment(
+    points: Points, moment: Moment, *, in_path: bool = False, entries: Collection[str] = ()
+) -> IndexedPoint | GitRevision:
+    """The same for what somebody has read already, whose clock and zone may be others."""
+    text = moment.text
     found = _special(points, text, in_path)
     if found is not None:
         return found
-    try:
-        ms = _moment(text, now_ms, zone)
-    except (_Unreadable, ValueError, OverflowError) as error:
-        raise ClivefsError(f"{text!r} is no time that there is ({error})", remedy=f"Write {FORMS}.") from error
-    if ms is not None:
-        return _at(points, text, ms)
+    if moment.unreadable:
+        raise ClivefsError(f"{text!r} is no time that there is ({moment.unreadable})", remedy=f"Write {FORMS}.")
+    if moment.ms is not None:
+        return _at(points, text, moment.ms)
     if _ID.fullmatch(text):
         return _by_id(points, text)
     revision = _git_revision(text, in_path, entries)
@@ -165,54 +162,6 @@ def _at(points: Points, text: str, ms: int) -> IndexedPoint:
 
 def _nothing_recorded() -> ClivefsError:
     return ClivefsError("nothing has been recorded yet", remedy="Mount the workspace; its first point comes at once.")
-
-
-# Times
-
-
-def _moment(text: str, now_ms: int, zone: tzinfo | None) -> int | None:
-    """The last millisecond that *text* means; None where it is no time."""
-    if _AGO.fullmatch(text):
-        return now_ms - sum(int(number) * _UNITS_MS[unit] for number, unit in _PART.findall(text))
-    exact = parse_point_name(text)
-    if exact is not None:
-        return exact
-    today = _local(now_ms, zone).date()
-    if _CLOCK.fullmatch(text):
-        ms = _clock(today, text, zone)
-        return ms if ms <= now_ms else _clock(today - timedelta(days=1), text, zone)
-    day = _DAY.fullmatch(text)
-    if day is not None:
-        return _clock(today - timedelta(days=day[1] == "yesterday"), day[2] or "00:00", zone)
-    iso = _ISO.fullmatch(text)
-    if iso is None:
-        return None
-    if iso[3]:
-        zone = UTC if iso[3] in "Zz" else _offset(iso[3])
-    return _clock(date.fromisoformat(iso[1]), iso[2] or "00:00", zone)
-
-
-def _clock(day: date, text: str, zone: tzinfo | None) -> int:
-    """The last millisecond of *day* that the time of day *text* means."""
-    match = _CLOCK.fullmatch(text)
-    if match is None:
-        raise _Unreadable(f"{text!r} is no time of day")
-    hour, minute, second, part = match.groups()
-    microsecond = round(float(part or "0") * 1_000_000)
-    moment = datetime.combine(day, time(int(hour), int(minute), int(second or 0), microsecond), zone)
-    whole_second = second is not None and part is None
-    ms = milliseconds(moment if zone is not None else moment.astimezone(UTC))
-    return min(ms + (999 if whole_second else 0), MS_MAX)
-
-
-def _local(ms: int, zone: tzinfo | None) -> datetime:
-    return utc(ms).astimezone(zone)
-
-
-def _offset(text: str) -> tzinfo:
-    offset = datetime.strptime(text, "%z").tzinfo
-    assert offset is not None
-    return offset
 
 
 # The rest
