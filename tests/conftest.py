@@ -6,12 +6,18 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Generator
 
 import pytest
 
 FUSE_DEVICE = "/dev/fuse"
 IN_CI = os.environ.get("CI") == "true"
+
+# Some machines are told to keep no bytecode. The tests start thousands of processes of clivefs, and each would compile
+# it anew: half of all the time that they take.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ import struct
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RENAME_NOREPLACE = 1
+CLOCK_REALTIME_COARSE = 5
 RENAME_EXCHANGE = 2
 
 AT_FDCWD = -100

@@ -5,6 +5,6 @@ arguments. May import everything of ours. To stay quick, a command's module is i
 is called (`table.load`), and nothing imports them directly.
 """
 
-from clivefs.cli.main import main
+from clivefs.cli.main import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

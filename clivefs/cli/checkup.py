@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from clivefs.base.errors import ClivefsError
-from clivefs.cli import mountpoint
+from clivefs.cli import daemons, locate, mountpoint
+from clivefs.daemon import recovery
+from clivefs.mounts.resolve import FS_TYPE
 
 PACKAGES = ("asyncssh", "lmdb", "msgspec", "pyfuse3", "pygit2", "trio", "urllib3") + (
     () if sys.version_info >= (3, 14) else ("backports.zstd",)
@@ -54,6 +56,7 @@ def examine(store: str, *, allow_other: bool) -> list[Finding]:
         _watches,
         _open_files,
         lambda: _store(store),
+        lambda: _mounts(store),
     ]
     if allow_other:
         checks.append(_allow_other)
@@ -209,6 +212,26 @@ def _store(path: str) -> Finding:
         place = f"{error.place}: " if error.place else ""
         return Finding("store", "missing", place + error.message, error.remedy or STORE_REMEDY)
     return Finding("store", "ok", path)
+
+
+def _mounts(store: str) -> Finding:
+    """Mounts that nobody serves any more: whoever looks into one gets an error."""
+    known = daemons.daemons(store)
+    ours = {daemon.mountpoint for daemon in known}
+    dead = {daemon.mountpoint: f" ({', '.join(daemon.names)})" for daemon in known if not daemon.alive()}
+    for mount in recovery.mounts():
+        if mount.fs_type == FS_TYPE and mount.mountpoint not in ours and not locate.answers(mount.mountpoint):
+            dead[mount.mountpoint] = ""
+    if not dead:
+        return Finding("mounts", "ok", "every mount is served")
+    return Finding(
+        "mounts",
+        "warning",
+        f"the daemon has died that served {', '.join(point + names for point, names in dead.items())}",
+        "; ".join(
+            f"`clivefs mount --at {point}` brings it back, `clivefs unmount {point}` clears it" for point in dead
+        ),
+    )
 
 
 def _open_store(path: str) -> None:

@@ -1,7 +1,7 @@
 """The daemons of a store, as their command line sees them: which there are, and how one is asked.
 
-A daemon leaves `STORE/run/HASH.json` (`pid`, `mountpoint`, `version`, `roots`) beside `STORE/run/HASH.sock`; HASH is
-the first 16 hex digits of the SHA-256 of its mountpoint. The conversation is specified in
+A daemon leaves `STORE/run/HASH.json` (`pid`, `mountpoint`, `version`, `roots`, `names`) beside `STORE/run/HASH.sock`;
+HASH is the first 16 hex digits of the SHA-256 of its mountpoint. The conversation is specified in
 `clivefs.daemon.control`.
 """
 
@@ -36,6 +36,8 @@ class Daemon(NamedTuple):
     pid: int
     roots: tuple[str, ...] = ()
     """The directories of the workspaces that it serves, or served."""
+    names: tuple[str, ...] = ()
+    """Their names, in the same order."""
 
     def ask(self, command: str, progress: Callable[[str], None] | None = None, **args: Any) -> Any:
         """The result of *command*. Raises what the daemon answers as ClivefsError or UsageError, and
@@ -141,7 +143,8 @@ def daemon_at(store: str, mountpoint: str) -> Daemon | None:
     try:
         with open(os.path.join(run, f"{key_of(mountpoint)}.json"), "rb") as file:
             facts = json.loads(file.read(65536))
-        return Daemon(run, mountpoint, int(facts["pid"]), tuple(map(str, facts.get("roots", ()))))
+        roots, names = (tuple(map(str, facts.get(each, ()))) for each in ("roots", "names"))
+        return Daemon(run, mountpoint, int(facts["pid"]), roots, names)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):

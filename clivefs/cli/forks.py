@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
 from clivefs.cli.locate import Workspace
 
 _FORKS = ".clive/forks/"
+_PATHS_SHOWN = 5
 
 
 def commit_lines(commits: list[dict[str, Any]]) -> list[str]:
@@ -16,6 +18,12 @@ def commit_lines(commits: list[dict[str, Any]]) -> list[str]:
         f"commits{' of ' + each['entry'] if each['entry'] else ''}: {each['ref']} in {each['repository']}"
         for each in commits
     ]
+
+
+def first_of(paths: Sequence[str]) -> str:
+    """Some of *paths*, and how many there are besides."""
+    more = len(paths) - _PATHS_SHOWN
+    return ", ".join(paths[:_PATHS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def fork_at(path: str) -> str | None:

@@ -182,16 +182,20 @@ def _only(daemon: Daemon, here: str) -> Workspace:
 def _named(name: str, candidates: list[Daemon]) -> Workspace:
     found: list[Workspace] = []
     names: list[str] = []
+    gone: DaemonGone | None = None
     for daemon in candidates:
         try:
             served = workspaces_of(daemon)
-        except DaemonGone:
+        except DaemonGone as error:
+            gone = error if name in daemon.names else gone
             continue
         names += [each["name"] for each in served]
         found += [Workspace(each["root"], name, daemon, "") for each in served if each["name"] == name]
     if len(found) > 1:
         places = " and ".join(each.daemon.mountpoint for each in found if each.daemon is not None)
         raise UsageError(f"{name} is mounted at {places}", remedy="choose with --at MOUNTPOINT")
+    if not found and gone is not None:
+        raise gone
     if not found:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

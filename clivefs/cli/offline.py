@@ -15,17 +15,17 @@ from clivefs.daemon.lock import Held, workspace_lock
 from clivefs.mounts import identity
 from clivefs.mounts.assembly import locking
 from clivefs.mounts.assembly.places import Places
-from clivefs.mounts.config import config, lockfile, source_notation, trust
+from clivefs.mounts.config import config, edited, lockfile, source_notation, trust
 from clivefs.mounts.config import edit as config_edit
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.git import exclude as gitexclude
 from clivefs.mounts.ownfiles import HostFiles
-from clivefs.mounts.points.fsck import point_problems
+from clivefs.mounts.points.fsck import problems
 from clivefs.mounts.points.objects import kept_repositories, past_objects
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Owner
-from clivefs.objects import fsck as checks
+from clivefs.objects.fsck import Problem
 from clivefs.objects.store import Store
 
 
@@ -164,7 +164,7 @@ def _refuse_hidden(store_path: str, workspace: config.Workspace) -> None:
     with _opened(store_path, create=False) as store:
         number = identity.workspace_id(store, workspace.root)
     for name in (config.FILE_NAME, lockfile.FILE_NAME):
-        if os.path.lexists(os.path.join(store_path, "uppers", number, "root", "tree", name)):
+        if os.path.lexists(edited.edited_file(store_path, number, name)):
             raise ClivefsError(
                 "it was edited in the mount, and those edits are kept apart from this directory",
                 place=os.path.join(workspace.root, name),
@@ -180,18 +180,18 @@ def _text(root: str, file: str) -> str:
         os.close(dir_fd)
 
 
-def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[checks.Problem], int]:
+def fsck(store_path: str, progress: Callable[[str], None]) -> tuple[list[Problem], int]:
     """What is wrong with the store, and how many objects were looked at."""
     if not os.path.lexists(store_path):
         raise ClivefsError("there is no store", place=store_path, remedy="name another with --store")
-    problems: list[checks.Problem] = []
+    found: list[Problem] = []
     objects = 0
     with _opened(store_path, create=False) as store:
-        for step in checks.fsck_steps(store, extra=kept_repositories(store), roots=StoreRoots(store).fresh()):
-            if isinstance(step, checks.Problem):
-                problems.append(step)
+        kept = kept_repositories(store)
+        for step in problems(store, past_objects(store, kept), extra=kept, roots=StoreRoots(store).fresh()):
+            if isinstance(step, Problem):
+                found.append(step)
             else:
                 objects = step.objects
                 progress(f"{objects} objects checked")
-        problems += point_problems(store, past_objects(store))
-    return problems, objects
+    return found, objects

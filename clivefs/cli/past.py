@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from clivefs.mounts import identity
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points import expressions
+from clivefs.mounts.points.compare import State
+from clivefs.mounts.points.history import beside_patch
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.objects import kept_repositories, past_objects
 from clivefs.mounts.points.point import Point
@@ -50,6 +54,13 @@ class Past:
     def below(self, path: str) -> bytes:
         """*path* as a person names it, below the workspace; empty for all of it. ClivefsError in a fork."""
         return moments.below(self.place, path)
+
+    def check_session(self, name: str) -> None:
+        """ClivefsError that says which sessions there are, where there is none called *name*."""
+        known = [each.name for each in self.points.sessions()]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[-5:][::-1]
+            raise ClivefsError(f"there is no session {name!r}", remedy=f"Sessions: {', '.join(near)}.")
 
 
 @contextlib.contextmanager
@@ -90,6 +101,12 @@ def _settle(call: Call, place: Workspace, daemon: Daemon) -> None:
 def line_of(point: Point) -> str:
     """A point on one line, for people; the time is this machine's."""
     return f"@{point.seq:<6} {local_time(point.ms)}  {point.oid.hex()[:12]}  {point.origin:<8}  {subject_of(point)}"
+
+
+def tell_beside(call: Call, found: Past, between: tuple[State, State], path: bytes = b"") -> None:
+    """Tell of what a patch cannot hold: a line each, with a letter of what happened."""
+    differs = beside_patch(found.reader, *between, path)
+    call.out.lines(f"{each.status} {os.fsdecode(each.path)}" for each in differs)
 
 
 def subject_of(point: Point) -> str:

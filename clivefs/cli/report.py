@@ -18,6 +18,8 @@ def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", error
                 f"{indent}{each['path']}: it follows its ref, which is at {each['ref'][:12]}; Clive.lock says "
                 f"{each['locked'][:12]} (`clivefs lock {each['path']}` takes the new one)"
             )
+        if each.get("locked_as"):
+            out.line(f"{indent}{lock_left_behind(each)}")
         if errors and each.get("error"):
             _wrapped(out, indent, f"{each['path']}: {each['error']}")
         for conflict in each.get("conflicts", ()):
@@ -53,6 +55,14 @@ def _has_left_its_lock(entry: dict[str, Any]) -> bool:
     return bool(entry.get("ref") and entry.get("locked") and entry["ref"] != entry["locked"] and not entry["error"])
 
 
+def lock_left_behind(entry: dict[str, Any]) -> str:
+    """That Clive.lock locks another source than an entry has: from an object with `path` and `locked_as`."""
+    return (
+        f"{entry['path']}: Clive.lock has it as {entry['locked_as']}, so it is not locked "
+        f"(`clivefs lock {entry['path']}` locks what it is now)"
+    )
+
+
 def problem(workspace: dict[str, Any], entry: dict[str, Any]) -> str:
     """What is wrong with a mount entry, as an error message begins."""
     first, *rest = f"{workspace['name']}/{entry['path']}: {entry['error']}".split("\n")
@@ -65,6 +75,8 @@ def entry(out: Output, facts: dict[str, Any]) -> None:
     out.line(shown)
     if facts.get("excluded_in"):
         out.line(f"  {facts['excluded_in']} now keeps it out of the enclosing repository's `git status`")
+    if facts.get("locked_as"):
+        out.line(f"  {lock_left_behind(facts)}")
     if facts.get("error"):
         _wrapped(out, "  ", str(facts["error"]))
 

@@ -2,8 +2,9 @@
 
 Everything is there to be read, but for sockets that lead out (`/run`, the daemons' own): those could have others write
 on the command's behalf. `/tmp`, `/var/tmp` and `/dev/shm` are empty and its own, and gone with it; so is its view of
-processes. The network is not cut off. It keeps its terminal, but cannot type on it for the shell that reads there
-next. As root the command has no capabilities, and `/proc` is read-only: root may set the kernel's switches without any.
+processes. The network is not cut off, and with it abstract sockets; nor are sockets in the user's own directories. It
+keeps its terminal, but cannot type on it for the shell that reads there next. As root the command has no capabilities,
+and `/proc` is read-only: root may set the kernel's switches without any.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -18,10 +19,13 @@ import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
+from clivefs.base.syscalls import CLOCK_REALTIME_COARSE
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
+from clivefs.daemon.trash import Trash
 from clivefs.mounts.applying import Affected, Applying, Steps, Wanted
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.recording.statcache import Shown
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.errors import ObjectTooLarge
@@ -71,10 +75,11 @@ class _Record(msgspec.Struct, array_like=True, frozen=True):
 class LiveChanges:
     """Applies changes to mounted workspaces. Methods are for the loop's thread."""
 
-    def __init__(self, store: ObjectStore, view: View, caches: KernelCaches) -> None:
+    def __init__(self, store: ObjectStore, view: View, caches: KernelCaches, trash: Trash) -> None:
         self._store = store
         self._view = view
         self._caches = caches
+        self._trash = trash
 
     async def apply(
         self,
@@ -82,10 +87,22 @@ class LiveChanges:
         targets: Sequence[Target],
         reader: JoinedObjects,
         still: Callable[[], bool] = lambda: True,
+        shown: Callable[[Shown], None] = lambda files: None,
     ) -> Applied:
         """Let the workspace show *targets*; *reader* has their content. All of it in one step, or, when something is in
         the way, nothing: ClivefsError, OSError. *still* is asked in that very step: where it says no, nothing changes
-        and ChangedMeanwhile is raised."""
+        and ChangedMeanwhile is raised; *shown* is told in it which files there are now, so that nobody reads them."""
+        async with live.changing:
+            return await self._apply(live, targets, reader, still, shown)
+
+    async def _apply(
+        self,
+        live: LiveWorkspace,
+        targets: Sequence[Target],
+        reader: JoinedObjects,
+        still: Callable[[], bool],
+        shown: Callable[[Shown], None],
+    ) -> Applied:
         by_tree, refused = _by_tree(live, targets)
         applyings = {path: Applying(_tree(live, path), self._view.table, self._view.owner) for path in by_tree}
         await self._keep(live, applyings)  # without steps: what is left of the staging is to be removed
@@ -96,12 +113,15 @@ class LiveChanges:
             FAULTS.hit("apply.staged")
             await self._keep(live, applyings)
             FAULTS.hit("apply.recorded")
-            await _waiting(lambda: self._publish(live, applyings, still))
+            await _waiting(lambda: self._publish(live, applyings, still, shown))
             FAULTS.hit("apply.published")
         finally:
             with trio.CancelScope(shield=True):
                 for applying in applyings.values():
-                    await trio.to_thread.run_sync(applying.sweep)
+                    await _waiting(applying.let_go)
+                    await trio.to_thread.run_sync(applying.sweep, self._trash.take)
+                    self._trash.wake()
+                    FAULTS.hit("apply.swept")
                     self._caches.forget_names(await _waiting(applying.finish))
                 FAULTS.hit("apply.finished")
                 await self._keep(live, {})
@@ -110,12 +130,19 @@ class LiveChanges:
         done = tuple(target.wanted.path for target in targets if target.wanted.path not in left_alone)
         return Applied(done, tuple(refused))
 
-    def _publish(self, live: LiveWorkspace, applyings: dict[str, Applying], still: Callable[[], bool]) -> None:
+    def _publish(
+        self,
+        live: LiveWorkspace,
+        applyings: dict[str, Applying],
+        still: Callable[[], bool],
+        shown: Callable[[Shown], None],
+    ) -> None:
         """One span."""
         for applying in applyings.values():
             applying.check()  # `Blocked` comes from here, before anything has changed
         if not still():
             raise ChangedMeanwhile
+        from_ns = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)  # what files' change times are taken from
         for path, applying in applyings.items():
             affected = applying.publish()
             self._caches.forget_names(each for each in affected if self._may_be_known(each))
@@ -123,6 +150,8 @@ class LiveChanges:
             if journal is not None:
                 for parent, name, _ in affected:
                     journal.name(parent, name)
+        files = {key: made for applying in applyings.values() for key, made in applying.made.items()}
+        shown(Shown(from_ns, time.time_ns(), files))
 
     def _may_be_known(self, affected: Affected) -> bool:
         """Whether the kernel can have the name in its caches, or hold what it led to."""
@@ -239,7 +268,7 @@ def _make(applying: Applying, targets: list[Target], reader: JoinedObjects) -> N
     """In a thread: make the files of *targets*."""
     for wanted, oid in targets:
         assert oid is not None
-        applying.make(wanted, partial(_write, reader, oid))
+        applying.make(wanted, oid, partial(_write, reader, oid))
 
 
 def _write(reader: JoinedObjects, oid: bytes, fd: int) -> None:

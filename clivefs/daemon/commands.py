@@ -141,7 +141,7 @@ class Commands:
                 text, args["path"], source, patches=args.get("patches") or (), write=args.get("write"), file=file
             )
 
-        result = await self._edit(args, progress, edit)
+        result = await self._edit("attach", args, progress, edit)
         if not args.get("dry_run"):
             live = self._workspaces.get(args["workspace"])
             try:
@@ -151,9 +151,10 @@ class Commands:
         return result
 
     async def _detach(self, args: dict[str, Any], progress: Progress) -> Any:
-        return await self._edit(
-            args, progress, lambda text, live: config_edit.detach(text, args["path"], file=live.settings.file)
-        )
+        def edit(text: str, live: LiveWorkspace) -> str:
+            return config_edit.detach(text, args["path"], file=live.settings.file)
+
+        return await self._edit("detach", args, progress, edit)
 
     async def _replace(self, args: dict[str, Any], progress: Progress) -> Any:
         def edit(text: str, live: LiveWorkspace) -> str:
@@ -162,17 +163,19 @@ class Commands:
             file = live.settings.file
             return config_edit.replace(text, args["path"], source, patches=patches, write=args.get("write"), file=file)
 
-        return await self._edit(args, progress, edit)
+        return await self._edit("replace", args, progress, edit)
 
-    async def _edit(self, args: dict[str, Any], progress: Progress, edit: Callable[[str, LiveWorkspace], str]) -> Any:
-        """Edit Clive.toml as the user asked, allow what that adds, and show it. What cannot be shown is refused
-        before anything is written."""
+    async def _edit(
+        self, command: str, args: dict[str, Any], progress: Progress, edit: Callable[[str, LiveWorkspace], str]
+    ) -> Any:
+        """Edit Clive.toml as the user asked by *command*, allow what that adds, and show it. What cannot be shown is
+        refused before anything is written."""
         live = self._workspaces.get(args["workspace"])
         args["path"] = config_edit.normal_path(args["path"])
         file = live.settings.file
         say = _from_thread(progress)
 
-        def change() -> config.Workspace:
+        def change() -> tuple[str, str, config.Workspace]:
             old = ownconfig.read_text(live)
             new = edit(old, live)
             parsed = config.parse(new, file=file, root=live.root)
@@ -184,18 +187,25 @@ class Commands:
                     raise ClivefsError(found.error or "it cannot be mounted", place=args["path"])
             if not args.get("dry_run"):
                 self._workspaces.allow(live, parsed, only=[args["path"]])
-                ownconfig.save(live, old, new)
-            return parsed
+            return old, new, parsed
 
-        parsed = await trio.to_thread.run_sync(change)
+        old, new, parsed = await trio.to_thread.run_sync(change)
         entry = parsed.entry(args["path"])
         if args.get("dry_run"):
             return {"path": args["path"], "source": entry.source if entry else None, "dry_run": True}
-        self._workspaces.caches.forget_names([(live.root_tree.root, ownconfig.NAME, None)])
         shown = live.entries.get(args["path"])
-        await self._following.reload(live, retry=shown is not None and shown.state is State.ERROR)
-        if live.error is not None:
-            raise ClivefsError(live.error)
+        told = f"{command} {args['path']}" + (f" {entry.source}" if entry else "")
+        try:
+            await self._following.edit(
+                live,
+                old,
+                new,
+                retry=shown is not None and shown.state is State.ERROR,
+                origin=f"command:{command}",
+                message=told,
+            )
+        finally:
+            self._workspaces.caches.forget_names([(live.root_tree.root, ownconfig.NAME, None)])
         await self._workspaces.caches.settled()
         return self._entry_result(live, args["path"])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import trio
 
@@ -16,7 +18,7 @@ from clivefs.daemon.patched import PatchedEntries
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import FOLLOWED_FILES, Workspaces
 from clivefs.mounts.assembly.entry import Mounted, Prepared, State
-from clivefs.mounts.config import lockfile, trust
+from clivefs.mounts.config import config, lockfile, trust
 from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.host.watch import Outside, Watcher
 from clivefs.mounts.overlay.tree import OverlayTree
@@ -28,6 +30,18 @@ _FETCH_LOOK_S = 0.5
 _FETCH_RETRY_S = 30.0
 _SETTLE_S = 2.0
 """How long an entry that is about to move waits for a point with what was before."""
+
+
+class _Edit(NamedTuple):
+    """A change of Clive.toml by a command."""
+
+    old: str
+    new: str
+    origin: str
+    """`command:NAME`."""
+    message: str
+    first: Callable[[], Awaitable[None]] | None = None
+    """What else is changed, before it."""
 
 
 class Following:
@@ -98,35 +112,74 @@ class Following:
         async with live.reloading:
             try:
                 settings, locked = await trio.to_thread.run_sync(_load_again, live)
-                if settings.name != live.name:
-                    raise ClivefsError(
-                        f"the workspace is mounted as {live.name}",
-                        place=settings.file,
-                        remedy="`clivefs unmount` and mount it again to rename it",
-                    )
-                if settings.write != live.settings.write:
-                    raise ClivefsError(
-                        "the write mode of a workspace changes only when it is mounted anew",
-                        place=settings.file,
-                        remedy="write it in the workspace's own directory, then `clivefs unmount` and `clivefs mount`",
-                    )
+                check_stays(live, settings)
             except ClivefsError as error:
                 if live.error != str(error):
                     log.warning("%s stays as it was: %s", live.name, error)
                 live.error = str(error)
                 return
-            refused = trust.not_allowed(settings, self._workspaces.trust, live.id)
-            retry = self._workspaces.use(live.assembly, settings, locked) or retry
-            changed = [entry for entry in settings.mounts if self._differs(live, entry, refused.get(entry.path), retry)]
-            async with contextlib.AsyncExitStack() as alone:
-                for entry in changed:
-                    await alone.enter_async_context(live.entry_lock(entry.path))
-                prepared = await trio.to_thread.run_sync(
-                    lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
-                )
-                if await self._workspaces.wait_for(live, prepared):
-                    self._workspaces.apply(live, settings, prepared)
-                    live.error = None
+            await self._take(live, settings, locked, retry=retry)
+
+    async def edit(
+        self,
+        live: LiveWorkspace,
+        old: str,
+        new: str,
+        *,
+        retry: bool,
+        origin: str,
+        message: str,
+        locked: lockfile.Lock | None = None,
+        first: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Let Clive.toml say *new* instead of *old*, and what is mounted be what it says: recorded as one point, which
+        *origin* made. ClivefsError, and nothing changed, where the file is not *old* any more. *first* changes what
+        belongs to the same point; *locked* is what Clive.lock says when it has."""
+
+        def parse() -> tuple[Workspace, lockfile.Lock]:
+            settings = config.parse(new, file=live.settings.file, root=live.root)
+            return settings, ownconfig.read_lock(live) if locked is None else locked
+
+        async with live.reloading:
+            settings, lock = await trio.to_thread.run_sync(parse)
+            check_stays(live, settings)
+            try:
+                await self._take(live, settings, lock, retry=retry, edit=_Edit(old, new, origin, message, first))
+            except BaseException:
+                self._reload_soon(live.name)  # what is in force is what is in the file
+                raise
+
+    async def _take(
+        self, live: LiveWorkspace, settings: Workspace, locked: lockfile.Lock, *, retry: bool, edit: _Edit | None = None
+    ) -> None:
+        """Show what *settings* say, with *edit* once that is in the file. `live.reloading` is held."""
+        refused = trust.not_allowed(settings, self._workspaces.trust, live.id)
+        retry = self._workspaces.use(live.assembly, settings, locked) or retry
+        changed = [entry for entry in settings.mounts if self._differs(live, entry, refused.get(entry.path), retry)]
+        async with contextlib.AsyncExitStack() as alone:
+            for entry in changed:
+                await alone.enter_async_context(live.entry_lock(entry.path))
+            prepared = await trio.to_thread.run_sync(
+                lambda: [live.assembly.prepare(entry, refused.get(entry.path), _quiet) for entry in changed]
+            )
+            if not await self._workspaces.wait_for(live, prepared):
+                return
+            if edit is not None:
+                try:
+                    await alone.enter_async_context(self._recording.of(live).done_by(edit.origin, edit.message))
+                    if edit.first is not None:
+                        await edit.first()
+                    if edit.new != edit.old:
+                        await trio.to_thread.run_sync(ownconfig.save, live, edit.old, edit.new)
+                except BaseException:
+                    for each in prepared:
+                        each.discard()
+                    raise
+            await alone.enter_async_context(live.changing)
+            if not await self._workspaces.wait_for(live, prepared):
+                return
+            self._workspaces.apply(live, settings, prepared)
+            live.error = None
 
     @staticmethod
     def _differs(live: LiveWorkspace, entry: MountEntry, refusal: str | None, retry: bool) -> bool:
@@ -155,12 +208,13 @@ class Following:
                         continue
                     before = await self._point_before(live) if mounted.entry.follow else None
                     await trio.to_thread.run_sync(live.assembly.look_over, prepared)
-                    if not await self._workspaces.wait_for(live, [prepared]):
-                        continue
-                    if live.entries.get(path) is mounted:
-                        self._move(live, mounted, prepared, before)
-                    else:
-                        prepared.discard()
+                    async with live.changing:
+                        if not await self._workspaces.wait_for(live, [prepared]):
+                            continue
+                        if live.entries.get(path) is mounted:
+                            self._move(live, mounted, prepared, before)
+                        else:
+                            prepared.discard()
 
     async def _point_before(self, live: LiveWorkspace) -> bytes | None:
         """A point with all that was changed until now, if there can be one soon."""
@@ -208,6 +262,22 @@ class Following:
                 if not mounted.has_blobs:
                     mounted.fetch_again_at = trio.current_time() + _FETCH_RETRY_S
             await trio.sleep(_FETCH_LOOK_S)
+
+
+def check_stays(live: LiveWorkspace, settings: Workspace) -> None:
+    """ClivefsError where *settings* change what stays as it is while the workspace is mounted."""
+    if settings.name != live.name:
+        raise ClivefsError(
+            f"the workspace is mounted as {live.name}",
+            place=settings.file,
+            remedy="`clivefs unmount` and mount it again to rename it",
+        )
+    if settings.write != live.settings.write:
+        raise ClivefsError(
+            "the write mode of a workspace changes only when it is mounted anew",
+            place=settings.file,
+            remedy="write it in the workspace's own directory, then `clivefs unmount` and `clivefs mount`",
+        )
 
 
 def _load_again(live: LiveWorkspace) -> tuple[Workspace, lockfile.Lock]:

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -101,9 +102,15 @@ class Invalidator:
 
     def entry(self, parent: int, name: bytes) -> None:
         """Forget what *name* leads to in the directory *parent*, or that it does not exist."""
+        self.entries(parent, (name,))
+
+    def entries(self, parent: int, names: Sequence[bytes]) -> None:
+        """As `entry`, for many names, at least one: whoever sends them is woken once."""
         with self._lock:
-            self._asked += 1
-            self._names.setdefault(parent, {}).setdefault(name, self._asked)
+            waiting = self._names.setdefault(parent, {})
+            for name in names:
+                self._asked += 1
+                waiting.setdefault(name, self._asked)
             self._wake.notify()
 
     def drain(self, timeout_s: float) -> bool:

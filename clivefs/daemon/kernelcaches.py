@@ -73,17 +73,17 @@ class KernelCaches:
         self, affected: Iterable[tuple[Node, bytes, Node | None] | tuple[Node, bytes, Node | None, bool]]
     ) -> None:
         """The kernel forgets names that mean something else now, and the listings that they are in."""
-        listings: set[int] = set()
+        names: dict[int, list[bytes]] = {}
         for each in affected:
             directory, name, old = each[:3]
             known = self._view.kernel_node(directory)
-            self._invalidator.entry(known.nodeid, name)
-            listings.add(known.nodeid)
+            names.setdefault(known.nodeid, []).append(name)
             if self.applier is not None:
                 self.applier.happened(known, name, old=old, was=len(each) > 3 and bool(each[3]))
-        for number in listings:
+        for number, changed in names.items():
+            self._invalidator.entries(number, changed)
             self._invalidator.inode(number)
-        if listings and self.applier is not None:
+        if names and self.applier is not None:
             self.applier.strands()
 
     async def settled(self) -> None:

@@ -41,6 +41,8 @@ class LiveWorkspace:
         self.reloading = trio.Lock()
         self.recording_now = trio.Lock()
         """Held by whoever records, and by a change that no point may have half of; taken last."""
+        self.changing = trio.Lock()
+        """Held while its trees are changed in steps, and while one of them goes or another takes its place."""
         self.going_back = trio.Lock()
         """Held while restore, undo or redo changes it."""
         self._entry_locks: dict[str, trio.Lock] = {}

@@ -19,8 +19,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from clivefs.mounts.points.index import IndexedPoint
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.parts import Dirty, join
 from clivefs.mounts.recording.recorder import DEFER_BYTES, Recorded
+from clivefs.mounts.recording.statcache import Shown
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ _BUSY_S = 5.0
 """How long a barrier waits for a file that is written to all the time."""
 _PREPARED_MAX = 3
 """How often a barrier has a large file read that changed meanwhile."""
+_TURN_S = 2.0
+"""How long a command waits for its turn before it changes what is recorded."""
 _END_S = 600.0
 """How long the end of a session waits for large files that are being read; the next mount records what is left."""
 _LEFT_OUT_MAX = 1000
@@ -279,9 +282,35 @@ class LiveRecording:
         self.expect(origin, message)
         return True
 
+    def know(self, shown: Shown) -> None:
+        """These files have just been shown, with this content."""
+        self._maker.know(shown)
+
     def expect(self, origin: str, message: str) -> None:
         """What is recorded next was done by *origin*, as with `claim`."""
         self._asked = Asked(origin, message, did_it=True)
+
+    @asynccontextmanager
+    async def done_by(self, origin: str, message: str) -> AsyncIterator[None]:
+        """What changes in this block was done by *origin*, and is in one point: what was changed before is recorded
+        first, and nothing meanwhile. A block that fails was done by nobody; so is one that would have to wait long for
+        a recording that is under way."""
+        with self._maker.pace.hurried(), trio.move_on_after(_TURN_S) as waiting:
+            await self._mutex.acquire()
+            try:
+                await self._record_dirty(None)
+            except BaseException:
+                self._mutex.release()
+                raise
+        if waiting.cancelled_caught:
+            yield
+            return
+        try:
+            yield
+            if self.session is not None:
+                self.expect(origin, message)
+        finally:
+            self._mutex.release()
 
     # One recording
 

@@ -21,7 +21,7 @@ from clivefs.mounts.recording.pace import Pace
 from clivefs.mounts.recording.parts import Dirty, Part
 from clivefs.mounts.recording.recorder import Recorded, Recorder
 from clivefs.mounts.recording.scan import Watch
-from clivefs.mounts.recording.statcache import StatCache
+from clivefs.mounts.recording.statcache import Shown, StatCache
 from clivefs.mounts.tree import Owner
 from clivefs.objects.encode import EMPTY_TREE
 from clivefs.objects.store import Store
@@ -86,6 +86,10 @@ class PointMaker:
             kept=partial(kept_repositories, self._store),
             pace=self.pace,
         )
+
+    def know(self, shown: Shown) -> None:
+        """Files that were just shown need not be read."""
+        self._cache.know(shown)
 
     def is_cache_due(self) -> bool:
         """Whether it is time for `save_cache`."""

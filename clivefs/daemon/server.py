@@ -28,6 +28,7 @@ from clivefs.base.syscalls import make_directories
 from clivefs.daemon import control, pressure, recovery
 from clivefs.daemon.applier import Applier
 from clivefs.daemon.applying import LiveChanges
+from clivefs.daemon.changing import Changing
 from clivefs.daemon.collecting import Collecting, Standing
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.following import Following
@@ -41,6 +42,7 @@ from clivefs.daemon.pasts import Pasts
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.sessions import Sessions
 from clivefs.daemon.settings import Settings
+from clivefs.daemon.trash import Trash
 from clivefs.daemon.watching import Watching
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.fuse import transports
@@ -137,7 +139,8 @@ class Daemon:
         )
         self.workspaces.caches.applier = self.applier
         self.store = store
-        self.changes = LiveChanges(store, self.view, self.workspaces.caches)
+        self.trash = Trash(store.directory("trash"))
+        self.changes = LiveChanges(store, self.view, self.workspaces.caches, self.trash)
         self.workspaces.resume = self.changes.resume
         self.recording = Recording(
             store,
@@ -204,6 +207,7 @@ class Daemon:
         facts = {
             "pid": os.getpid(),
             "mountpoint": mountpoint,
+            "store": self._settings.store,
             "version": __version__,
             "transport": self._settings.transport,
         }
@@ -226,11 +230,12 @@ class Daemon:
         self._facts_path = os.path.join(run, key + ".json")
         self._cleanup.callback(_remove, self._facts_path)
 
-    def _write_facts(self, roots: list[str]) -> None:
-        """Tell who serves this mountpoint, and what: a `mount` after a crash brings the same back."""
+    def _write_facts(self, roots: dict[str, str]) -> None:
+        """Tell who serves this mountpoint, and what (directories by name): a `mount` after a crash brings the same
+        back, and an `unmount` of one of the names knows which mount is meant."""
         temporary = self._facts_path + ".new"
         with open(temporary, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            json.dump({**self._facts, "roots": roots}, file)
+            json.dump({**self._facts, "roots": list(roots.values()), "names": list(roots)}, file)
         os.rename(temporary, self._facts_path)
 
     def _listen(self, run: str) -> socket.socket:
@@ -260,8 +265,9 @@ class Daemon:
     async def serve(self) -> None:
         """Answer requests until SIGTERM, SIGINT, an `unmount` request, or an unmount from outside."""
         self.workspaces.loop_runs = True
-        sessions = Sessions(self.store, self.workspaces, self.recording, self.changes)
-        forking = Forking(self.store, self.workspaces, self.recording, self.changes, self.forks)
+        changing = Changing(self.changes, self.recording, self.following)
+        sessions = Sessions(self.store, self.workspaces, self.recording, changing)
+        forking = Forking(self.store, self.workspaces, self.recording, changing, self.forks)
         commands = Commands(
             self.workspaces,
             self.following,
@@ -284,6 +290,7 @@ class Daemon:
                 nursery.start_soon(self.following.patched.keep)
                 nursery.start_soon(self.recording.run)
                 nursery.start_soon(self.collecting.run)
+                nursery.start_soon(self.trash.run)
                 nursery.start_soon(forking.run)
                 nursery.start_soon(self.following.reload_when_asked)
                 nursery.start_soon(self._stop_when_asked, nursery.cancel_scope)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import Any
+import stat
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from typing import Any, NamedTuple
 
+import msgspec
 import trio
 
 from clivefs.base.errors import ClivefsError, UsageError
-from clivefs.daemon.applying import ChangedMeanwhile, LiveChanges, Target
+from clivefs.daemon.applying import ChangedMeanwhile, Target
+from clivefs.daemon.changing import CONFIG, Changing
 from clivefs.daemon.control import Progress
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.applying import Wanted
+from clivefs.mounts.config import config
+from clivefs.mounts.config import file as config_file
+from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.compare import Differs, State, compare, file_at
 from clivefs.mounts.points.facts import point_facts
@@ -30,11 +37,11 @@ _ATTEMPTS_MAX = 8
 class Sessions:
     """The commands about a workspace's past that need its daemon."""
 
-    def __init__(self, store: Store, workspaces: Workspaces, recording: Recording, changes: LiveChanges) -> None:
+    def __init__(self, store: Store, workspaces: Workspaces, recording: Recording, changing: Changing) -> None:
         self._store = store
         self._workspaces = workspaces
         self._recording = recording
-        self._changes = changes
+        self._changing = changing
 
     async def snapshot(self, args: dict[str, Any], progress: Progress) -> Any:
         """The point in which everything is that was saved before; with `message` a new one."""
@@ -93,31 +100,39 @@ class Sessions:
         self, live: LiveWorkspace, point: Point, paths: list[bytes], origin: str, *, times: bool, dry: bool
     ) -> dict[str, Any]:
         reader = await trio.to_thread.run_sync(past_objects, self._store)
-        recording = self._recording.of(live)
+        result: dict[str, Any] = {"point": point_facts(point), "changes": [], "refused": [], "dry_run": dry}
+        known = False
+        """Whether it was looked whether there ever was what is to be restored."""
         for _ in range(_ATTEMPTS_MAX):
             before = await self._recording.snapshot(live)
-            differs = await trio.to_thread.run_sync(_differences, reader, before, point, paths)
-            result: dict[str, Any] = {
-                "point": point_facts(point),
-                "changes": [{"path": os.fsdecode(each.path), "status": _status(each)} for each in differs],
-                "refused": [],
-                "dry_run": dry,
-            }
-            if dry or not differs:
+            left_out = self._recording.of(live).left_out()
+            plan = await trio.to_thread.run_sync(_plan, live, reader, before, point, paths, known, left_out)
+            known = True
+            if dry or not plan.differs:
+                result["changes"] += plan.told()
+                result["refused"] += plan.refused()
+                if result["changes"] and not dry:
+                    result["after"] = point_facts(before)
                 return result
-            wanted = [each.after.oid for each in differs if each.after is not None and each.after.oid is not None]
+            wanted = [each.after.oid for each in plan.differs if each.after is not None and each.after.oid is not None]
             await trio.to_thread.run_sync(reader.want, wanted)
-            targets = [_target(each, times=times) for each in differs]
-            told = f"{origin.partition(':')[2]} to {point.name}"
-            still = partial(recording.claim, before.oid, {each.path for each in differs}, origin, told)
             try:
-                applied = await self._changes.apply(live, targets, reader, still)
+                applied = await self._changing.change(
+                    live,
+                    [_target(each, times=times) for each in plan.differs],
+                    reader,
+                    before=before.oid,
+                    origin=origin,
+                    message=f"{origin.partition(':')[2]} to {point.name}",
+                )
             except ChangedMeanwhile:
                 continue
-            result["refused"] = [{"path": os.fsdecode(path), "why": why} for path, why in applied.refused]
-            after = await self._recording.snapshot(live)
-            result["after"] = point_facts(after)
-            return result
+            result["changes"] += plan.told()
+            result["refused"] += [*plan.refused(), *_told(dict(applied.refused))]
+            if not plan.mounts:
+                result["after"] = point_facts(await self._recording.snapshot(live))
+                return result
+            # What is mounted is what it was then; what differs in that comes now.
         raise ClivefsError(
             "what is to be changed is being written to all the time",
             place=live.name,
@@ -132,33 +147,99 @@ def _count(args: dict[str, Any]) -> int:
     return count
 
 
-def _differences(reader: JoinedObjects, before: Point, after: Point, paths: list[bytes]) -> list[Differs]:
+class _Plan(NamedTuple):
+    """What going back comes to."""
+
+    differs: list[Differs]
+    """What is to be changed."""
+    left_alone: dict[bytes, str]
+    """What is not, with the reason."""
+    mounts: bool
+    """Other entries are mounted then: what differs in those is to be looked at when they are."""
+
+    def told(self) -> list[dict[str, str]]:
+        found = [(each.path, _status(each)) for each in self.differs]
+        return [{"path": os.fsdecode(path), "status": status} for path, status in found]
+
+    def refused(self) -> list[dict[str, str]]:
+        return _told(self.left_alone)
+
+
+def _told(refused: Mapping[bytes, str]) -> list[dict[str, str]]:
+    return [{"path": os.fsdecode(path), "why": why} for path, why in refused.items()]
+
+
+def _plan(
+    live: LiveWorkspace,
+    reader: JoinedObjects,
+    before: Point,
+    after: Point,
+    paths: list[bytes],
+    known: bool,
+    left_out: Set[bytes],
+) -> _Plan:
+    """How to go from the point *before*, which is now but for *left_out*, to *after* at *paths*. Not *known*:
+    ClivefsError for a path that neither has. For threads."""
+    states = State(before.tree, before.meta), State(after.tree, after.meta)
     found: dict[bytes, Differs] = {}
     for path in paths:
-        for each in compare(reader, State(before.tree, before.meta), State(after.tree, after.meta), path):
-            found[each.path] = each
-    if not found:
-        _check_known(reader, before, after, paths)
-    return [found[path] for path in sorted(found)]
+        differs = {each.path: each for each in compare(reader, *states, path)}
+        if not differs and not known:
+            _check_known(reader, states, after, path)
+        found |= differs
+    now, then = _entries(live.settings), _entries_at(live, reader, states[1])
+    others = {path for path in now.keys() | then.keys() if now.get(path) != then.get(path)}
+    mounts = CONFIG in found and bool(others) and live.root_tree.writable
+    plan = _Plan([], {}, mounts)
+    for path in sorted(found):
+        entry = next((each for each in others if path == each or path.startswith(each + b"/")), None)
+        if entry is not None and mounts:
+            continue  # it goes or comes with its entry, whose files are not ours to remove or to make
+        if entry is not None and entry not in then:
+            place = os.fsdecode(entry)
+            plan.left_alone[path] = f"{place} was no mount entry then; `clivefs detach {place}` takes it away"
+            continue
+        if path in left_out:
+            plan.left_alone[path] = "what it is now could not be recorded, so nothing would bring that back"
+            continue
+        plan.differs.append(found[path])
+    return plan
 
 
-def _check_known(reader: JoinedObjects, before: Point, after: Point, paths: list[bytes]) -> None:
+def _entries_at(live: LiveWorkspace, reader: JoinedObjects, state: State) -> dict[bytes, MountEntry]:
+    """The mount entries that Clive.toml has in a state. Where it cannot be read, those of now that were shown."""
+    name = live.settings.file
+    file = file_at(reader, state, CONFIG)
+    if file is not None and file.oid is not None and stat.S_ISREG(file.mode):
+        with suppress(ClivefsError):
+            text = config_file.decode(reader.read(file.oid)[1], file=name)
+            return _entries(config.parse(text, file=name, root=live.root))
+    now = _entries(live.settings)
+    return {path: entry for path, entry in now.items() if file_at(reader, state, path) is not None}
+
+
+def _entries(settings: Workspace) -> dict[bytes, MountEntry]:
+    """By path; where in the file they are does not count."""
+    return {os.fsencode(each.path): msgspec.structs.replace(each, line=0) for each in settings.mounts}
+
+
+def _check_known(reader: JoinedObjects, states: tuple[State, State], after: Point, path: bytes) -> None:
     """ClivefsError for a path that neither state has."""
-    states = State(before.tree, before.meta), State(after.tree, after.meta)
-    for path in paths:
-        if path and all(file_at(reader, state, path) is None for state in states):
-            raise ClivefsError(
-                f"it is not recorded now, and was not at {after.name}",
-                place=os.fsdecode(path),
-                remedy="`clivefs log` shows what was recorded",
-            )
+    if path and all(file_at(reader, state, path) is None for state in states):
+        raise ClivefsError(
+            f"it is not recorded now, and was not at {after.name}",
+            place=os.fsdecode(path),
+            remedy="`clivefs log` shows what was recorded",
+        )
 
 
 def _status(differs: Differs) -> str:
     """As git says: what applying it does to the path."""
     if differs.before is None:
         return "A"
-    return "D" if differs.after is None else "M"
+    if differs.after is None:
+        return "D"
+    return "M" if stat.S_IFMT(differs.before.mode) == stat.S_IFMT(differs.after.mode) else "T"
 
 
 def _target(differs: Differs, *, times: bool) -> Target:
@@ -174,6 +255,7 @@ def _target(differs: Differs, *, times: bool) -> Target:
             facts.uid if facts is not None else None,
             facts.gid if facts is not None else None,
             facts.xattrs if facts is not None else (),
+            is_new=differs.before is None,
         ),
         file.oid,
     )

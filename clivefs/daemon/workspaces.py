@@ -23,9 +23,9 @@ from clivefs.daemon.hidden import HiddenMounts
 from clivefs.daemon.invalidation import Invalidator
 from clivefs.daemon.kernelcaches import KernelCaches, known_names
 from clivefs.daemon.live import LiveWorkspace
-from clivefs.daemon.lock import Held, Lock, workspace_lock
+from clivefs.daemon.lock import Held, Lock, mounted_already, workspace_lock
 from clivefs.daemon.settings import Settings
-from clivefs.mounts import identity
+from clivefs.mounts import identity, wholefile
 from clivefs.mounts.assembly.assembly import Assembly
 from clivefs.mounts.assembly.entry import Mounted, Prepared
 from clivefs.mounts.config import config, lockfile, trust
@@ -34,14 +34,16 @@ from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.edits import journal, takeback
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.edits.ownpatches import HostOwn, own_files
+from clivefs.mounts.host.calls import DIRECTORY_FLAGS
 from clivefs.mounts.host.watch import Watcher
-from clivefs.mounts.points.fsck import point_problems
+from clivefs.mounts.ownfiles import TreeFiles
+from clivefs.mounts.points.fsck import problems
 from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Blocked, Owner, Tree
 from clivefs.mounts.view import View
-from clivefs.objects.fsck import fsck as check_store
+from clivefs.objects.fsck import Problem
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class Workspaces:
         invalidator: Invalidator,
         settings: Settings,
         unpacked: str,
-        on_change: Callable[[list[str]], None],
+        on_change: Callable[[dict[str, str]], None],
     ) -> None:
         self._store = store
         self._view = view
@@ -154,17 +156,19 @@ class Workspaces:
             self._moved_from[workspace_id] = moved_from
         if allow or trust.is_own(self.trust, workspace_id):
             trust.allow(settings, self.trust, workspace_id)
-        facts = {"pid": os.getpid(), "mountpoint": self._settings.mountpoint, "workspace": settings.name}
+        facts = {
+            "pid": os.getpid(),
+            "mountpoint": self._settings.mountpoint,
+            "store": self._settings.store,
+            "workspace": settings.name,
+        }
         try:
             lock = workspace_lock(self._settings.store, workspace_id, facts)
         except Held as held:
-            raise ClivefsError(
-                f"the workspace is mounted already, at {held.holder.get('mountpoint', 'an unknown place')} "
-                f"(process {held.holder.get('pid', 'unknown')})",
-                place=settings.root,
-                remedy="use it there, or `clivefs unmount` it first",
-            ) from None
+            raise mounted_already(settings.root, held, self._settings.store) from None
         try:
+            lock.hold_directory(settings.root)
+            _sweep(settings.root)
             own = HostOwn(settings.root)
             if settings.write != "overlay" and takeback.recover(
                 self._store, workspace_id, own, self._uppers(workspace_id)
@@ -186,6 +190,9 @@ class Workspaces:
                 network_timeout_s=settings.limits.network_timeout or self._settings.network_timeout_s,
             )
             self.use(assembly, settings, lockfile.read(settings.root))
+        except Held as held:
+            lock.release()
+            raise mounted_already(settings.root, held, self._settings.store) from None
         except BaseException:
             lock.release()
             raise
@@ -201,7 +208,10 @@ class Workspaces:
         if live.settings.write != "overlay":
             return
         try:
-            own = own_files(live.assembly.files, live.root)
+            files = live.assembly.files
+            if isinstance(files, TreeFiles):
+                files.sweep()
+            own = own_files(files, live.root)
             takeback.recover(self._store, live.id, own, self._uppers(live.id))
         except BaseException:
             self._on_loop(live.root_tree.close)
@@ -268,7 +278,7 @@ class Workspaces:
         self._view.synthetic.file(live.control, b"status", lambda: _json(self.describe(live)))
         self.live[live.name] = live
         self.on_assembled(live)
-        self._on_change([each.root for each in self.live.values()])
+        self._on_change({name: each.root for name, each in self.live.items()})
         live.watch_directory()
         self._watcher.also_report.update((live.directory, each.encode()) for each in FOLLOWED_FILES)
         self.caches.forget_name(self._view.root, name)
@@ -286,7 +296,7 @@ class Workspaces:
         live.lock.release()
         del self.live[name]
         self.on_shown(live)
-        self._on_change([each.root for each in self.live.values()])
+        self._on_change({name: each.root for name, each in self.live.items()})
 
     def close(self) -> None:
         self.bases.close()
@@ -304,10 +314,13 @@ class Workspaces:
     # Entries
 
     def _prepare(
-        self, live: LiveWorkspace, settings: Workspace, entries: Iterable[MountEntry], progress: Progress
+        self, live: LiveWorkspace, settings: Workspace, entries: Collection[MountEntry], progress: Progress
     ) -> list[Prepared]:
-        """What the entries come to; may fetch, so for threads. Never raises for what is wrong with one."""
+        """What the entries of a workspace that is being mounted come to; may fetch, so for threads. Never raises for
+        what is wrong with one."""
         refused = trust.not_allowed(settings, self.trust, live.id)
+        for entry in entries:
+            live.assembly.before_first_shown(entry)
         return [live.assembly.prepare(entry, refused.get(entry.path), progress) for entry in entries]
 
     @staticmethod
@@ -393,15 +406,17 @@ class Workspaces:
             if mounted.resolved is not None
         ]
         roots = StoreRoots(self._store).fresh()
-        problems = check_store(self._store, extra=extra, roots=roots)
-        problems += point_problems(self._store, past_objects(self._store))
-        return {"problems": [str(problem) for problem in problems]}
+        found = problems(self._store, past_objects(self._store), extra=extra, roots=roots)
+        return {"problems": [str(step) for step in found if isinstance(step, Problem)]}
 
     # Telling
 
     def describe_entry(self, live: LiveWorkspace, mounted: Mounted) -> dict[str, Any]:
         """The entry's object of `status --json`."""
         facts = mounted.describe()
+        locked_as = live.assembly.locked_as(mounted.entry)
+        if locked_as is not None:
+            facts["locked_as"] = locked_as
         rebase = journal.load(self._store, journal.key(live.id, mounted.entry.path))
         if rebase is None or rebase.state != journal.UNSOLVED:
             return facts
@@ -434,6 +449,18 @@ class Workspaces:
 
     def status(self) -> list[dict[str, Any]]:
         return [self.describe(live) for live in self.live.values()]
+
+
+def _sweep(root: str) -> None:
+    """Remove what a command that was killed has left beside Clive.toml."""
+    try:
+        fd = os.open(root, DIRECTORY_FLAGS)
+        try:
+            wholefile.sweep(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.info("what a killed command may have left in %s was not looked for: %s", root, error.strerror)
 
 
 def _refuse_clive_path(path: str, what: str) -> None:

@@ -25,7 +25,7 @@ from clivefs.fuse import native_protocol as wire
 from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.native_requests import FOR_THE_APPLIER, Handler, Later, Requests
 from clivefs.fuse.operations import Operations
-from clivefs.fuse.waiting import Jobs, Turns, in_thread
+from clivefs.fuse.waiting import Jobs, Turns
 from clivefs.mounts.tree import Blocked
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class NativeTransport:
 
     async def _in_thread(self, opcode: int, unique: int, later: Later) -> None:
         try:
-            answer = later.answer(await in_thread(later.call, f"request {opcode}"))
+            answer = later.answer(await self._jobs.in_thread(later.call, f"request {opcode}", later.limiter))
         except OSError as error:
             self._refuse(unique, error.errno)
         else:

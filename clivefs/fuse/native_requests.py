@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import trio
+
 from clivefs.fuse import native_protocol as wire
 from clivefs.fuse.listing import DOTS
 from clivefs.fuse.operations import Entry, Opened, Operations
@@ -42,6 +44,7 @@ class Later(NamedTuple):
 
     call: Callable[[], Any]
     answer: Callable[[Any], bytes]
+    limiter: trio.CapacityLimiter | None = None
 
 
 Handler = Callable[[int, bytes, int, int], bytes | Later | None]
@@ -253,7 +256,7 @@ class Requests:
         drop = flags & wire.WRITE_KILL_SUIDGID != 0
         if self._writes.in_thread():
             call = partial(self._ops.write, handle, offset, bytes(data), drop_privileges=drop)
-            return Later(call, wire.SIZE_OUT.pack)
+            return Later(call, wire.SIZE_OUT.pack, self._writes.limiter)
         written = self._writes.at_once(partial(self._ops.write, handle, offset, data, drop_privileges=drop))
         return wire.SIZE_OUT.pack(written)
 

@@ -19,7 +19,7 @@ import trio
 from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.native_protocol import UNKNOWN_INO
 from clivefs.fuse.operations import Entry, Opened, Operations
-from clivefs.fuse.waiting import WORKERS, Jobs, Turns, Writes, in_thread
+from clivefs.fuse.waiting import WORKERS, Jobs, Turns, Writes
 from clivefs.mounts.tree import Blocked, Owner, SetAttr
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,12 @@ class _Handlers(pyfuse3.Operations):
         except OSError as error:
             raise _refused(error) from None
 
+    async def _in_thread(self, call: Callable[[], R], what: str, limiter: trio.CapacityLimiter | None = None) -> R:
+        try:
+            return await self._jobs.in_thread(call, what, limiter)
+        except OSError as error:
+            raise _refused(error) from None
+
     async def _entry(self, call: Callable[P, Entry], *args: P.args, **kwargs: P.kwargs) -> pyfuse3.EntryAttributes:
         return _attributes(await self._finish(call, *args, **kwargs))
 
@@ -244,18 +250,18 @@ class _Handlers(pyfuse3.Operations):
         data = await self._finish(self._ops.read_at_once, fh, off, size)
         if data is not None:
             return data
-        return await _in_thread(self._ops.read, fh, off, size)
+        return await self._in_thread(lambda: self._ops.read(fh, off, size), "read")
 
     async def write(self, fh: Any, off: int, buf: bytes) -> int:
         if self._writes.in_thread():
-            return await _in_thread(self._ops.write, fh, off, buf)
+            return await self._in_thread(lambda: self._ops.write(fh, off, buf), "write", self._writes.limiter)
         return await self._finish(self._writes.at_once, lambda: self._ops.write(fh, off, buf))
 
     async def flush(self, fh: Any) -> None:
         await self._finish(self._ops.flush, fh)
 
     async def fsync(self, fh: Any, datasync: bool) -> None:
-        await _in_thread(self._ops.fsync(fh, datasync))
+        await self._in_thread(self._ops.fsync(fh, datasync), "fsync")
 
     async def release(self, fh: Any) -> None:
         await self._finish(self._ops.release, fh)
@@ -274,7 +280,7 @@ class _Handlers(pyfuse3.Operations):
         await self._finish(self._ops.releasedir, fh)
 
     async def fsyncdir(self, fh: Any, datasync: bool) -> None:
-        await _in_thread(await self._finish(self._ops.fsyncdir, fh))
+        await self._in_thread(await self._finish(self._ops.fsyncdir, fh), "fsyncdir")
 
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
         space = await self._finish(self._ops.statfs)
@@ -300,13 +306,6 @@ class _Handlers(pyfuse3.Operations):
 
     async def removexattr(self, inode: Any, name: Any, ctx: Any) -> None:
         await self._finish(self._ops.removexattr, inode, name)
-
-
-async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    try:
-        return await in_thread(lambda: call(*args, **kwargs), _name(call))
-    except OSError as error:
-        raise _refused(error) from None
 
 
 class Pyfuse3Transport:

@@ -34,6 +34,8 @@ _SELECT_FDS_MAX = 1024
 """select(2) takes no higher descriptor."""
 _SLOW_S = 0.005
 _SLOW_WRITES = 64
+_WRITERS = 16
+"""Writes under way at once in threads."""
 
 
 class Turns:
@@ -91,10 +93,29 @@ class Jobs:
         log.error("%s still has to wait after %d turns", what, _RETRIES_MAX)
         raise _failed()
 
+    async def in_thread(self, call: Callable[[], R], what: str, limiter: trio.CapacityLimiter | None = None) -> R:
+        """Run one request in a thread, and to its end: what it acknowledges must have happened. *limiter*: of those
+        that may take long, so that they do not take the threads of all others."""
+        while True:
+            try:
+                return await trio.to_thread.run_sync(call, limiter=limiter)
+            except Blocked as blocked:
+                await self._run(blocked)
+            except OSError:
+                raise
+            except Exception:
+                log.exception("%s failed", what)
+                raise _failed() from None
+
     async def _run(self, blocked: Blocked) -> None:
-        """Run the job in a thread, for at most as long as it says."""
+        """Wait as *blocked* says, mostly for its job in a thread, and for at most as long as it says."""
         try:
             with trio.fail_after(blocked.timeout_s if blocked.timeout_s is not None else float("inf")):
+                if blocked.until is not None:
+                    over = trio.Event()
+                    blocked.until(over.set)
+                    await over.wait()
+                    return
                 limiter = self._slow if blocked.timeout_s is not None else None
                 await trio.to_thread.run_sync(blocked.job, abandon_on_cancel=True, limiter=limiter)
         except trio.TooSlowError:
@@ -110,23 +131,13 @@ class Jobs:
         raise _failed()
 
 
-async def in_thread(call: Callable[[], R], what: str) -> R:
-    """Run one request in a thread, and to its end: what it acknowledges must have happened."""
-    try:
-        return await trio.to_thread.run_sync(call)
-    except OSError:
-        raise
-    except Exception:
-        log.exception("%s failed", what)
-        raise _failed() from None
-
-
 class Writes:
     """Where writes are made. One goes to the page cache in microseconds, until the disk is behind and the host makes
-    writers wait: then they wait in threads, not on the loop."""
+    writers wait: then they wait in threads, not on the loop; in some of their own, or all others would wait too."""
 
     def __init__(self) -> None:
         self._slow = 0
+        self.limiter = trio.CapacityLimiter(_WRITERS)
 
     def in_thread(self) -> bool:
         """Whether the next one is to be made in a thread."""

@@ -6,7 +6,8 @@
     publish  one span: the staging directory gets its second name, which says that it has begun; then removals, new
              directories, and renames of the staged files into their places. On the host an old file changes places with
              the new one, which costs no more than a name: to free it may take a disk's time
-    finish   the staging directory goes, with the old files
+    finish   the staging directory goes, with the old files: where it can be moved elsewhere, they are removed there
+             when everybody has what he waits for
 
 All of it by the tree's ordinary operations, so that marks, nodes and open files stay right: who has a file open keeps
 what he opened. After a crash between record and finish, `Applying.resume` does what is left of the steps where
@@ -48,17 +49,20 @@ class Wanted(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    is_new: bool = False
+    """Nothing is known to be there; what is, is in the way."""
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
     """One change of `publish`. `staged`: the name of the new file in the staging directory, if one was made; `inode`:
-    its number on the host, if a thread made it there."""
+    its number on the host, if a thread made it there; `xattrs`: of a directory, all that it is to have."""
 
     path: bytes
     mode: int
     mtime_ns: int | None
     staged: bytes
     inode: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] | None = None
 
 
 class Steps(msgspec.Struct, array_like=True, frozen=True):
@@ -97,6 +101,9 @@ class Applying:
         self._exchanges = True
         """The host's filesystem can exchange two names, as far as is known."""
         self._steps: list[Step] = []
+        self.made: dict[tuple[int, int], tuple[int, int, bytes]] = {}
+        """Of the regular files that `make` has made, as `statcache.Shown` has them."""
+        self._new: set[bytes] = set()
         self._there: dict[bytes, int] = {}
         """What `check` found at the path of each step: a kind, 0 for nothing."""
 
@@ -120,12 +127,15 @@ class Applying:
         self._staging()
         return self._host is not None
 
-    def make(self, wanted: Wanted, write: Callable[[int], None]) -> None:
-        """`stage` a regular file, which *write* fills by its descriptor: for a thread, while nobody else stages."""
+    def make(self, wanted: Wanted, oid: bytes, write: Callable[[int], None]) -> None:
+        """`stage` a regular file, which *write* fills by its descriptor with the blob *oid*: for a thread, while nobody
+        else stages."""
         assert self._host is not None
+        if wanted.is_new:
+            self._new.add(wanted.path)
         name = b"%d" % len(self._steps)
         as_wanted = self._owner.uid == 0
-        inode = self._host.make(
+        st = self._host.make(
             name,
             stat.S_IMODE(wanted.mode),
             write,
@@ -133,14 +143,20 @@ class Applying:
             xattrs=wanted.xattrs,
             mtime_ns=wanted.mtime_ns,
         )
-        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name, inode))
+        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name, st.st_ino))
+        if not wanted.xattrs:
+            mtime_ns = wanted.mtime_ns if wanted.mtime_ns is not None else st.st_mtime_ns
+            self.made[st.st_dev, st.st_ino] = (st.st_size, mtime_ns, oid)
 
     def stage(self, wanted: Wanted, content: bytes | None = None) -> OpenFile | None:
         """Take *wanted* up. *content*: a symlink's target, a file's bytes. For a regular file without it the open
         file to be filled: the caller writes to it and calls `staged`."""
         kind = stat.S_IFMT(wanted.mode)
+        if wanted.is_new:
+            self._new.add(wanted.path)
         if kind in (0, stat.S_IFDIR):
-            self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, b""))
+            xattrs = wanted.xattrs if kind else None
+            self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, b"", xattrs=xattrs))
             return None
         name = b"%d" % len(self._steps)
         directory = self._staging()
@@ -194,13 +210,17 @@ class Applying:
 
     def check(self) -> None:
         """Look at every directory on the way, so that `publish` has nothing to wait for. OSError for what it would come
-        upon: EROFS, and ENOTEMPTY for a directory that is to become a file and holds what nobody said shall go."""
+        upon: EROFS, ENOTEMPTY for a directory that is to become a file and holds what nobody said shall go, and EEXIST
+        for what stands where nothing is known to be."""
         if not self._tree.writable:
             raise refuse(errno.EROFS)
         self._staging()
         self._there = self._look()
         leaving = {step.path for step in self._steps if not stat.S_ISDIR(step.mode)}
         for step in self._steps:
+            there = self._there[step.path]
+            if there and step.path in self._new and not (stat.S_ISDIR(there) and stat.S_ISDIR(step.mode)):
+                raise refuse(errno.EEXIST, step.path)
             if step.mode and stat.S_ISDIR(self._there[step.path]) and not stat.S_ISDIR(step.mode):
                 directory = self._directory(step.path)
                 if directory is not None:
@@ -352,8 +372,19 @@ class Applying:
         attr = self._tree.getattr(node)
         if stat.S_IMODE(attr.mode) != stat.S_IMODE(step.mode):
             self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(step.mode)), None)
+        if step.xattrs is not None:
+            self._set_xattrs(node, dict(step.xattrs))
         if step.mtime_ns is not None:
             self._tree.setattr(node, SetAttr(mtime_ns=step.mtime_ns), None)
+
+    def _set_xattrs(self, node: Node, wanted: dict[bytes, bytes]) -> None:
+        """Let *node* have these user attributes and no others."""
+        there = {name for name in self._tree.listxattr(node) if name.startswith(b"user.")}
+        for name in there - wanted.keys():
+            self._tree.removexattr(node, name)
+        for name, value in wanted.items():
+            if name not in there or self._tree.getxattr(node, name) != value:
+                self._tree.setxattr(node, name, value)
 
     def _directory(self, path: bytes) -> Node | None:
         """The directory at *path*; None where there is none."""
@@ -384,10 +415,20 @@ class Applying:
 
     # The end
 
-    def sweep(self) -> None:
-        """Remove old files that no node is known of, as far as they are on the host: for a thread, before `finish`."""
+    def let_go(self) -> None:
+        """Remove the old files on the host that a node is known of."""
         if self._host is not None and self._stage is not None:
-            self._host.sweep(frozenset(self._stage.children or ()))
+            for name in list(self._stage.children or ()):
+                self._tree.unlink(self._stage, name)
+
+    def sweep(self, take: Callable[[int, bytes], bool]) -> None:
+        """Remove the other old files, as far as they are on the host, if *take* does not take the whole directory
+        (`HostStaging.give`): for a thread, between `let_go` and `finish`."""
+        if self._host is None or self._stage is None:
+            return
+        known = frozenset(self._stage.children or ())  # there are some again where others look into it
+        if known or not self._host.give((self._begun, self.staging), take):
+            self._host.sweep(known)
 
     def finish(self) -> list[Affected]:
         """Remove the staging directory and what is left in it, and let go of everything."""
@@ -395,6 +436,7 @@ class Applying:
         for name in (self.staging, self._begun):
             found = self._child(self._tree.root, name)
             if found is None:
+                affected.append(Affected(self._tree.root, name))  # it was taken as a whole, if it was there
                 continue
             directory = found[0]
             for entry in self._tree.entries(directory):

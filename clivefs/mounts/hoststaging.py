@@ -38,9 +38,9 @@ class HostStaging:
         owner: tuple[int | None, int | None] = (None, None),
         xattrs: tuple[tuple[bytes, bytes], ...] = (),
         mtime_ns: int | None = None,
-    ) -> int:
-        """Make a regular file, which *write* fills by its descriptor; its inode number. *mode*: permission bits.
-        *owner*: user and group, where they are to be others. OSError."""
+    ) -> os.stat_result:
+        """Make a regular file, which *write* fills by its descriptor; its stat, but for times and permissions that were
+        asked for. *mode*: permission bits. *owner*: user and group, where they are to be others. OSError."""
         fd = os.open(name, _FLAGS, mode & 0o777, dir_fd=self._fd)
         try:
             write(fd)
@@ -54,7 +54,7 @@ class HostStaging:
                 os.setxattr(fd, attribute, value)
             if mtime_ns is not None:
                 os.utime(fd, ns=(st.st_atime_ns, mtime_ns))
-            return st.st_ino
+            return st
         finally:
             os.close(fd)
 
@@ -73,6 +73,23 @@ class HostStaging:
             return os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_ino
         except FileNotFoundError:
             return 0
+
+    def give(self, names: Sequence[bytes], take: Callable[[int, bytes], bool]) -> bool:
+        """Give the directory away, which has one of *names*, with all that is in it; whether *take* took it (told the
+        descriptor of the directory that it is in, and its name). For a thread. OSError."""
+        parent = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            own = os.fstat(self._fd)
+            for name in names:
+                try:
+                    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if os.path.samestat(found, own):
+                    return take(parent, name)
+            return False
+        finally:
+            os.close(parent)
 
     def sweep(self, but: Container[bytes]) -> None:
         """Remove all files but those; for a thread. OSError.

@@ -14,13 +14,13 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import RENAME_NOREPLACE
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS, open_directory, scan_kinds, stat_at
 from clivefs.mounts.tree import Blocked, DirEntry, Node, OpenFile, Owner, Tree, refuse
+from clivefs.mounts.wholefile import is_temporary, one_of_many_beside, temporary_beside
 
 T = TypeVar("T")
 
@@ -205,10 +205,10 @@ class TreeFiles(OwnFiles):
         return b"".join(parts)
 
     def replace(self, name: bytes, old: bytes | None, new: bytes) -> None:
-        """Let the file *name* of the root have the content *new*, whole or not at all. ESTALE when it has not *old*;
-        EEXIST where *old* is None and there is one."""
+        """Let the file *name* of the root have the content *new*, whole or not at all, and have it recorded. ESTALE
+        when it has not *old*; EEXIST where *old* is None and there is one."""
         tree, root = self._tree, self._tree.root
-        temporary = b".%s.%s.tmp" % (name, os.urandom(6).hex().encode())
+        temporary = one_of_many_beside(name)
 
         def create() -> OpenFile:
             mode = tree.lookup(root, name)[1].mode & 0o777 if old is not None else _NEW_MODE
@@ -217,7 +217,12 @@ class TreeFiles(OwnFiles):
         def publish() -> None:
             if old is None:
                 tree.rename(root, temporary, root, name, RENAME_NOREPLACE)
-                return
+            else:
+                take_place(old)
+            if tree.journal is not None:
+                tree.journal.name(root, name)
+
+        def take_place(old: bytes) -> None:
             file = tree.open(tree.lookup(root, name)[0], os.O_RDONLY)
             try:
                 content = file.read(0, len(old) + 1)
@@ -234,11 +239,18 @@ class TreeFiles(OwnFiles):
                 file.fsync(False)
             finally:
                 self._ask(file.close)
+            FAULTS.hit("ownfiles.publish")
             self._ask(publish)
         except BaseException:
             self._ask(lambda: tree.unlink(root, temporary))
             raise
         self._ask(lambda: tree.fsync_dir(root))()
+
+    def sweep(self) -> None:
+        """Remove what a killed daemon has left of `replace`."""
+        for entry in self.entries(b""):
+            if is_temporary(entry.name):
+                self.remove(entry.name)
 
     def put(self, path: bytes, content: bytes) -> None:
         """Let the file *path* have *content*, whole or not at all, durable; directories on the way are made."""
@@ -305,13 +317,6 @@ class TreeFiles(OwnFiles):
 
     def open_place(self, place: Place) -> int:
         return (self._host if place.layer == "own" else self._upper).open_place(place)
-
-
-def temporary_beside(path: bytes) -> bytes:
-    """The name under which a file is written before it gets the name *path*: one that can be found again after a crash,
-    is not too long whatever *path* is, and is found by no pattern of `patches`."""
-    head, slash, name = path.rpartition(b"/")
-    return head + slash + b".clivefs-%s.new" % sha256(name).hexdigest()[:16].encode()
 
 
 MARKS = Place("edits", b"")

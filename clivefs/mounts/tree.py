@@ -137,13 +137,23 @@ class Blocked(Exception):
     The job raises an OSError when what it waits for cannot be had. It must be safe to run twice.
     """
 
-    def __init__(self, job: Callable[[], None], what: str, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        job: Callable[[], None],
+        what: str,
+        *,
+        timeout_s: float | None = None,
+        until: Callable[[Callable[[], object]], None] | None = None,
+    ) -> None:
         super().__init__(what)
         self.job = job
         self.what = what
         """For people, as in `fetching 31 blobs of lib/requests`."""
         self.timeout_s = timeout_s
         """After this long the caller is answered EIO; None waits for as long as the job takes."""
+        self.until = until
+        """For a job that does nothing but wait for the loop: it calls what it is given, in the loop's thread, when that
+        is over. So however many wait, no thread has to."""
 
 
 class OpenFile(ABC):

@@ -188,6 +188,15 @@ class Environment:
             view = transaction.get(key)
             return None if view is None else bytes(view[:size])
 
+    def measure(self, database: str, key: bytes, size: int) -> tuple[bytes, int] | None:
+        """As `peek`, and how many bytes the whole value has."""
+        if self._closed:
+            raise self._unusable()
+        environment, databases = self._opened
+        with environment.begin(db=databases[database], buffers=True) as transaction:
+            view = transaction.get(key)
+            return None if view is None else (bytes(view[:size]), len(view))
+
     def read(self, job: Callable[[ReadTransaction], T]) -> T:
         """Run *job* on one state of the environment. It must be short and keep no iterator."""
         if self._closed:

@@ -29,7 +29,9 @@ SPAN_S = 0.008
 """How long objects are removed at a time."""
 _YIELD_S = 0.002
 _BUSY_S = 20.0
-"""How long the gate is tried while others are inside."""
+"""How long the gate is tried at least while others are inside."""
+_TELL_S = 2.0
+_WAIT_S = 0.02
 _REREADS_MAX = 8
 _ORPHAN_S = 3600.0
 _RUN = "gc.run"
@@ -37,6 +39,14 @@ _RUN = "gc.run"
 
 class Busy(ClivefsError):
     """Others are at work, so that nothing may be removed now."""
+
+
+class Patience(NamedTuple):
+    """How long to wait for others: for ever, unless *is_over* is asked to begin nothing more."""
+
+    is_over: Callable[[], bool] = lambda: False
+    progress: Callable[[str], None] = lambda text: None
+    """Is told of waiting, and for whom."""
 
 
 class Roots(Protocol):
@@ -94,8 +104,9 @@ def sweep(
     progress: Callable[[str], None] = lambda text: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Swept:
-    """Remove what has no mark. Busy where others have been inside the gate for too long. *is_over*: asked now and then
-    whether to begin nothing more."""
+    """Remove what has no mark. *is_over*: asked now and then whether to begin nothing more; Busy where others are
+    inside the gate then."""
+    patience = Patience(is_over, progress)
     marks = reach.marks
     dead = list(marks.unmarked())
     if dry_run:
@@ -103,7 +114,7 @@ def sweep(
     changed = -1
     count = size = at = rereads = 0
     while at < len(dead) and not is_over():
-        with alone(store):
+        with alone(store, patience):
             stale = store.last_change() != changed
             if stale and rereads >= _REREADS_MAX:
                 reach.mark(roots.fresh())
@@ -121,7 +132,7 @@ def sweep(
         progress(f"{at} of {len(dead)} objects removed")
         time.sleep(_YIELD_S)
     FAULTS.hit("gc.swept")
-    with alone(store):
+    with alone(store, patience):
         store.sweep_large(_ORPHAN_S)
     return Swept(count, size, len(marks) - count)
 
@@ -141,18 +152,29 @@ def _remove(store: Store, marks: Marks, dead: list[bytes], at: int) -> tuple[int
 
 
 @contextmanager
-def alone(store: Store) -> Iterator[None]:
-    """Behind the gate, with nobody inside. Busy after a while."""
-    deadline = time.monotonic() + _BUSY_S
+def alone(store: Store, patience: Patience | None = None) -> Iterator[None]:
+    """Behind the gate, with nobody inside. Waits as long as *patience* says, and for some seconds at any rate: Busy."""
+    begun = time.monotonic()
+    told = begun + _TELL_S
     while True:
         with store.gate.alone() as is_alone:
             if is_alone:
                 yield
                 return
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > begun + _BUSY_S and (patience is None or patience.is_over()):
             raise Busy(
-                "others are reading or writing all the time",
+                f"others are reading or writing all the time{_by(store)}",
                 place=store.path,
                 remedy="try again when they have ended; what is done stays done",
             )
-        time.sleep(_YIELD_S)
+        if patience is not None and now > told:
+            patience.progress(f"waiting for others to end reading or writing{_by(store)}")
+            told = now + _TELL_S
+        time.sleep(_YIELD_S if now < begun + _TELL_S else _WAIT_S)
+
+
+def _by(store: Store) -> str:
+    """Who is inside the gate, for people; nothing where nobody can tell."""
+    pids = store.gate.holders()
+    return f" (process {', '.join(map(str, pids))})" if pids else ""

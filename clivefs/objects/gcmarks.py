@@ -39,8 +39,8 @@ class Marks:
     def __len__(self) -> int:
         return len(self._marks)
 
-    def _position(self, oid: bytes) -> int:
-        """Where *oid* is, or -1."""
+    def position(self, oid: bytes) -> int:
+        """Which of the names *oid* is, in their order; -1 for none."""
         slot = int.from_bytes(oid[:2], "big")
         at, end = self._first[slot] * OID_BYTES, self._first[slot + 1] * OID_BYTES
         while True:
@@ -50,21 +50,29 @@ class Marks:
             at += 1  # the end of one name and the beginning of the next
 
     def __contains__(self, oid: bytes) -> bool:
-        return self._position(oid) >= 0
+        return self.position(oid) >= 0
 
     def is_marked(self, oid: bytes) -> bool:
-        position = self._position(oid)
+        position = self.position(oid)
         return position >= 0 and bool(self._marks[position])
 
     def mark(self, oid: bytes) -> bool | None:
         """Mark *oid*; whether that is new. None: it was not there."""
-        position = self._position(oid)
+        position = self.position(oid)
         if position < 0:
             return None
         if self._marks[position]:
             return False
         self._marks[position] = 1
         return True
+
+    def at(self, position: int) -> int:
+        """The mark of the name at *position*: 0 for none."""
+        return self._marks[position]
+
+    def put(self, position: int, mark: int) -> None:
+        """Give the name at *position* a mark from 1 to 255."""
+        self._marks[position] = mark
 
     def unmarked(self) -> Iterator[bytes]:
         """The names without a mark, in order."""

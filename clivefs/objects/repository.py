@@ -1,6 +1,6 @@
 """Foreign repositories, read in place: their objects through libgit2, their refs through stock git.
 
-The only file that imports pygit2. Why it does what it does:
+The only file that uses pygit2 (`textmerge` calls the library beneath it). Why it does what it does:
 
 - Only the object database is opened, not the repository: no configuration is read (libgit2 refuses
   extensions that it does not know), no ownership is checked, nothing can be fetched. Alternates work.
@@ -86,6 +86,10 @@ class Repository:
         kind, size = self.header(oid)
         if size > (LARGE_BYTES if kind == "blob" else OBJECT_BYTES_MAX):
             raise ObjectTooLarge(oid, size, self.path)
+        return self.read_whole(oid)
+
+    def read_whole(self, oid: bytes) -> tuple[str, bytes]:
+        """As `read`, however large it is: for what we have packed ourselves. ObjectMissing, CorruptObject."""
         found, payload = self._ask(oid, lambda odb, name: odb.read(name))
         return _KINDS[int(found)], payload
 

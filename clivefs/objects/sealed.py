@@ -21,7 +21,7 @@ import os
 import struct
 import time
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -36,6 +36,9 @@ SUFFIXES = (".idx", ".pack", ".beside", ".strand", ".paths")
 _MAGIC = b"\xfftOc\0\0\0\2"
 _FANOUT = struct.Struct(">256I")
 _NAMES_AT = len(_MAGIC) + _FANOUT.size
+_FAR = 1 << 31
+"""An offset from here on is the number of one of 8 bytes."""
+_OFFSET = struct.Struct(">Q")
 _TICK_NS = 50_000_000
 _DELTAS = (6, 7)
 """Kinds of entries of a pack that stand on others."""
@@ -46,11 +49,12 @@ class PackIndex:
 
     def __init__(self, path: str) -> None:
         """OSError; CorruptObject for what is no such index."""
+        self._path = path
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         if self._map[: len(_MAGIC)] != _MAGIC or len(self._map) < _NAMES_AT:
             raise CorruptObject("this is no index of a pack", place=path)
-        self._offsets: tuple[int, ...] | None = None
+        self._offsets: array[int] | None = None
         self._ends: array[int] = array("Q")
         self._fanout: tuple[int, ...] = (0, *_FANOUT.unpack_from(self._map, len(_MAGIC)))
         if list(self._fanout) != sorted(self._fanout) or len(self._map) < _NAMES_AT + len(self) * OID_BYTES:
@@ -60,37 +64,67 @@ class PackIndex:
         return self._fanout[-1]
 
     def __contains__(self, oid: bytes) -> bool:
-        slot = oid[0]
-        end = self._fanout[slot + 1]
-        found = bisect_left(range(end), oid, self._fanout[slot], end, key=self._name)
-        return found < end and self._name(found) == oid
+        return self._find(oid) is not None
 
     def names(self) -> Iterator[bytes]:
         """All of them, in order."""
         return map(self._name, range(len(self)))
 
-    def size_of(self, oid: bytes, pack_bytes: int) -> int:
-        """What the object takes in the pack, of *pack_bytes*; 0 where it is not in it, or lies beyond 2 GiB."""
-        slot = oid[0]
-        end = self._fanout[slot + 1]
-        found = bisect_left(range(end), oid, self._fanout[slot], end, key=self._name)
-        if found >= end or self._name(found) != oid:
+    def size_of(self, oid: bytes) -> int:
+        """What the object takes in the pack; 0 where it is not in it. OSError without the pack."""
+        found = self._find(oid)
+        if found is None:
             return 0
         if self._offsets is None:
-            start = _NAMES_AT + len(self) * (OID_BYTES + 4)
-            self._offsets = struct.unpack_from(f">{len(self)}I", self._map, start)
-            self._ends = array("Q", sorted((*self._offsets, pack_bytes - OID_BYTES)))
+            offsets = self._read_offsets()
+            pack_bytes = os.path.getsize(self._path.removesuffix(".idx") + ".pack")
+            self._ends = array("Q", sorted((*offsets, pack_bytes - OID_BYTES)))
+            self._offsets = offsets
         offset = self._offsets[found]
-        return self._ends[bisect_right(self._ends, offset)] - offset if offset < 1 << 31 else 0
+        return self._ends[bisect_right(self._ends, offset)] - offset
+
+    def _read_offsets(self) -> array[int]:
+        """Where each object begins in the pack. CorruptObject."""
+        at = _NAMES_AT + len(self) * (OID_BYTES + 4)
+        near = struct.unpack_from(f">{len(self)}I", self._map, at)
+        if not near or max(near) < _FAR:
+            return array("Q", near)
+        far_at = at + 4 * len(self)
+        try:
+            return array(
+                "Q",
+                (
+                    each if each < _FAR else _OFFSET.unpack_from(self._map, far_at + 8 * (each - _FAR))[0]
+                    for each in near
+                ),
+            )
+        except struct.error as error:
+            raise CorruptObject(f"an index of a pack is damaged ({error})") from error
 
     def whole(self, pack: str) -> Iterator[bytes]:
-        """The names of the objects that are no deltas in the file *pack*, but for those beyond 2 GiB. OSError."""
-        start = _NAMES_AT + len(self) * (OID_BYTES + 4)
-        offsets = struct.unpack_from(f">{len(self)}I", self._map, start)
+        """The names of the objects that are no deltas in the file *pack*. OSError; CorruptObject."""
+        offsets = self._read_offsets()
         with open(pack, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
             for number, offset in enumerate(offsets):
-                if offset < min(1 << 31, len(content)) and content[offset] >> 4 & 7 not in _DELTAS:
+                if offset < len(content) and content[offset] >> 4 & 7 not in _DELTAS:
                     yield self._name(number)
+
+    def _find(self, oid: bytes) -> int | None:
+        """Its number in the order of names."""
+        slot = oid[0]
+        low, high = self._fanout[slot], self._fanout[slot + 1]
+        names = self._map
+        while low < high:
+            middle = (low + high) // 2
+            at = _NAMES_AT + middle * OID_BYTES
+            name = names[at : at + OID_BYTES]
+            if name < oid:
+                low = middle + 1
+            elif name == oid:
+                return middle
+            else:
+                high = middle
+        return None
 
     def _name(self, number: int) -> bytes:
         at = _NAMES_AT + number * OID_BYTES
@@ -119,7 +153,7 @@ class Sealed:
         """(kind, payload). ObjectMissing, CorruptObject."""
         self._look()
         if any(oid in index for index in self._indexes.values()):
-            return self._opened(oid).read(oid)
+            return self._opened(oid).read_whole(oid)
         for strand in self._strands.values():
             found = strand.read(oid)
             if found is not None:
@@ -169,10 +203,12 @@ class Sealed:
 
     def size_of(self, oid: bytes) -> int:
         """What a sealed object takes; 0 where it is not here."""
-        for name, index in self._indexes.items():
-            if oid in index:
-                with suppress(FileNotFoundError):
-                    return index.size_of(oid, os.path.getsize(os.path.join(self.packs, name + ".pack")))
+        self._look()
+        for index in self._indexes.values():
+            with suppress(FileNotFoundError):  # the pack goes this very moment
+                size = index.size_of(oid)
+                if size:
+                    return size
         for strand in self._strands.values():
             if oid in strand:
                 return strand.size // len(strand)  # what one takes by itself nobody can tell
@@ -230,8 +266,6 @@ class Sealed:
             self._repository.refresh()
 
     def _opened(self, oid: bytes) -> Repository:
-        if oid not in self:
-            raise ObjectMissing(oid, self._store_path)
         if self._repository is None:
             try:
                 self._repository = Repository(self.path)

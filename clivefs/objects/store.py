@@ -252,12 +252,11 @@ class Store(ObjectStore):
 
     def hot_bytes(self, oid: bytes) -> int:
         """What an object of the database takes, with its file; 0 where it is not there."""
-
-        def measure(transaction: ReadTransaction) -> int:
-            value = transaction.get("objects", oid)
-            return _kept_bytes(oid, value) if value is not None else 0
-
-        return self._environment.read(measure)
+        found = self._environment.measure("objects", oid, values.HEADER.size)
+        if found is None:
+            return 0
+        start, size = found
+        return len(oid) + size + (values.header(oid, start)[1] if _is_large(start) else 0)
 
     def kept_bytes(self, oid: bytes) -> int:
         """What an object takes, in whatever tier; 0 where it is not here."""

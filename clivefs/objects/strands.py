@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 from clivefs.objects.encode import OID_BYTES, hash_object
 from clivefs.objects.errors import CorruptObject
+from clivefs.objects.versions import alike, alike_at_end
 
 BLOCK_OBJECTS = 4096
 BLOCK_BYTES = 4 << 20
@@ -198,8 +199,8 @@ def _of_tree(tree: bytes, base: bytes) -> list[_Operation]:
 
 def _of_bytes(data: bytes, base: bytes) -> list[_Operation]:
     if len(data) != len(base):
-        start = _alike(data, base)
-        end = _alike(data[start:][::-1], base[start:][::-1])
+        start = alike(data, base)
+        end = alike_at_end(data, base, start)
         operations = [
             (_COPY, 0, data[:start]),
             (_BYTES, 0, data[start : len(data) - end]),
@@ -209,7 +210,7 @@ def _of_bytes(data: bytes, base: bytes) -> list[_Operation]:
     operations = []
     at = 0
     while at < len(data):
-        same = _alike(data[at:], base[at:])
+        same = alike(data[at:], base[at:])
         if same:
             operations.append((_COPY, at, data[at : at + same]))
             at += same
@@ -220,21 +221,6 @@ def _of_bytes(data: bytes, base: bytes) -> list[_Operation]:
             operations.append((_BYTES, 0, data[at:end]))
         at = end
     return operations
-
-
-def _alike(one: bytes, two: bytes) -> int:
-    """How many bytes two strings begin with alike."""
-    end = min(len(one), len(two))
-    if one[:end] == two[:end]:
-        return end
-    low, high = 0, end  # alike up to low, not up to high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == two[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _number(value: int) -> bytes:

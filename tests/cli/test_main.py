@@ -113,7 +113,7 @@ def test_help_loads_no_more_than_it_needs() -> None:
     assert not loaded & {"trio", "msgspec", "lmdb", "pygit2", "pyfuse3", "asyncssh", "socket", "subprocess"}
 
 
-@pytest.mark.parametrize("command", ["snapshot", "restore", "undo", "redo", "merge", "run", "attach", "status"])
+@pytest.mark.parametrize("command", ["snapshot", "restore", "undo", "redo", "fork", "merge", "run", "attach", "status"])
 def test_who_only_asks_the_daemon_loads_neither_the_store_nor_libgit2(command: str) -> None:
     script = f"import sys, clivefs.cli.main, clivefs.cli.commands.{command}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

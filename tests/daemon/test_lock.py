@@ -44,3 +44,42 @@ def test_garbage_in_the_file_is_no_trouble(tmp_path: Path) -> None:
         Lock(os.fspath(path), {})
     assert held.value.holder == {}
     holder.release()
+
+
+def test_a_directory_is_locked_by_whichever_store(tmp_path: Path) -> None:
+    directory = tmp_path / "workspace"
+    directory.mkdir(mode=0o555)
+    facts = {"pid": os.getpid(), "mountpoint": "/somewhere", "store": "/a"}
+    first, second = Lock(os.fspath(tmp_path / "a.lock"), facts), Lock(os.fspath(tmp_path / "b.lock"), {})
+    first.hold_directory(os.fspath(directory))
+    assert os.listdir(directory) == []
+    (tmp_path / "link").symlink_to(directory)
+    for path in (directory, tmp_path / "link"):
+        with pytest.raises(Held) as held:
+            second.hold_directory(os.fspath(path))
+        assert held.value.holder == facts
+    directory.chmod(0o755)
+    directory.rename(tmp_path / "moved")
+    with pytest.raises(Held):
+        second.hold_directory(os.fspath(tmp_path / "moved"))
+    first.release()
+    second.hold_directory(os.fspath(tmp_path / "moved"))
+    second.release()
+
+
+def test_a_directory_that_no_daemon_has_locked_names_the_process(tmp_path: Path) -> None:
+    ready, told = os.pipe()
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), 2); os.write(1, b'x'); os.read(0, 1)"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=told)
+    lock = Lock(os.fspath(tmp_path / "lock"), {})
+    try:
+        os.read(ready, 1)
+        with pytest.raises(Held) as held:
+            lock.hold_directory(os.fspath(tmp_path))
+        assert held.value.holder == {"pid": other.pid}
+    finally:
+        other.communicate()
+        os.close(ready)
+        os.close(told)
+    lock.hold_directory(os.fspath(tmp_path))
+    lock.release()

@@ -27,7 +27,7 @@ if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_FILE" in os.environ:
     for point in os.environ["CLIVEFS_TEST_KILL_POINTS"].split():
         FAULTS.plant(point, partial(kill_if_told, point))
 
-if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
+if os.environ.get("CLIVEFS_TEST_KILL_IN") in sys.orig_argv and "CLIVEFS_TEST_KILL_AT" in os.environ:
     from clivefs.base.ports import FAULTS
 
     points = os.environ["CLIVEFS_TEST_KILL_AT"].split()
@@ -47,10 +47,14 @@ if "clivefs.daemon" in sys.orig_argv and "CLIVEFS_TEST_SIGNAL" in os.environ:
 """
 
 
-def kill_at(directory: Path, point: str) -> dict[str, str]:
-    """The environment of a daemon that dies at *point*; *directory* gets the module that sees to it. Of several points,
-    with blanks between, the next one counts from when the one before was hit."""
-    return {"PYTHONPATH": _planted(directory), "CLIVEFS_TEST_KILL_AT": point}
+def kill_at(directory: Path, point: str, *, program: str = "clivefs.daemon") -> dict[str, str]:
+    """The environment of a daemon, or another *program* of ours, that dies at *point*; *directory* gets the module that
+    sees to it. Of several points, with blanks between, the next one counts from when the one before was hit."""
+    return {
+        "PYTHONPATH": _planted(directory),
+        "CLIVEFS_TEST_KILL_AT": point,
+        "CLIVEFS_TEST_KILL_IN": program,
+    }
 
 
 def signal_at(directory: Path, point: str, number: int) -> dict[str, str]:

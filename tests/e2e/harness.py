@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from clivefs.cli import main as cli_main
 
 WAIT_S = 20.0
 
@@ -145,7 +148,8 @@ class Bench:
             lines = [line for line in log.read_text().splitlines() if " INFO " not in line and " DEBUG " not in line]
             unexpected = [line for line in lines if not (allowed and re.search(allowed, line))]
             assert not unexpected, "\n".join(unexpected)
-        self.cli("fsck", "--store", self.store)
+        # In this process: to start another for each test costs more than to look at its small store.
+        assert cli_main(["fsck", "--store", str(self.store)]) == 0
 
     def daemons(self) -> list[int]:
         """The process numbers of this bench's daemons that run, whether they answer or not."""
@@ -225,11 +229,9 @@ SOURCE_TESTS = (
 """Tests that get files of their own in every source."""
 
 
-def fill_sample(bench: Bench) -> None:
-    """Write a workspace: a through root, `lib/thing` from a git ref, `over` an overlay on a local directory."""
-    own: dict[str, str | bytes] = {}
-    for test in SOURCE_TESTS:
-        own |= {f"tests/{test}/one": "one\n", f"tests/{test}/two": "two\n", f"tests/{test}/tree/deep/leaf": "leaf\n"}
+def fill_sample(bench: Bench, own: Mapping[str, str | bytes] = MappingProxyType({})) -> None:
+    """Write a workspace: a through root, `lib/thing` from a git ref, `over` an overlay on a local directory. All three
+    have the files *own* as well."""
     bench.repository("thing", {**SOURCE_FILES, **own})
     write_files(bench.base / "data", {"one.txt": "one\n", "sub/two.txt": "two\n", **own})
     write_files(bench.root, {"plain.txt": "plain\n", **own})
@@ -238,9 +240,12 @@ def fill_sample(bench: Bench) -> None:
 
 @contextlib.contextmanager
 def sample_workspace(base: Path) -> Iterator[Bench]:
-    """The workspace of `fill_sample`, mounted."""
+    """The workspace of `fill_sample`, mounted, with files of their own for `SOURCE_TESTS`."""
+    own: dict[str, str | bytes] = {}
+    for test in SOURCE_TESTS:
+        own |= {f"tests/{test}/one": "one\n", f"tests/{test}/two": "two\n", f"tests/{test}/tree/deep/leaf": "leaf\n"}
     with bench_in(base) as bench:
-        fill_sample(bench)
+        fill_sample(bench, own)
         bench.mount()
         yield bench
         bench.check_sound()

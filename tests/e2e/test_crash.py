@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import random
 import signal
@@ -191,6 +192,31 @@ def test_unmount_clears_a_dead_mount(stormy: Bench) -> None:
     assert not stormy.is_mounted()
     assert os.listdir(stormy.mountpoint) == []
     assert list(stormy.store.glob("run/*.sock")) == []
+
+
+def test_a_dead_mount_is_known_by_its_workspaces_names(stormy: Bench) -> None:
+    """Whoever names a workspace means the mount that it was in, and is told what became of it."""
+    other = stormy.base / "other"
+    other.mkdir()
+    (other / "Clive.toml").write_text('[workspace]\nname = "other"\n')
+    stormy.cli("mount", other, "--at", stormy.mountpoint)
+    kill(stormy)
+    for about in (["status"], ["status", "-w", "shop"], ["log", "-w", "shop"]):
+        told = stormy.cli(*about, check=False)
+        assert told.returncode == 1
+        assert f"clivefs unmount {stormy.mountpoint}" in told.stderr, told
+    assert "shop, other" in stormy.cli("status", check=False).stderr
+    (finding,) = [
+        each for each in json.loads(stormy.cli("doctor", "--json", check=False).stdout) if each["check"] == "mounts"
+    ]
+    assert finding["state"] == "warning"
+    assert str(stormy.mountpoint) in finding["detail"]
+    assert f"clivefs unmount {stormy.mountpoint}" in finding["remedy"]
+    cleared = stormy.cli("unmount", "shop").stdout
+    assert f"clivefs mount {other} --at {stormy.mountpoint}" in cleared
+    assert not stormy.is_mounted()
+    refused = stormy.cli("unmount", "shop", check=False)
+    assert "nothing is mounted" in refused.stderr
 
 
 def test_inode_numbers_are_the_same_after_a_crash(stormy: Bench) -> None:

@@ -90,6 +90,27 @@ def test_two_daemons_of_one_store(shop: Bench) -> None:
     assert (shop.live / "plain.txt").read_text() == "plain\n"
 
 
+def test_a_directory_is_mounted_by_one_daemon_whatever_the_store(shop: Bench) -> None:
+    """Also after an editor has put another Clive.toml in the place of the one that was there."""
+    text = (shop.root / "Clive.toml").read_text()
+    (shop.root / "new").write_text(text)
+    os.rename(shop.root / "new", shop.root / "Clive.toml")
+    second = ["mount", shop.root, "--at", shop.base / "m2", "--store", shop.base / "store2"]
+    refused = shop.cli(*second, check=False)
+    assert refused.returncode == 1
+    for named in (f"at {shop.mountpoint} with the store {shop.store}", f"process {shop.daemon_pid()}", "--store"):
+        assert named in refused.stderr
+    assert sorted(os.listdir(shop.root)) == ["Clive.toml", "plain.txt"]
+    shop.cli("attach", "again", "../data")  # what is written here is not held up by it
+    os.kill(shop.daemon_pid(), signal.SIGKILL)
+    until(lambda: not shop.daemons(), "the end of the daemon")
+    try:
+        shop.cli(*second, "--allow")
+        assert (shop.base / "m2/shop/plain.txt").read_text() == "plain\n"
+    finally:
+        shop.cli("unmount", shop.base / "m2", "--store", shop.base / "store2")
+
+
 def test_concurrent_mounts_start_one_daemon(bench: Bench) -> None:
     bench.write_toml('[workspace]\nname = "shop"\n')
     command = [sys.executable, "-m", "clivefs.cli", "mount", str(bench.root), "--at", str(bench.mountpoint)]

@@ -234,6 +234,39 @@ def test_a_mount_without_its_network(remote: Bench) -> None:
         (far / "d2" / "f2").read_text()
 
 
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_repository_that_lacks_an_object(bench: Bench, how: str) -> None:
+    """Whoever looks there gets EIO, and `status` the reason, until the object can be read again."""
+    path = bench.repository("thing", {"README": "hello\n", "sub/deep/file": "x\n"})
+    oid = bench.git("rev-parse", "HEAD:sub/deep", cwd=path).strip()
+    stored = path / ".git/objects" / oid[:2] / oid[2:]
+    sound = stored.read_bytes()
+    if how == "missing":
+        stored.unlink()
+    else:
+        stored.chmod(0o644)
+        stored.write_bytes(b"not zlib")
+    bench.write_toml('[workspace]\nname = "shop"\n\n[mounts.lib]\ngit = "../thing"\nref = "main"\n')
+    bench.mount()
+    assert (bench.live / "lib/README").read_text() == "hello\n"
+    assert bench.entry("lib")["error"] is None
+    with pytest.raises(OSError) as raised:
+        os.listdir(bench.live / "lib/sub/deep")
+    assert raised.value.errno == errno.EIO
+    told = bench.cli("status", check=False)
+    assert told.returncode == 1
+    for named in ("lib: ../thing", f"object {oid} is {how}", f"git -C {path} fsck"):
+        assert named in told.stdout
+    assert oid in (bench.live / ".clive/status").read_text()
+    # Whatever the daemon reads it from: the store has linked what there was.
+    for each in (stored, *bench.store.glob(f"repositories/*.git/objects/{oid[:2]}/{oid[2:]}")):
+        each.unlink(missing_ok=True)
+    stored.write_bytes(sound)
+    until(lambda: bench.entry("lib")["error"] is None, "that all is well")
+    assert (bench.live / "lib/sub/deep/file").read_text() == "x\n"
+    assert bench.cli("status").returncode == 0
+
+
 class Silent:
     """A server that accepts connections, reads what comes, and never answers."""
 

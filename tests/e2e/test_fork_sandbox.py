@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from forkbench import HAS_BWRAP
 from harness import Bench, write_files
-
-HAS_BWRAP = subprocess.run(["sh", "-c", "command -v bwrap"], capture_output=True, check=False).returncode == 0
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(not HAS_BWRAP, reason="bubblewrap is not installed")]
 

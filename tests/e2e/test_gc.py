@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import signal_at
+from faults import kill_at, signal_at
 from harness import Bench, until
 
 from clivefs.objects.store import Store
@@ -329,25 +329,66 @@ def test_what_is_purged_is_nowhere_any_more(shop: Bench) -> None:
     shop.check_sound()
 
 
-def test_a_killed_purge_has_changed_nothing_or_can_be_finished(shop: Bench) -> None:
-    leak(shop)
+def test_an_empty_directory_can_be_purged_by_its_name(shop: Bench) -> None:
+    (shop.live / f"d{SECRET.strip()}").mkdir()
+    name = save(shop, "with it\n")
+    assert f"d{SECRET.strip()}" in os.listdir(shop.live / ".clive/at" / name)
+    (shop.live / f"d{SECRET.strip()}").rmdir()
+    save(shop, "without\n")
     shop.unmount()
-    for delay in (0.3, 0.5, 0.7, 0.9, 1.2):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "clivefs.cli", "purge", "conf/key", "--yes"],
-            env=shop.environment,
-            cwd=shop.root,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            child.wait(delay)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        shop.cli("fsck")
-    shop.cli("purge", "conf/key", "--yes", check=False)
+    assert holds(shop, SECRET.strip())
+    done = json.loads(shop.cli("purge", f"d{SECRET.strip()}", "--yes", "--json").stdout)
+    assert done["points"] == 1
+    assert holds(shop, SECRET.strip()) == []
+    shop.check_sound()
+
+
+def copies(bench: Bench) -> set[Path]:
+    """The repositories of the store in which something is kept."""
+    return {each.parent for each in bench.store.glob("repositories/*.git/packed-refs")}
+
+
+def test_a_copy_of_the_repository_that_has_it_goes_as_well(shop: Bench) -> None:
+    before = until(lambda: copies(shop), "a copy for the mount entry")
+    shop.git("init", "-q", "-b", "main", cwd=shop.root)
+    for name in ("key", "another"):
+        (shop.root / name).write_text(f"{SECRET}{name}")
+    shop.git("add", "key", "another")
+    shop.git("commit", "-q", "-m", "not a good idea")
+    snapshot(shop)
+    shop.cli("fork", "try")
+    (copy,) = until(lambda: copies(shop) - before, "a copy for the fork")
+    for name in ("key", "another"):
+        (shop.root / name).unlink()
+    shop.unmount()
+    left = json.loads(shop.cli("purge", "another", "--yes", "--json").stdout)["left"]
+    assert left == [
+        f"{copy} has it, and stays: a fork, or a git working tree of the store, borrows from it",
+        f"your own repository has it: {shop.root}/.git",
+    ]
+    shop.mount()
+    shop.cli("fork", "--drop", "try")
+    shop.unmount()
+    for command in ("update-ref -d HEAD", "read-tree --empty", "reflog expire --expire=now --all", "gc -q --prune=now"):
+        shop.git(*command.split(), cwd=shop.root)
+    assert json.loads(shop.cli("purge", "key", "--yes", "--json").stdout)["left"] == []
+    assert copies(shop) == before
+    shop.mount()
+    shop.check_sound()
+
+
+@pytest.mark.parametrize("point", ["purge.written", "purge.published", "purge.swept"])
+def test_a_killed_purge_has_changed_nothing_or_can_be_finished(shop: Bench, tmp_path: Path, point: str) -> None:
+    name = leak(shop)
+    shop.unmount()
+    environment = kill_at(tmp_path / "planted", point, program="clivefs.cli")
+    killed = shop.cli("purge", "conf/key", "--yes", check=False, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    shop.cli("fsck")
+    again = json.loads(shop.cli("purge", "conf/key", "--yes", "--json").stdout)
+    assert bool(again["points"]) == (point == "purge.written")
     shop.cli("purge", "conf/large", "--yes")
     assert holds(shop, SECRET) == []
     shop.mount()
+    assert os.listdir(shop.live / ".clive/at" / name / "conf") == ["other"]
     shop.check_sound()

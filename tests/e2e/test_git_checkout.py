@@ -72,6 +72,46 @@ def test_submodules_become_working_trees_when_git_is_asked_to(bench: Bench, orig
     bench.check_sound()
 
 
+def test_submodules_are_found_from_another_mountpoint(bench: Bench, origin: Path) -> None:
+    """Also one in a submodule, and one that the user has cloned himself; git can still take them away and make them."""
+    allow = ("-c", "protocol.file.allow=always")
+    bench.repository("inmost", {"i": "i\n"})
+    inner = bench.repository("inner", {"in": "in\n"})
+    own = bench.repository("own", {"own": "own\n"})
+    bench.git(*allow, "submodule", "--quiet", "add", "../inmost", "deep", cwd=inner)
+    bench.git("commit", "-qm", "a submodule", cwd=inner)
+    bench.git(*allow, "submodule", "--quiet", "add", "--name", "a/name", "../inner", "ext/sub", cwd=origin)
+    bench.git("commit", "-qm", "with a submodule", cwd=origin)
+    tree = mount(bench)
+    assert (tree / "ext/sub/deep/i").read_text() == "i\n"
+    bench.git(*allow, "submodule", "--quiet", "update", "--init", "--recursive", cwd=tree)
+    bench.git(*allow, "submodule", "--quiet", "add", str(own), "mine", cwd=tree)
+    before = bench.git("status", "--porcelain", cwd=tree).splitlines()
+    assert before == ["M  .gitmodules", "A  mine"]
+    (tree / "ext/sub/in").write_text("edited\n")
+    bench.unmount()
+    bench.mountpoint = bench.base / "else" / "where" / "deeper"
+    bench.mount()
+    tree = bench.live / "lib/thing"
+    assert set(bench.git("status", "--porcelain", cwd=tree).splitlines()) == {*before, " M ext/sub"}
+    for sub, commit in (("ext/sub", inner), ("mine", own)):
+        assert bench.git("rev-parse", "--show-toplevel", cwd=tree / sub).strip() == str(tree / sub)
+        assert bench.git("rev-parse", "HEAD", cwd=tree / sub) == bench.git("rev-parse", "HEAD", cwd=commit)
+    assert bench.git("status", "--porcelain", cwd=tree / "ext/sub/deep") == ""
+    assert bench.git("submodule", "status", "--recursive", cwd=tree).count("\n") == 3
+    bench.git("commit", "-qam", "inside", cwd=tree / "ext/sub")
+    bench.git("submodule", "--quiet", "deinit", "--force", "ext/sub", cwd=tree)
+    bench.git(*allow, "submodule", "--quiet", "update", "--init", cwd=tree)
+    bench.unmount()
+    bench.mountpoint = bench.base / "third"
+    bench.mount()
+    tree = bench.live / "lib/thing"
+    assert (tree / "ext/sub/in").read_text() == "in\n"
+    assert bench.git("submodule", "status", cwd=tree).count("\n") == 2
+    assert bench.git("status", "--porcelain", cwd=tree).splitlines() == before
+    bench.check_sound()
+
+
 def test_line_endings_and_ident_give_what_a_checkout_gives(bench: Bench) -> None:
     path = bench.repository(
         "thing",

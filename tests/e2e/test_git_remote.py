@@ -225,6 +225,34 @@ def test_commands_fetch_what_they_need_of_the_past(bench: Bench, server: GitHttp
     bench.check_sound()
 
 
+def test_blame_fetches_what_nobody_has_read(bench: Bench, server: GitHttp) -> None:
+    """Of files as they are in the source, and of such as were edited on another commit than the one that is below."""
+    write_files(bench.root / "patches", {"1.patch": "--- a/README\n+++ b/README\n@@ -1 +1,2 @@\n hello\n+patched\n"})
+    tree = mount(bench, server.url("thing.git"), 'blobs = "lazy"\ngit_dir = false\npatches = ["patches/*.patch"]\n')
+    for directory in ("one", "two"):
+        (tree / directory / "a").write_text(f"{directory} a\nmine\n")
+    commit = push(bench, {f"{directory}/a": f"more\n{directory} a\n" for directory in ("one", "two")}, "theirs")
+    bench.write_toml((bench.root / "Clive.toml").read_text().replace('"main"', f'"{commit}"'))
+    until(lambda: bench.entry("far")["ref"] == commit, "the other commit")
+    server.stop()
+    for path in ("far/two/a", "far/three/b"):
+        refused_command = bench.cli("blame", path, check=False)
+        assert refused_command.returncode == 1
+        assert server.url("thing.git") in refused_command.stderr, refused_command.stderr
+        assert path in refused_command.stderr
+    server.start()
+
+    def layers(path: str) -> list[str]:
+        said = bench.cli("blame", path, check=False).stdout
+        return [line.split()[1].partition(":")[0] for line in said.splitlines()]
+
+    until(lambda: layers("far/two/a") == ["git", "upper"], "the lines, once the server is back")
+    assert layers("far/one/a") == ["git", "upper"]
+    assert layers("far/three/b") == ["git"]
+    assert layers("far/README") == ["git", "patch"]
+    bench.check_sound()
+
+
 def test_a_fork_is_merged_with_what_nobody_has_read(bench: Bench, server: GitHttp) -> None:
     """The live view has gone on to another version of what the fork has changed."""
     mount(bench, server.url("thing.git"))

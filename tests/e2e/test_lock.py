@@ -201,6 +201,28 @@ def test_a_mismatch_is_an_error_that_names_both_digests(locked: Bench) -> None:
     locked.check_sound()
 
 
+def test_an_entry_that_has_left_its_lock_is_told_of(locked: Bench) -> None:
+    """By the command that gave it another source, and by `status`, until it is locked anew."""
+    locked.git("tag", "v1", cwd=locked.base / "thing")
+    locked.mount()
+    lock(locked)
+    was = lock_file(locked)["lib/thing"]["source"]
+    told = f"lib/thing: Clive.lock has it as {was}, so it is not locked (`clivefs lock lib/thing` locks what it is now)"
+    assert "not locked" not in locked.cli("status").stdout
+    dry = locked.cli("overlay", "rebase", "lib/thing", "--to", "v1", "--dry-run").stdout
+    assert told in dry
+    assert told in locked.cli("overlay", "rebase", "lib/thing", "--to", "v1").stdout
+    assert told in locked.cli("status").stdout
+    assert locked.entry("lib/thing")["locked_as"] == was
+    lock(locked, "lib/thing")
+    assert "not locked" not in locked.cli("status").stdout
+    assert "locked_as" not in locked.entry("lib/thing")
+    archive(locked.base / "b.tar.gz", {"f": "other\n"})
+    replaced = locked.cli("replace", "vendor/a", "archive:../b.tar.gz").stdout
+    assert "vendor/a: Clive.lock has it as archive:../a.tar.gz, so it is not locked" in replaced
+    locked.check_sound()
+
+
 def test_limits_that_are_raised_count_at_once(locked: Bench) -> None:
     text = (locked.root / "Clive.toml").read_text()
     archive(locked.base / "a.tar.gz", {str(number): "x" for number in range(30)})

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from faults import Killer
+from faults import Killer, kill_at
 from harness import Bench, until, write_files
 
 pytestmark = pytest.mark.mount
@@ -32,6 +32,20 @@ def own(bench: Bench) -> Bench:
 
 def shows(path: Path, text: str) -> None:
     until(lambda: path.exists() and path.read_text() == text, f"{text!r} in {path}")
+
+
+def test_what_a_kill_leaves_of_a_command_is_gone_with_the_next_mount(own: Bench, tmp_path: Path) -> None:
+    """Of one that writes among the edits, and of one that wrote in the workspace's own directory without a daemon."""
+    own.unmount()
+    (own.root / ".clive-new-0123456789abcdef-0a1b2c3d4e5f.new").write_text("half of a Clive.toml")
+    own.mount(env=kill_at(tmp_path / "planted", "ownfiles.publish"))
+    assert [name for name in os.listdir(own.live) if name.startswith(".clive-new")] == []
+    assert own.cli("attach", "data", "../data", check=False).returncode == 1
+    own.mount()
+    assert [name for name in os.listdir(own.live) if name.startswith(".clive-new")] == []
+    assert "data" not in (own.live / "Clive.toml").read_text()
+    assert sorted(os.listdir(own.root)) == ["Clive.toml", "patches"]
+    own.check_sound(allowed="clearing the dead mount")
 
 
 def error_of(bench: Bench) -> str:
@@ -93,7 +107,7 @@ def test_a_broken_or_missing_file_leaves_what_was_mounted(own: Bench) -> None:
     (own.live / "Clive.toml").write_text(TOML)
     until(lambda: not (own.live / "lib").exists(), "the mended file")
     assert error_of(own) == ""
-    own.check_sound(allowed="stays as it was|mend the TOML|brings it back|own directory")
+    own.check_sound(allowed="stays as it was|mend the TOML|brings it back|own directory|takes mount entries away")
 
 
 def test_what_an_edited_file_asks_for_must_be_allowed(own: Bench) -> None:

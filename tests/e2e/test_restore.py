@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from faults import kill_at
-from harness import Bench, until, write_files
+from harness import Bench, fill_sample, until, write_files
 from pastview import shown
 from test_sessions import points, snapshot
 
@@ -23,16 +23,21 @@ def contents(top: Path) -> dict[bytes, Any]:
     return {path: (*facts[:3], *facts[4:]) for path, facts in shown(top).items()}
 
 
+def edit(bench: Bench) -> None:
+    """Make two states in all three kinds of entries of `fill_sample`'s; the first has the name `before`."""
+    snapshot(bench)
+    write_files(bench.live, _ALL)
+    os.setxattr(bench.live / "plain.txt", "user.note", b"1")
+    (bench.live / "d/inner.txt").chmod(0o755)
+    os.symlink("inner.txt", bench.live / "d/link")
+    (bench.live / "empty").mkdir()
+    bench.cli("session", "new", "before")
+
+
 @pytest.fixture
 def edited(shop: Bench) -> Bench:
-    """Two states in all three kinds of entries; the first has the name `before`."""
-    snapshot(shop)
-    write_files(shop.live, _ALL)
-    os.setxattr(shop.live / "plain.txt", "user.note", b"1")
-    (shop.live / "d/inner.txt").chmod(0o755)
-    os.symlink("inner.txt", shop.live / "d/link")
-    (shop.live / "empty").mkdir()
-    shop.cli("session", "new", "before")
+    """A mounted workspace with what `edit` makes."""
+    edit(shop)
     return shop
 
 
@@ -129,6 +134,103 @@ def test_a_through_entry_is_really_changed_and_a_read_only_one_left_alone(bench:
     bench.check_sound()
 
 
+def test_what_is_not_recorded_is_not_overwritten(shop: Bench) -> None:
+    """An ignored file stands where a recorded one stood once: nothing would bring it back."""
+    write_files(shop.live, {"made/x.log": "recorded\n", "made/other": "then\n"})
+    then = snapshot(shop).name
+    write_files(shop.live, {".gitignore": "*.log\n", "made/other": "now\n"})
+    snapshot(shop)
+    (shop.live / "made/x.log").write_text("never recorded\n")
+    done = shop.cli("restore", ".", "--at", then, check=False)
+    assert done.returncode == 1
+    assert "made/x.log: it is in the way" in done.stderr
+    assert (shop.live / "made/x.log").read_text() == "never recorded\n"
+    assert (shop.live / "made/other").read_text() == "now\n"
+    (shop.live / "made/x.log").unlink()
+    shop.cli("restore", ".", "--at", then)
+    assert (shop.live / "made/x.log").read_text() == "recorded\n"
+    shop.check_sound()
+
+
+def test_what_was_mounted_since_goes_and_its_files_stay(shop: Bench) -> None:
+    """One point each way: what is mounted goes with the Clive.toml that is restored, and no checkout loses a file."""
+    then = snapshot(shop)
+    write_files(shop.base / "late", {"one": "1\n", "sub/two": "2\n"})
+    shop.cli("attach", "lib/late", "../late")
+    (shop.live / "plain.txt").write_text("later\n")
+    later = snapshot(shop)
+    shown = contents(later)
+    done = json.loads(shop.cli("restore", ".", "--at", then.name, "--json").stdout)
+    assert {each["path"] for each in done["changes"]} == {"Clive.toml", "plain.txt"}
+    assert done["refused"] == []
+    assert not (shop.live / "lib/late").exists()
+    assert sorted(os.listdir(shop.base / "late")) == ["one", "sub"]
+    assert contents(shop.live) == contents(then)
+    newest, before = points(shop)[:2]
+    assert (newest["origin"], newest["paths"]) == ("command:restore", ["Clive.toml", "lib/late", "plain.txt"])
+    assert before["name"] == later.name
+    shop.cli("undo")
+    assert contents(shop.live) == shown
+    assert (shop.live / "lib/late/sub/two").read_text() == "2\n"
+    assert not (shop.root / "lib/late/one").exists(), "the entry's files are not the workspace's own"
+    shop.cli("redo")
+    assert contents(shop.live) == contents(then)
+    assert sorted(os.listdir(shop.base / "late")) == ["one", "sub"]
+    shop.check_sound()
+
+
+def test_a_path_that_was_no_entry_then_is_left_alone(shop: Bench) -> None:
+    then = snapshot(shop).name
+    write_files(shop.base / "late", {"one": "1\n"})
+    shop.cli("attach", "late", "../late")
+    done = shop.cli("restore", "late", "plain.txt", "--at", then, check=False)
+    assert done.returncode == 1
+    assert "late was no mount entry then; `clivefs detach late` takes it away" in done.stderr
+    assert (shop.base / "late/one").read_text() == "1\n"
+    shop.check_sound()
+
+
+def test_a_clive_toml_that_cannot_be_in_force_is_a_file_like_others(shop: Bench) -> None:
+    good = (shop.root / "Clive.toml").read_text()
+    (shop.live / "Clive.toml").write_text("[mounts\n")
+    broken = snapshot(shop).name
+    (shop.live / "Clive.toml").write_text(good)
+    (shop.live / "plain.txt").write_text("later\n")
+    write_files(shop.base / "late", {"one": "1\n"})
+    shop.cli("attach", "late", "../late")
+    shop.cli("restore", ".", "--at", broken, check=False)
+    assert (shop.live / "Clive.toml").read_text() == "[mounts\n"
+    assert (shop.live / "plain.txt").read_text() == "plain\n"
+    assert (shop.live / "late/one").read_text() == "1\n", "what is mounted stays"
+    shop.cli("undo")
+    assert (shop.live / "plain.txt").read_text() == "later\n"
+    shop.cli("fsck", "--store", shop.store)
+
+
+def test_a_directory_has_its_attributes_again(shop: Bench) -> None:
+    (shop.live / "d").mkdir()
+    os.setxattr(shop.live / "d", "user.note", b"then")
+    then = snapshot(shop).name
+    os.setxattr(shop.live / "d", "user.note", b"now")
+    os.setxattr(shop.live / "d", "user.more", b"now")
+    snapshot(shop)
+    shop.cli("restore", "d", "--at", then)
+    assert os.listxattr(shop.live / "d") == ["user.note"]
+    assert os.getxattr(shop.live / "d", "user.note") == b"then"
+    assert "nothing differs" in shop.cli("restore", "d", "--at", then).stdout
+    shop.check_sound()
+
+
+def test_a_name_that_there_never_was_is_told_beside_others(edited: Bench) -> None:
+    spoil(edited)
+    done = edited.cli("restore", "plain.txt", "nosuch", "--at", "before/start", check=False)
+    assert done.returncode == 1
+    assert "nosuch" in done.stderr
+    assert (edited.live / "plain.txt").read_text() == "other\n"
+    told = json.loads(edited.cli("restore", ".", "--at", "before/start", "--dry-run", "--json").stdout)
+    assert {each["path"]: each["status"] for each in told["changes"]}["d/link"] == "T"
+
+
 def test_open_files_keep_what_they_opened(edited: Bench) -> None:
     spoil(edited)
     with open(edited.live / "plain.txt") as held:
@@ -197,6 +299,7 @@ def test_ignored_files_in_the_way_stay(shop: Bench) -> None:
         ("apply.cleared", True),
         ("apply.put", True),
         ("apply.published", True),
+        ("apply.swept", True),
         ("apply.finished", True),
         ("apply.published record.hashed", True),
         ("apply.published record.written", True),
@@ -205,49 +308,73 @@ def test_ignored_files_in_the_way_stay(shop: Bench) -> None:
         ("apply.published record.published", True),
     ],
 )
-def test_a_crash_in_a_restore(edited: Bench, point: str, goes_on: bool) -> None:
+def test_a_crash_in_a_restore(bench: Bench, point: str, goes_on: bool) -> None:
     """Killed anywhere: at the next mount all is as before or all is restored, nothing is left over or lost."""
-    then = contents(edited.live)
-    spoil(edited)
-    snapshot(edited)
-    now = contents(edited.live)
-    edited.unmount()
-    kept = dict(edited.environment)
-    edited.environment |= kill_at(edited.base / "faults", point)
-    edited.mount()
-    pid = edited.daemon_pid()
-    edited.environment = kept
-    edited.cli("restore", ".", "--at", "before/start", check=False)
+    fill_sample(bench)
+    bench.mount(env=kill_at(bench.base / "faults", point))
+    edit(bench)
+    then = contents(bench.live)
+    spoil(bench)
+    snapshot(bench)
+    now = contents(bench.live)
+    pid = bench.daemon_pid()
+    bench.cli("restore", ".", "--at", "before/start", check=False)
     until(lambda: not _runs(pid), "the end of the daemon")
-    edited.mount()
-    assert contents(edited.live) == (then if goes_on else now)
+    bench.mount()
+    assert contents(bench.live) == (then if goes_on else now)
+    for top in (bench.root, bench.live, bench.live / "over", bench.live / "lib/thing"):
+        assert not [name for name in os.listdir(top) if name.startswith(".clive-new-")]
+    assert contents(snapshot(bench)) == (then if goes_on else now)
+    assert not [each for each in points(bench) for path in each["paths"] if ".clive-new-" in path]
+    if goes_on:
+        bench.cli("undo")
+        assert contents(bench.live) == now
+    bench.check_sound(allowed="clearing the dead mount")
+
+
+def test_when_restore_has_ended_the_old_files_are_out_of_sight_and_go(edited: Bench) -> None:
+    spoil(edited)
+    (edited.live / "plain.txt").read_text()  # a file that the kernel knows
+    edited.cli("restore", ".", "--at", "before/start")
     for top in (edited.root, edited.live, edited.live / "over", edited.live / "lib/thing"):
         assert not [name for name in os.listdir(top) if name.startswith(".clive-new-")]
-    assert contents(snapshot(edited)) == (then if goes_on else now)
-    assert not [each for each in points(edited) for path in each["paths"] if ".clive-new-" in path]
-    if goes_on:
-        edited.cli("undo")
-        assert contents(edited.live) == now
-    edited.check_sound(allowed="clearing the dead mount")
+    until(lambda: os.listdir(edited.store / "trash") == [], "the removal of the old files")
 
 
-def test_what_was_written_after_the_crash_is_kept(edited: Bench) -> None:
+def test_what_is_written_right_after_a_restore_is_recorded_as_it_is(shop: Bench) -> None:
+    """The recorder knows what restore has made, and reads what anybody has touched since."""
+    count = 300
+    for number in range(count):
+        (shop.live / f"f{number}").write_text(f"old {number:06}\n")
+    then = snapshot(shop).name
+    for number in range(count):
+        (shop.live / f"f{number}").write_text(f"mid {number:06}\n")
+    shop.cli("restore", ".", "--at", then)
+    for number in range(0, count, 3):  # of the same size, through the mount and beside it
+        top = shop.live if number % 2 else shop.root
+        with open(top / f"f{number}", "r+") as file:
+            file.write("new")
+    point = snapshot(shop)
+    for number in range(count):
+        word = "new" if number % 3 == 0 else "old"
+        assert (point / f"f{number}").read_text() == f"{word} {number:06}\n"
+
+
+def test_what_was_written_after_the_crash_is_kept(bench: Bench) -> None:
     """The checkout was edited while nothing was mounted: the rest of an interrupted restore leaves that alone."""
-    spoil(edited)
-    snapshot(edited)
-    edited.unmount()
-    kept = dict(edited.environment)
-    edited.environment |= kill_at(edited.base / "faults", "apply.begun")
-    edited.mount()
-    pid = edited.daemon_pid()
-    edited.environment = kept
-    edited.cli("restore", ".", "--at", "before/start", check=False)
+    fill_sample(bench)
+    bench.mount(env=kill_at(bench.base / "faults", "apply.begun"))
+    edit(bench)
+    spoil(bench)
+    snapshot(bench)
+    pid = bench.daemon_pid()
+    bench.cli("restore", ".", "--at", "before/start", check=False)
     until(lambda: not _runs(pid), "the end of the daemon")
-    (edited.root / "plain.txt").write_text("after the crash\n")
-    edited.mount()
-    assert (edited.live / "plain.txt").read_text() == "after the crash\n"
-    assert (edited.live / "over/one.txt").read_text() == "edited\n"
-    edited.check_sound(allowed="clearing the dead mount")
+    (bench.root / "plain.txt").write_text("after the crash\n")
+    bench.mount()
+    assert (bench.live / "plain.txt").read_text() == "after the crash\n"
+    assert (bench.live / "over/one.txt").read_text() == "edited\n"
+    bench.check_sound(allowed="clearing the dead mount")
 
 
 def _runs(pid: int) -> bool:

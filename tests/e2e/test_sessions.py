@@ -62,6 +62,14 @@ def test_the_first_point_has_everything(recorded: Bench) -> None:
     recorded.check_sound()
 
 
+def test_a_log_since_before_the_first_point_is_all_of_it(recorded: Bench) -> None:
+    first = points(recorded)
+    assert points(recorded, "--since", "-5w") == first
+    assert points(recorded, "--since", "latest") == []
+    assert recorded.cli("log", "--until", "-5w", check=False).returncode == 1
+    assert recorded.cli("show", "-5w", check=False).returncode == 1
+
+
 def test_two_saves_300_ms_apart_are_two_points(recorded: Bench) -> None:
     file = recorded.live / "plain.txt"
     file.write_text("one\n")
@@ -412,6 +420,38 @@ def test_the_mount_table_changes_while_recording(recorded: Bench) -> None:
     assert_recorded(recorded)
     assert len(points(recorded, "vendor/second/only")) >= 2
     recorded.check_sound(allowed="thing|second")
+
+
+@pytest.mark.parametrize("write", ["through", "overlay"])
+def test_a_command_that_changes_the_mount_table_is_one_point_of_its_own(bench: Bench, write: str) -> None:
+    """Clive.toml and what it shows are in it together, and nothing that somebody else has changed."""
+    bench.repository("thing", {"README": "hello\n"})
+    write_files(bench.base / "data", {"one.txt": "one\n"})
+    bench.write_toml(f'[workspace]\nname = "shop"\nwrite = "{write}"\n')
+    bench.mount()
+    snapshot(bench)
+    for command, shown_after in (
+        (["attach", "lib", "git+../thing"], "lib/README"),
+        (["replace", "lib", "../data"], "lib/one.txt"),
+        (["detach", "lib"], None),
+    ):
+        seq = points(bench)[0]["seq"]
+        (bench.live / "saved.txt").write_text(f"before {command[0]}\n")
+        bench.cli(*command, cwd=bench.root)
+        newest = until(
+            lambda origin=f"command:{command[0]}": next(
+                (each for each in points(bench)[:1] if each["origin"] == origin), None
+            ),
+            f"a point of {command[0]}",
+        )
+        assert {path.partition("/")[0] for path in newest["paths"]} == {"Clive.toml", "lib"}, newest
+        assert newest["message"].startswith(f"{command[0]} lib")
+        assert [each["origin"] for each in points(bench) if seq < each["seq"] < newest["seq"]] == ["mount"]
+        past = bench.live / ".clive" / "at" / newest["name"]
+        assert ("lib" in (past / "Clive.toml").read_text()) == (shown_after is not None)
+        assert (past / "lib").exists() == (shown_after is not None)
+        if shown_after is not None:
+            assert (past / shown_after).exists()
 
 
 def test_a_followed_ref(bench: Bench) -> None:

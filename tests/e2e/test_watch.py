@@ -140,3 +140,15 @@ def test_a_number_that_is_yet_to_be(mounted: Bench) -> None:
     (record,) = (json.loads(line) for line in mounted.cli("watch", "--since", "999999").stdout.splitlines())
     assert (record["kind"], record["path"]) == ("overflow", None)
     assert mounted.cli("watch", "--since", "x", check=False).returncode == 2
+
+
+def test_in_a_fork_nothing_is_recorded(mounted: Bench) -> None:
+    """Whoever stands in one would wait for ever for changes of it."""
+    mounted.cli("fork", "try")
+    fork = mounted.live / ".clive" / "forks" / "try"
+    refused = mounted.cli("watch", check=False, cwd=fork, timeout=30)
+    assert refused.returncode == 1
+    assert "you are in the fork try" in refused.stderr
+    assert "-w shop" in refused.stderr
+    subdirectory = mounted.cli("watch", "--since", "0", check=False, cwd=fork / "src", timeout=30)
+    assert (subdirectory.returncode, subdirectory.stdout) == (1, "")

@@ -71,7 +71,7 @@ def apply(tree: Tree, wanted: dict[bytes, tuple[int, bytes | None]], *, crash_af
     for path, (mode, content) in wanted.items():
         if stat.S_ISREG(mode) and applying.takes_files_of_threads():
             assert content is not None
-            applying.make(Wanted(path, mode), writer(content))
+            applying.make(Wanted(path, mode), bytes(20), writer(content))
             continue
         file = applying.stage(Wanted(path, mode), content if content is None or len(content) < 8 else None)
         if file is not None:
@@ -211,7 +211,7 @@ def test_a_crash_between_two_files(tmp_path: Path, renames: int) -> None:
     applying = Applying(tree, table, OWNER)
     assert applying.takes_files_of_threads()
     for name in (b"a", b"b", b"c"):
-        applying.make(Wanted(name, FILE), writer(b"new " + name))
+        applying.make(Wanted(name, FILE), bytes(20), writer(b"new " + name))
     applying.check()
     record = encode_steps(applying.steps)
     tree.renames_left = renames
@@ -228,6 +228,43 @@ def test_a_crash_between_two_files(tmp_path: Path, renames: int) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         name: f"new {name}" if renames else f"old {name}" for name in ("a", "b", "c")
     }
+    tree.close()
+
+
+@pytest.mark.parametrize("takes", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_old_files_go_as_a_whole_where_they_can(tmp_path: Path, takes: bool, known: bool) -> None:
+    place, trash = tmp_path / "tree", tmp_path / "trash"
+    place.mkdir()
+    trash.mkdir()
+    table = NodeTable()
+    tree = host_tree(place, table)
+    for number in range(100):
+        (place / f"f{number}").write_text("old")
+    node = tree.lookup(tree.root, b"f1")[0] if known else None
+    applying = Applying(tree, table, OWNER)
+    assert applying.takes_files_of_threads()
+    for number in range(100):
+        applying.make(Wanted(b"f%d" % number, FILE), bytes(20), writer(b"new"))
+    assert {made[0] for made in applying.made.values()} == {3}
+    applying.check()
+    applying.publish()
+    applying.let_go()
+
+    def take(parent: int, name: bytes) -> bool:
+        assert name.startswith(STAGING)
+        if takes:
+            os.rename(name, trash / "taken", src_dir_fd=parent)
+        return takes
+
+    applying.sweep(take)
+    names = {affected.name for affected in applying.finish()}
+    assert {path.name: path.read_text() for path in place.iterdir()} == {f"f{number}": "new" for number in range(100)}
+    assert len(os.listdir(trash / "taken") if takes else ()) == (100 - known if takes else 0)
+    assert {applying.staging, applying.staging + b".begun"} <= names
+    if node is not None:
+        assert node.opens == 0
+        assert tree.lookup(tree.root, b"f1")[0] is not node
     tree.close()
 
 

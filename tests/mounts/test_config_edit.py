@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
 import tomllib
 from pathlib import Path
@@ -19,6 +22,8 @@ from clivefs.mounts.config.file import create, save
 from clivefs.mounts.config.patches import add_pattern
 from clivefs.mounts.config.source_notation import Source, parse_source
 from clivefs.mounts.config.workspace_file import init_workspace
+from clivefs.mounts.recording.layers import is_never
+from clivefs.mounts.wholefile import sweep
 
 TEXT = """\
 # The shop.
@@ -327,6 +332,55 @@ def test_a_failing_save_leaves_the_old_file(tmp_path: Path) -> None:
         FAULTS.clear()
     assert file.read_text() == "a = 1\n"
     assert os.listdir(tmp_path) == ["Clive.toml"]
+
+
+_SAVE = """
+import os, sys
+from clivefs.base.ports import FAULTS
+from clivefs.mounts.config.file import save
+FAULTS.plant(sys.argv[1], lambda: os._exit(9))
+save(sys.argv[2], "a = 1\\n", "a = 2\\n")
+"""
+
+
+@pytest.mark.parametrize("point", ["config.save.rename", "wholefile.named"])
+def test_a_killed_save_leaves_nothing_that_the_next_mount_does_not_remove(tmp_path: Path, point: str) -> None:
+    file = tmp_path / "Clive.toml"
+    file.write_text("a = 1\n")
+    ended = subprocess.run([sys.executable, "-c", _SAVE, point, str(file)], check=False)
+    assert ended.returncode == 9
+    assert file.read_text() == "a = 1\n"
+    left = [os.fsencode(name) for name in os.listdir(tmp_path) if name != "Clive.toml"]
+    assert len(left) == (1 if point == "wholefile.named" else 0)
+    assert all(is_never(name) for name in left)
+    (tmp_path / "user.new").touch()
+    dir_fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        sweep(dir_fd)
+    finally:
+        os.close(dir_fd)
+    assert sorted(os.listdir(tmp_path)) == ["Clive.toml", "user.new"]
+    save(file, "a = 1\n", "a = 2\n")
+    assert file.read_text() == "a = 2\n"
+
+
+def test_where_every_file_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem without O_TMPFILE."""
+    real = os.open
+
+    def named(path: str | bytes, flags: int, *args: int, **more: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", named)
+    create(tmp_path / "x", "one")
+    with pytest.raises(FileExistsError):
+        create(tmp_path / "x", "two")
+    save(tmp_path / "x", "one", "two")
+    with pytest.raises(ClivefsError, match="changed meanwhile"):
+        save(tmp_path / "x", "one", "three")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "two")]
 
 
 def test_save_follows_no_link_and_makes_no_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from clivefs.mounts.edits.commit import commit_edits, import_tree
 from clivefs.mounts.edits.diff import Version
 from clivefs.mounts.edits.ignored import ignored
 from clivefs.mounts.git.command import GitCommand
+from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.objects.memory import MemoryStore
 from clivefs.objects.repository import Repository
 from tests.mounts.gitworlds import ENVIRONMENT, World, edited, fresh, put_world, run, text, worlds
@@ -123,7 +124,8 @@ def test_lines_and_their_layers(tmp_path: Path) -> None:
     lines = "".join(f"{number}\n" for number in range(10))
     base = put_world(store, {b"old": text(lines), b"other": text("o\n")})
     moved = put_world(store, {b"new": text(lines.replace("4\n", "four\n")), b"other": text("o\n")})
-    layers = list(tree_layers(store, [("base", base), ("patch:p", moved)], b"new"))
+    reader = JoinedObjects((store,), str(tmp_path))
+    layers = list(tree_layers(reader, [("base", base), ("patch:p", moved)], b"new"))
     upper = Layer("upper", {b"new": Version(0o100644, lines.replace("4\n", "four\n").encode() + b"end\n")})
     assert blame_lines([*layers, upper], b"new", str(tmp_path)) == [
         (1, 4, "base"), (5, 5, "patch:p"), (6, 10, "base"), (11, 11, "upper"),

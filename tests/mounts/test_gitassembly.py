@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,20 +18,7 @@ from clivefs.mounts.published.member import ArchiveLimits
 from clivefs.mounts.tree import Blocked, NodeTable, Owner
 from clivefs.mounts.view import View
 from clivefs.objects.store import Store
-
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
-
-def git(cwd: Path, *arguments: str) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", *arguments]
-    return os.fsdecode(
-        subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=True).stdout
-    ).strip()
+from tests.mounts.stockgit import git
 
 
 @pytest.fixture

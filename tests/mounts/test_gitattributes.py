@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -19,13 +18,8 @@ from clivefs.mounts.git.source import GitSource
 from clivefs.mounts.git.space import GitRef, TreeSpace
 from clivefs.mounts.tree import Attr, Blocked, OpenFile, Owner
 from clivefs.objects.repository import Repository
+from tests.mounts.stockgit import git
 
-ENVIRONMENT = {
-    **os.environ,
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
 CONTENTS = {
     "unix.txt": b"one\ntwo\n",
     "dos.txt": b"one\r\ntwo\r\n",
@@ -58,13 +52,6 @@ RULES = {
     "external filter": {"": "*.txt filter=evil diff=lfs -text\n*.bat filter=lfs text eol=crlf\n"},
     "crlf, the old word": {"": "*.txt crlf\n*.bat crlf=input eol=crlf\n"},
 }
-
-
-def git(cwd: Path, *arguments: str) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "core.autocrlf=false", *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=False)
-    assert result.returncode == 0, result.stderr
-    return os.fsdecode(result.stdout).strip()
 
 
 def committed(path: Path, rules: Mapping[str, str]) -> Path:

@@ -24,22 +24,7 @@ from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.tree import Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore
-
-ENVIRONMENT = {
-    **os.environ,
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
-
-def git(cwd: Path, *arguments: str, trace: Path | None = None) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    if trace is not None:
-        command = ["strace", "-f", "-e", "trace=open,openat,read,readlink", "-o", str(trace), *command]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=False)
-    assert result.returncode == 0, result.stderr
-    return os.fsdecode(result.stdout).rstrip("\n")
+from tests.mounts.stockgit import git
 
 
 @pytest.fixture
@@ -113,7 +98,8 @@ class Mounted:
     def content_read(self, *arguments: str) -> list[str]:
         """The files of the tree that a git command opens or reads the target of."""
         trace = self.tmp_path / "trace"
-        git(self.path, *arguments, trace=trace)
+        watch = ("strace", "-f", "-e", "trace=open,openat,read,readlink", "-o", str(trace))
+        git(self.path, *arguments, under=watch)
         opened = re.findall(
             r'(?:open\w*\(AT_FDCWD, |readlink\()"([^"]+)"[^)]*\) = \d', trace.read_text(errors="replace")
         )

@@ -20,20 +20,7 @@ from clivefs.mounts.git.kept import KeptObjects
 from clivefs.mounts.git.source import GitSource
 from clivefs.objects.errors import ObjectMissing, UnknownRef
 from clivefs.objects.repository import Repository
-
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
-
-def git(cwd: Path, *arguments: str, check: bool = True) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=False)
-    assert not check or done.returncode == 0, done.stderr
-    return os.fsdecode(done.stdout).strip()
+from tests.mounts.stockgit import ENVIRONMENT, git
 
 
 def commit(path: Path, name: str, content: str, *options: str) -> bytes:

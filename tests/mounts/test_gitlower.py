@@ -18,15 +18,14 @@ from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.encode import TreeEntry
 from clivefs.objects.memory import MemoryStore
 from clivefs.objects.repository import Repository
+from tests.mounts import stockgit
 
 T = TypeVar("T")
 TIME_NS = 1_600_000_000_000_000_000
-IDENTITY = {
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+ENVIRONMENT = {
+    **stockgit.ENVIRONMENT,
     "GIT_AUTHOR_DATE": "1600000000 +0000",
     "GIT_COMMITTER_DATE": "1600000000 +0000",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
 }
 
 
@@ -36,7 +35,7 @@ def git(cwd: Path, *arguments: str | bytes, stdin: bytes = b"") -> bytes:
         cwd=cwd,
         input=stdin,
         capture_output=True,
-        env={**os.environ, **IDENTITY},
+        env=ENVIRONMENT,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import socket
 import subprocess
 import threading
@@ -25,16 +24,15 @@ from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.tree import Blocked, Owner
 from clivefs.objects.errors import ObjectMissing
 from clivefs.objects.memory import MemoryStore
+from tests.mounts import stockgit
 
 COMMIT_S = 1_600_000_000
 ENVIRONMENT = {
-    **os.environ,
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    **stockgit.ENVIRONMENT,
     "GIT_AUTHOR_DATE": f"{COMMIT_S} +0000",
     "GIT_COMMITTER_DATE": f"{COMMIT_S} +0000",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
 }
+git = functools.partial(stockgit.git, environment=ENVIRONMENT)
 
 
 class At:
@@ -48,13 +46,6 @@ class At:
 
     def monotonic_ns(self) -> int:
         return self.second * 10**9
-
-
-def git(cwd: Path, *arguments: str, environment: dict[str, str] = ENVIRONMENT) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return os.fsdecode(result.stdout).strip()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +14,7 @@ from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.source import GitSource
 from clivefs.mounts.git.submodules import GitSubmodules
 from clivefs.mounts.tree import Blocked, Owner
-
-ENVIRONMENT = {
-    **os.environ,
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
-
-def git(cwd: Path, *arguments: str) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=False)
-    assert result.returncode == 0, result.stderr
-    return os.fsdecode(result.stdout).strip()
+from tests.mounts.stockgit import git
 
 
 @pytest.fixture

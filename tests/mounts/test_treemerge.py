@@ -100,8 +100,27 @@ def test_the_same_lines_have_markers(tmp_path: Path) -> None:
         {b"f": text(BASE)}, {b"f": text(changed(5, "o\n"))}, {b"f": text(changed(5, "t\n"))}, tmp_path
     )
     conflict = only(merge)
-    assert (conflict.kind, conflict.path, conflict.markers) == (ConflictKind.CONTENT, b"f", 1)
+    assert (conflict.kind, conflict.path) == (ConflictKind.CONTENT, b"f")
+    assert world[b"f"][1].count(b"<<<<<<<") == 1
     assert b"<<<<<<< ours\no\n=======\nt\n>>>>>>> theirs\n" in world[b"f"][1]
+
+
+def test_text_is_merged_without_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each file that both sides changed is what made large rebases slow."""
+    monkeypatch.setenv("PATH", "")
+    base = {b"%d" % number: text(BASE) for number in range(3)}
+    ours = {path: text(changed(1, "ours\n")) for path in base}
+    theirs = {path: text(changed(18, "theirs\n")) for path in base} | {b"2": text(changed(1, "theirs\n"))}
+    world, merge, _ = merged(base, ours, theirs, tmp_path)
+    assert only(merge).path == b"2"
+    assert world[b"0"] == text(changed(1, "ours\n").replace("line 19\n", "theirs\n"))
+    assert world[b"2"][1].startswith(b"line 1\n<<<<<<< ours\nours\n=======\ntheirs\n>>>>>>> theirs\nline 3\n")
+
+
+def test_an_emptied_file_has_the_markers_of_git(tmp_path: Path) -> None:
+    world, merge, _ = merged({b"f": text("a\n")}, {b"f": text("")}, {b"f": text("b\n")}, tmp_path)
+    assert only(merge).kind == ConflictKind.CONTENT
+    assert world[b"f"] == text("<<<<<<< ours\n=======\nb\n>>>>>>> theirs\n")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +170,18 @@ def test_an_edit_follows_a_file_that_the_other_side_moved(tmp_path: Path, moved_
         assert not merge.conflicts
         assert merge.renames == ((b"old/f", b"new/g"),)
         assert world == both
+
+
+@pytest.mark.parametrize("moved_by_ours", [False, True])
+@pytest.mark.parametrize("changed_to", [(0o120000, b"elsewhere"), (0o100644, b"a file now\n")])
+def test_what_becomes_of_a_symlink_follows_it_where_the_other_side_moved_it(
+    tmp_path: Path, moved_by_ours: bool, changed_to: tuple[int, bytes]
+) -> None:
+    moved, edited_in_place = {b"d/new": (0o120000, b"target")}, {b"old": changed_to}
+    sides = (moved, edited_in_place) if moved_by_ours else (edited_in_place, moved)
+    world, merge, _ = merged({b"old": (0o120000, b"target")}, *sides, tmp_path)
+    assert not merge.conflicts
+    assert world == {b"d/new": changed_to}
 
 
 def test_carriage_returns_and_missing_last_newlines(tmp_path: Path) -> None:

@@ -144,10 +144,36 @@ def test_what_a_batch_relies_on_stays_until_it_ends(store: Store) -> None:
 
 
 def test_a_collection_waits_for_a_reader_and_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long he takes."""
+    put(store, None, b"lost")
+    monkeypatch.setattr(gc, "_BUSY_S", 0.01)
+    monkeypatch.setattr(gc, "_TELL_S", 0.01)
+    told: list[str] = []
+    store.hold()
+    try:
+
+        def progress(text: str) -> None:
+            told.append(text)
+            if sum("waiting" in each for each in told) == 3:
+                store.let_go()
+
+        roots = Refs(store)
+        swept = gc.sweep(store, roots, gc.look(store, roots), progress=progress)
+    finally:
+        if sum("waiting" in each for each in told) < 3:
+            store.let_go()
+    assert swept.objects == 4
+    assert f"(process {os.getpid()})" in next(each for each in told if "waiting" in each)
+
+
+def test_a_collection_whose_time_is_over_waits_no_longer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = put(store, None, b"lost")
     monkeypatch.setattr(gc, "_BUSY_S", 0.05)
+    roots = Refs(store)
+    reach = gc.look(store, roots)
+    asked = iter([False])
     with store.reading(), pytest.raises(gc.Busy, match="all the time"):
-        collect(store)
+        gc.sweep(store, roots, reach, is_over=lambda: next(asked, True))
     assert all(store.has(oid) for oid in lost)
     assert collect(store).objects == 4
 

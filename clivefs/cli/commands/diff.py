@@ -62,22 +62,20 @@ def _moments(opened: past.Past, words: list[str]) -> tuple[list[Point], list[str
         try:
             found.append(opened.find(words[0]))
         except ClivefsError:
-            if not _is_path(opened, words[0]):
+            if not _is_path(opened, words[0], found):
                 raise
             break
         words = words[1:]
     return found, words
 
 
-def _is_path(opened: past.Past, word: str) -> bool:
+def _is_path(opened: past.Past, word: str, moments: list[Point]) -> bool:
+    """Whether *word* is written as a path, or is one now, at one of *moments*, or when all began."""
     if word.startswith("-"):
         return False
     path = opened.below(word)
-    if os.path.lexists(os.path.join(os.fsencode(opened.place.root), path)):
+    if word.startswith(("./", "../")) or os.path.lexists(os.path.join(os.fsencode(opened.place.root), path)):
         return True
     finder = PathFinder(opened.reader)
-    return any(
-        finder.find(opened.points.load(each.oid).tree, path) is not None
-        for each in (opened.points.head(), opened.points.first())
-        if each is not None
-    )
+    ends = [opened.points.load(each.oid) for each in (opened.points.head(), opened.points.first()) if each is not None]
+    return any(finder.find(point.tree, path) is not None for point in (*moments, *ends))

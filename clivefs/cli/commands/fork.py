@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
+import importlib
 from typing import Any
 
 from clivefs.base.errors import UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import moments, past
+from clivefs.cli import moments
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
-from clivefs.cli.forks import commit_lines, refuse_in_a_fork
+from clivefs.cli.forks import commit_lines, first_of, refuse_in_a_fork
 from clivefs.cli.locate import Workspace, find
 from clivefs.cli.output import table
-from clivefs.mounts.edits.diff import patch_of
-from clivefs.mounts.points.history import differences_at, with_content
 
 DESCRIPTION = """\
 Make .clive/forks/NAME, a writable copy of the whole workspace as it is now or was at a moment. It is there at once,
@@ -31,7 +29,6 @@ clivefs fork --diff try              what it changed, as a patch
 clivefs fork --drop try"""
 
 _COMMAND_MAX = 80
-_PATHS_SHOWN = 5
 _WHY = "a fork is a part of its mount"
 
 
@@ -83,14 +80,17 @@ def _none_left(words: list[str], moment: str | None) -> None:
 def _make(call: Call, name: str) -> int:
     place, daemon = _place(call)
     refuse_in_a_fork(place, "forks are made of the live view")
-    point = None
-    if call.args.moment is not None:
-        with past.opened(call) as opened:
-            point = opened.find(call.args.moment).oid.hex()
+    moment = call.args.moment
+    point = None if moment is None else _past().point_at(call, moment)
     result = daemon.ask("fork", call.out.progress, workspace=place.name, name=name, point=point)
     call.out.line(f"{name} at {result['point']['name']}: {result['path']}")
     call.out.json(result)
     return 0
+
+
+def _past() -> Any:
+    """Loaded only now: most forks are made, listed and dropped without the store and libgit2, which take 100 ms."""
+    return importlib.import_module("clivefs.cli.forkpast")
 
 
 def _place(call: Call) -> tuple[Workspace, Daemon]:
@@ -149,9 +149,7 @@ def _conflicts(fork: dict[str, Any]) -> list[str]:
         who = ["the live view"] if "live" in names else []
         if forks:
             who.append(f"the fork{'' if len(forks) == 1 else 's'} {', '.join(forks)}")
-        more = len(paths) - _PATHS_SHOWN
-        shown = ", ".join(paths[:_PATHS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        lines.append(f"{fork['name']} conflicts with {' and '.join(who)}: {shown}")
+        lines.append(f"{fork['name']} conflicts with {' and '.join(who)}: {first_of(paths)}")
     return lines
 
 
@@ -180,13 +178,12 @@ def _audit(call: Call, name: str) -> int:
 
 def _diff(call: Call, name: str) -> int:
     place, daemon = _place(call)
-    result = daemon.ask("fork_diff", call.out.progress, workspace=place.name, name=name)
-    before, after = bytes.fromhex(result["before"]), bytes.fromhex(result["after"])
-    with past.opened(call, fresh=False) as opened:
-        found = sorted(differences_at(opened.reader, before, after, b""))
-        if not call.out.as_json:
-            call.out.raw(patch_of(with_content(opened.reader, iter(found)), opened.scratch))
-        call.out.json([{"path": os.fsdecode(each.path), "status": each.status} for each in found])
+
+    def trees() -> tuple[bytes, bytes]:
+        result = daemon.ask("fork_diff", call.out.progress, workspace=place.name, name=name)
+        return bytes.fromhex(result["before"]), bytes.fromhex(result["after"])
+
+    _past().print_difference(call, trees)
     return 0
 
 

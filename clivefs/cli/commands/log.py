@@ -10,8 +10,9 @@ from clivefs.cli import call as calls
 from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.points.expressions import BeforeTheFirst
 from clivefs.mounts.points.facts import point_facts
-from clivefs.mounts.points.history import Step, changed_at, differences_at, with_content
+from clivefs.mounts.points.history import Step, changed_at, differences_at, states, with_content
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.objects.encode import EMPTY_TREE
 
@@ -41,10 +42,11 @@ def run(call: Call) -> int:
     args = call.args
     with past.opened(call) as opened:
         path = opened.below(args.path) if args.path else b""
-        start = opened.find(args.since).ms + 1 if args.since else 0
+        start = _after(opened, args.since) if args.since else 0
         end = opened.find(args.until).ms if args.until else MS_MAX
         found = changed_at(opened.points, opened.reader, path, start_ms=start, end_ms=end)
         if args.session:
+            opened.check_session(args.session)
             found = (step for step in found if step.point.session == args.session)
         listed = []
         is_any = False
@@ -56,12 +58,21 @@ def run(call: Call) -> int:
             call.out.line(past.line_of(step.point))
             if args.patch:
                 call.out.raw(_patch(opened, step, path))
+                past.tell_beside(call, opened, states(step), path)
                 call.out.line()
         call.out.json(listed)
     if path and not is_any:
         call.out.note(f"no point that was looked at changed {os.fsdecode(path)}")
         return 1
     return 0
+
+
+def _after(opened: past.Past, moment: str) -> int:
+    """When the first ms after *moment* is; 0, so that it is all, where that is before the first point."""
+    try:
+        return opened.find(moment).ms + 1
+    except BeforeTheFirst:
+        return 0
 
 
 def _patch(opened: past.Past, step: Step, path: bytes) -> bytes:

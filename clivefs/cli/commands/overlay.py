@@ -11,10 +11,11 @@ from typing import Any
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import locate
+from clivefs.cli import locate, report
 from clivefs.cli.call import Call
 from clivefs.cli.entries import patch as patch_path
 from clivefs.cli.locate import Workspace
+from clivefs.mounts.wholefile import new_file
 
 DESCRIPTION = """\
 Edits below a mount entry with write = "overlay" stay in an overlay; the source is never touched. `diff` and
@@ -175,11 +176,14 @@ def _export(call: Call, place: Workspace, ask: Ask) -> int:
 
 def _write(path: str, content: bytes) -> None:
     """The whole of *content*, or nothing, at *path*."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    directory, name = os.path.split(path)
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        dir_fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with new_file(dir_fd, os.fsencode(name), content) as made:
+                made.replace()
+        finally:
+            os.close(dir_fd)
     except OSError as error:
         raise ClivefsError(f"the patch cannot be written: {error.strerror}", place=path) from None
 
@@ -252,6 +256,8 @@ def _rebase(call: Call, place: Workspace, ask: Ask) -> int:
         call.out.lines(f"  patch {each['name']} {_PATCH_STATES[each['state']]}" for each in result["patches"])
         call.out.lines(f"  merged: {each}" for each in result["files"] if not _conflicts(result, each))
         call.out.lines(f"  conflict ({each['kind']}): {each['path']}" for each in result["conflicts"])
+        if result["locked_as"]:
+            call.out.line(f"  {report.lock_left_behind(result)}")
         if result["conflicts"] and not args.dry_run:
             call.out.note(
                 f"{_count(len(result['conflicts']), 'file')} to be solved; then `clivefs overlay resolve "

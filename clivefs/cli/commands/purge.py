@@ -12,6 +12,9 @@ from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.cli.ending import ended_by_signals
 from clivefs.mounts.points.purge import Purged, purge, wait_until_alone
+from clivefs.objects.errors import RepositoryError
+from clivefs.objects.gitdirs import find_gitdir
+from clivefs.objects.repository import Repository
 
 DESCRIPTION = """\
 Remove a file or a directory from every recorded point of this workspace, as if it had never been there: a password that
@@ -56,6 +59,7 @@ def run(call: Call) -> int:
                 path,
                 opened.reader,
                 opened.repositories,
+                own=_own_repository(opened.place.root),
                 dry_run=dry_run,
                 progress=call.out.progress,
             )
@@ -82,6 +86,14 @@ def _confirm(call: Call, path: str) -> None:
     call.out.note(f"{path} will be removed from all that was recorded. This cannot be undone. Type yes to go on:")
     if sys.stdin.readline().strip() != "yes":
         raise ClivefsError("nothing was changed")
+
+
+def _own_repository(root: str) -> Repository | None:
+    """That of a workspace which is a checkout."""
+    try:
+        return Repository(find_gitdir(root)[0])
+    except (RepositoryError, OSError):
+        return None
 
 
 def _places_of(call: Call, opened: past.Past, path: str) -> list[str]:

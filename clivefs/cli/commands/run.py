@@ -18,7 +18,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate, sandbox
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
-from clivefs.cli.forks import commit_lines, refuse_in_a_fork
+from clivefs.cli.forks import commit_lines, first_of, refuse_in_a_fork
 from clivefs.cli.locate import Workspace
 
 DESCRIPTION = """\
@@ -154,6 +154,8 @@ def _told(call: Call, result: dict[str, Any]) -> int:
     if result["committed"] and result["changes"]:
         count = len(result["changes"])
         call.out.note(f"clivefs: committed {count} path{'' if count == 1 else 's'}; `clivefs undo` takes it back")
+    if result["committed"] and result["ignored"]:
+        call.out.note(f"clivefs: ignored files are not brought back: {first_of(result['ignored'])}")
     if status and not call.args.dry_run:
         call.out.note(f"clivefs: the command failed ({status}): nothing of what it wrote is kept")
     return status

@@ -11,11 +11,12 @@ from clivefs.cli import call as calls
 from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.points.compare import State, children_at, file_at
 from clivefs.mounts.points.expressions import FORMS, Unknown
 from clivefs.mounts.points.facts import point_facts
-from clivefs.mounts.points.history import AtPath, PathFinder, differences_at, with_content
+from clivefs.mounts.points.history import AtPath, PathFinder, Step, differences_at, states, with_content
 from clivefs.mounts.points.point import Point
-from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK
+from clivefs.objects.encode import MODE_GITLINK, MODE_TREE
 
 DESCRIPTION = f"""\
 Show what a point changed, or with POINT:PATH the file that was there (of a directory, its names). PATH counts from
@@ -44,6 +45,13 @@ def run(call: Call) -> int:
             return 0
         below = _below(opened, path)
         found = PathFinder(opened.reader).find(point.tree, below)
+        state = State(point.tree, point.meta)
+        file = file_at(opened.reader, state, below) if found is None or found.is_tree else None
+        if file is not None and file.oid is None and not stat.S_ISDIR(file.mode):
+            raise ClivefsError("it has no content: it was a pipe, a socket or a device", place=os.fsdecode(below))
+        if file is not None or not below:
+            _show_directory(call, opened, state, below)
+            return 0
         if found is None:
             raise ClivefsError(
                 f"it was not there at {point.name}",
@@ -90,26 +98,39 @@ def _show_point(call: Call, opened: past.Past, point: Point) -> None:
     call.out.line(f"session {point.session}, machine {point.machine}, {point.name}")
     call.out.line()
     before = opened.points.before(point)
-    differences = differences_at(opened.reader, before.tree if before is not None else EMPTY_TREE, point.tree)
+    between = states(Step(point, before))
+    differences = differences_at(opened.reader, between[0].tree, point.tree)
     call.out.raw(patch_of(with_content(opened.reader, differences), opened.scratch))
+    past.tell_beside(call, opened, between)
 
 
 def _show_file(call: Call, opened: past.Past, found: AtPath) -> None:
     if found.mode == MODE_GITLINK:
         raise ClivefsError(f"it was a submodule at {found.oid.hex()}")
-    if not found.is_tree:
-        opened.reader.want([found.oid])
-        if call.out.as_json:
-            call.out.json(
-                {"mode": f"{found.mode:o}", "oid": found.oid.hex(), "size": opened.reader.header(found.oid)[1]}
-            )
-            return
-        with opened.reader.opened(found.oid) as file:
-            while chunk := file.read(1 << 20):
-                call.out.raw(chunk)
+    opened.reader.want([found.oid])
+    if call.out.as_json:
+        call.out.json({"mode": f"{found.mode:o}", "oid": found.oid.hex(), "size": opened.reader.header(found.oid)[1]})
         return
-    entries = [] if found.oid == EMPTY_TREE else opened.reader.read_tree(found.oid)
-    call.out.lines(os.fsdecode(entry.name) + ("/" if stat.S_ISDIR(entry.mode) else "") for entry in entries)
+    with opened.reader.opened(found.oid) as file:
+        while chunk := file.read(1 << 20):
+            call.out.raw(chunk)
+
+
+def _show_directory(call: Call, opened: past.Past, state: State, path: bytes) -> None:
+    """Its names, also of what git does not know."""
+    known = PathFinder(opened.reader).entries(state.tree, path)
+    modes = {name: f"{entry.mode:06o}" for name, entry in known.items()}
+    for name, file in children_at(opened.reader, state, path).items():
+        modes.setdefault(name, f"{MODE_TREE if stat.S_ISDIR(file.mode) else file.mode:06o}")
+    slash = f"{MODE_TREE:06o}"
+    call.out.lines(os.fsdecode(name) + ("/" if modes[name] == slash else "") for name in sorted(modes))
     call.out.json(
-        [{"name": os.fsdecode(entry.name), "mode": f"{entry.mode:06o}", "oid": entry.oid.hex()} for entry in entries]
+        [
+            {
+                "name": os.fsdecode(name),
+                "mode": modes[name],
+                "oid": known[name].oid.hex() if name in known else None,
+            }
+            for name in sorted(modes)
+        ]
     )

@@ -44,7 +44,8 @@ def run(call: Call) -> int:
         call.out.line("nothing is mounted")
     for daemon in dead:
         call.out.note(
-            f"{daemon.mountpoint}: its daemon (process {daemon.pid}) has died\n"
+            f"{daemon.mountpoint}: its daemon (process {daemon.pid}) has died"
+            f"{', and with it ' + ', '.join(daemon.names) if daemon.names else ''}\n"
             f"  `clivefs mount --at {daemon.mountpoint}` brings it back; "
             f"`clivefs unmount {daemon.mountpoint}` clears it away"
         )
@@ -71,6 +72,8 @@ def _wanted(call: Call) -> list[tuple[Daemon, dict[str, Any] | None]]:
         mine = [each for each in (facts or NOTHING)["workspaces"] if each["name"] == args.workspace]
         if facts is not None and mine:
             chosen.append((daemon, {**facts, "workspaces": mine}))
+        elif facts is None and args.workspace in daemon.names:
+            chosen.append((daemon, None))
     if not chosen:
         locate.find(call)  # says that there is none of this name
     return chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import shlex
 import time
 from typing import Any
 
@@ -41,7 +42,7 @@ def run(call: Call) -> int:
     point, name = _target(call)
     daemon = daemons.daemon_at(call.store, point)
     if daemon is None or not daemon.alive():
-        return _clear(call, point)
+        return _clear(call, point, name, daemon)
     if name is not None:
         served = [each["name"] for each in locate.workspaces_of(daemon)]
         if served != [name]:
@@ -59,7 +60,7 @@ def _target(call: Call) -> tuple[str, str | None]:
         return _default(call), None
     known = daemons.daemons(call.store)
     if "/" not in target:
-        for daemon in known:
+        for daemon in sorted(known, key=lambda each: not each.alive()):  # what is alive is meant before what is not
             if target in _names(daemon):
                 return daemon.mountpoint, target
     path = call.absolute(target)
@@ -103,7 +104,7 @@ def _names(daemon: Daemon) -> list[str]:
     try:
         return [each["name"] for each in locate.workspaces_of(daemon)]
     except DaemonGone:
-        return []
+        return list(daemon.names)
 
 
 def _end(call: Call, daemon: Daemon) -> int:
@@ -164,8 +165,9 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def _clear(call: Call, point: str) -> int:
-    """Take away what a dead daemon left."""
+def _clear(call: Call, point: str, name: str | None, daemon: Daemon | None) -> int:
+    """Take away what a dead daemon left. A dead mount goes as a whole, so whoever named one workspace of it is told of
+    the others."""
     mount = recovery.mounted_at(point)
     if mount is not None and mount.fs_type == FS_TYPE:
         if locate.answers(point):
@@ -177,5 +179,11 @@ def _clear(call: Call, point: str) -> int:
         recovery.clear_dead_mount(mount)
     daemons.forget(call.store, point)
     call.out.line(f"cleared the dead mount at {point}")
+    others = [] if daemon is None or name is None else zip(daemon.names, daemon.roots, strict=False)
+    for other, root in others:
+        if other != name:
+            call.out.line(
+                f"{other} was in it too: `clivefs mount {shlex.quote(root)} --at {shlex.quote(point)}` brings it back"
+            )
     call.out.json({"mountpoint": point, "users": []})
     return 0

@@ -12,7 +12,8 @@ import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.daemon.applying import ChangedMeanwhile, LiveChanges
+from clivefs.daemon.applying import ChangedMeanwhile
+from clivefs.daemon.changing import Changing
 from clivefs.daemon.control import Progress
 from clivefs.daemon.forks import gitsources
 from clivefs.daemon.forks.listing import Listing, status_of
@@ -40,13 +41,13 @@ class Forking:
     """The commands about forks. Methods are for the loop's thread."""
 
     def __init__(
-        self, store: Store, workspaces: Workspaces, recording: Recording, changes: LiveChanges, shown: ShownForks
+        self, store: Store, workspaces: Workspaces, recording: Recording, changing: Changing, shown: ShownForks
     ) -> None:
         self._store = store
         self._workspaces = workspaces
         self._recording = recording
         self._shown = shown
-        self._merging = Merging(store, workspaces, recording, changes, shown)
+        self._merging = Merging(store, workspaces, recording, changing, shown)
         self._nursery: trio.Nursery | None = None
         self._listing = Listing(store, recording, shown, self._merging.state_of)
 
@@ -118,7 +119,9 @@ class Forking:
 
     async def list_all(self, args: dict[str, Any], progress: Progress) -> Any:
         """All forks, with what they changed and what of it conflicts."""
-        return await self._listing.all(self._workspaces.get(args["workspace"]))
+        live = self._workspaces.get(args["workspace"])
+        async with self._recording.reading():
+            return await self._listing.all(live)
 
     async def audit(self, args: dict[str, Any], progress: Progress) -> Any:
         """What the command of the sandboxed transaction `name` read and wrote; until it has ended, so far."""
@@ -135,13 +138,18 @@ class Forking:
 
     async def show(self, args: dict[str, Any], progress: Progress) -> Any:
         """One fork, with its changed files."""
-        return await self._listing.one(self._workspaces.get(args["workspace"]), args["name"])
+        live = self._workspaces.get(args["workspace"])
+        async with self._recording.reading():
+            return await self._listing.one(live, args["name"])
 
     async def diff(self, args: dict[str, Any], progress: Progress) -> Any:
-        """What a fork changed, recorded: two trees whose difference that is."""
+        """What a fork changed, recorded: two trees whose difference that is. Nothing leads to the second, so whoever
+        asks is `reading` before."""
         live = self._workspaces.get(args["workspace"])
         shown = self._shown.get(live, args["name"])
-        state, _ = await self._merging.state_of(shown)
+        async with self._recording.reading():
+            state, _ = await self._merging.state_of(shown)
+            FAULTS.hit("fork.looked-at")
         return {"before": shown.start.tree.hex(), "after": state.state.tree.hex()}
 
     async def drop(self, args: dict[str, Any], progress: Progress) -> Any:
@@ -231,6 +239,7 @@ class Forking:
         except ClivefsError as error:
             return str(error)
         base = state_at(shown.start)
+        result["ignored"] = [os.fsdecode(path) for path in theirs.ignored]
         for _ in range(ATTEMPTS_MAX):
             before = await self._recording.snapshot(live)
             both = await trio.to_thread.run_sync(_both_wrote, reader, base, state_at(before), theirs.state)

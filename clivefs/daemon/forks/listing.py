@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import trio
 
+from clivefs.base.ports import FAULTS
 from clivefs.daemon.forks.merging import merge_base, state_at
 from clivefs.daemon.forks.shown import ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
 from clivefs.mounts.edits.diff import scratch_directory
-from clivefs.mounts.forks.merging import Changes, changes, conflicting
+from clivefs.mounts.forks.merging import Changes, changes, conflicting, foretold
 from clivefs.mounts.forks.recorded import ForkState, upper_size
 from clivefs.mounts.forks.records import ForkRecord
 from clivefs.mounts.git.joined import JoinedObjects
@@ -30,11 +32,13 @@ class _Wrote(NamedTuple):
 
     base: State
     """What it was then."""
+    now: State
     changes: Changes
 
 
 class Listing:
-    """Tells of forks. Methods are for the loop's thread."""
+    """Tells of forks: of trees that nothing leads to, so within `Recording.reading`. Methods are for the loop's
+    thread."""
 
     def __init__(self, store: Store, recording: Recording, shown: ShownForks, state_of: StateOf) -> None:
         self._store = store
@@ -48,9 +52,11 @@ class Listing:
         facts: dict[str, dict[str, Any]] = {}
         if forks:
             head = await self._recording.snapshot(live)
-            wrote = {each.record.name: await self._changes(live, each, head) for each in forks}
+            wrote = await self._wrote(live, forks, head)
             for each in forks:
-                facts[each.record.name] = await self._facts(live, each, wrote, head)
+                if each.record.name in wrote:
+                    with self._unless_dropped(live, each):
+                        facts[each.record.name] = await self._facts(live, each, wrote, head)
         for record in self._shown.forks(live).all():
             error = self._shown.error(live, record.name)
             if record.name not in facts and error is not None:  # without a reason: it was made meanwhile
@@ -61,7 +67,7 @@ class Listing:
         """One fork, with the paths that it changed."""
         shown = self._shown.get(live, name)
         head = await self._recording.snapshot(live)
-        wrote = {each.record.name: await self._changes(live, each, head) for each in self._shown.of(live)}
+        wrote = await self._wrote(live, self._shown.of(live), head)
         if name not in wrote:  # dropped meanwhile
             self._shown.get(live, name)
         facts = await self._facts(live, shown, wrote, head)
@@ -69,14 +75,32 @@ class Listing:
         facts["changes"] = [{"path": os.fsdecode(path), "status": status_of(mine[path])} for path in sorted(mine)]
         return facts
 
+    async def _wrote(self, live: LiveWorkspace, forks: Sequence[ShownFork], head: Point) -> dict[str, _Wrote]:
+        """By name what they changed, of those that are not dropped meanwhile."""
+        wrote: dict[str, _Wrote] = {}
+        for each in forks:
+            with self._unless_dropped(live, each):
+                wrote[each.record.name] = await self._changes(live, each, head)
+        return wrote
+
+    @contextmanager
+    def _unless_dropped(self, live: LiveWorkspace, shown: ShownFork) -> Iterator[None]:
+        """What fails in here as the fork's files are closed is passed over: it was dropped."""
+        try:
+            yield
+        except OSError:
+            if shown in self._shown.of(live):
+                raise
+
     async def _changes(self, live: LiveWorkspace, shown: ShownFork, head: Point) -> _Wrote:
         """What merging a fork would bring, before the live view's part in it."""
         state, reader = await self._state_of(shown)
+        FAULTS.hit("fork.looked-at")
         points = self._recording.of(live).points
 
         def look() -> _Wrote:
             base = state_at(merge_base(points, reader, shown.record, head))
-            return _Wrote(base, changes(reader, base, state.state))
+            return _Wrote(base, state.state, changes(reader, base, state.state))
 
         return await trio.to_thread.run_sync(look)
 
@@ -85,16 +109,17 @@ class Listing:
     ) -> dict[str, Any]:
         reader = self._shown.reader()
         name = shown.record.name
-        base, mine = wrote[name]
+        fork = wrote[name]
 
         def look(fds: list[int]) -> tuple[int, list[dict[str, Any]]]:
             scratch = scratch_directory(self._store.path)
             conflicts = []
-            if mine:
-                now = changes(reader, base, state_at(head))
-                conflicts += _conflicts("live", conflicting(reader, mine, now, scratch))
+            if fork.changes:
+                now = state_at(head)
+                there = _Wrote(fork.base, now, changes(reader, fork.base, now))
+                conflicts += _conflicts("live", _conflicting(reader, fork, there, scratch))
             for other in sorted(wrote.keys() - {name}):
-                conflicts += _conflicts(f"fork:{other}", conflicting(reader, mine, wrote[other].changes, scratch))
+                conflicts += _conflicts(f"fork:{other}", _conflicting(reader, fork, wrote[other], scratch))
             return sum(map(upper_size, fds)), conflicts
 
         fds = shown.directories()  # of its own: the fork may be dropped meanwhile
@@ -106,9 +131,16 @@ class Listing:
         return {
             **_record_facts(shown.record),
             "size": size,
-            "files": sum(1 for each in mine.values() if not _is_directory(each)),
+            "files": sum(1 for each in fork.changes.values() if not _is_directory(each)),
             "conflicts": conflicts,
         }
+
+
+def _conflicting(reader: JoinedObjects, one: _Wrote, two: _Wrote, scratch: str) -> list[bytes]:
+    changed = (one.changes, two.changes)
+    if one.base == two.base:
+        return foretold(reader, one.base, one.now, two.now, changed, scratch)
+    return conflicting(reader, *changed, scratch)
 
 
 def _conflicts(who: str, paths: list[bytes]) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from functools import partial
 from typing import Any, TypeVar
 
 import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.daemon.applying import ChangedMeanwhile, LiveChanges, Target, entry_of
+from clivefs.daemon.applying import ChangedMeanwhile, Target, entry_of
+from clivefs.daemon.changing import Changing
 from clivefs.daemon.forks import gitsources
 from clivefs.daemon.forks.shown import ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
@@ -55,12 +55,12 @@ class Merging:
     """Merges forks of mounted workspaces. Methods are for the loop's thread."""
 
     def __init__(
-        self, store: Store, workspaces: Workspaces, recording: Recording, changes: LiveChanges, shown: ShownForks
+        self, store: Store, workspaces: Workspaces, recording: Recording, changing: Changing, shown: ShownForks
     ) -> None:
         self._store = store
         self._workspaces = workspaces
         self._recording = recording
-        self._changes = changes
+        self._changing = changing
         self._shown = shown
 
     # What a fork is now
@@ -156,13 +156,10 @@ class Merging:
         self, live: LiveWorkspace, plan: MergePlan, reader: JoinedObjects, before: Point, origin: str, message: str
     ) -> None:
         """What it changes is recorded as the doing of *origin*, in a point called *message*."""
-        recording = self._recording.of(live)
-        paths = {put.wanted.path for put in plan.puts}
-        if paths:
+        if plan.puts:
             await trio.to_thread.run_sync(reader.want, [put.oid for put in plan.puts if put.oid is not None])
             targets = [Target(put.wanted, put.oid) for put in plan.puts]
-            still = partial(recording.claim, before.oid, paths, origin, message)
-            await self._changes.apply(live, targets, reader, still)
+            await self._changing.change(live, targets, reader, before=before.oid, origin=origin, message=message)
 
     async def _remember(self, shown: ShownFork, base: Point, theirs: State, before: Point, after: Point) -> None:
         """The next merge is to bring only what the fork changes from now on."""

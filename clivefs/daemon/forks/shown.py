@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import trio
@@ -224,6 +225,7 @@ class ShownForks:
             point.close()
             raise
         try:
+            git = gitdirs.places(directory)
             lower = ForkLower(
                 point,
                 reader,
@@ -231,8 +233,11 @@ class ShownForks:
                 self._view.table,
                 lambda: _trees(live),
                 entries=map(os.fsencode, record.entries),
-                git={path: gitdirs.dot_git_content(gitdir) for path, gitdir in gitdirs.places(directory).items()},
+                git={path: gitdirs.dot_git_content(gitdir) for path, gitdir in git.items()},
                 made_ns=record.made_ms * 1_000_000,
+                unfinished={
+                    path: partial(gitdirs.finish, each) for path, each in git.items() if not gitdirs.is_finished(each)
+                },
             )
             try:
                 identity = f"{live.id}\0fork\0{record.upper}".encode()

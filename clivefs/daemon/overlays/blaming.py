@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Any
@@ -16,10 +17,11 @@ from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.assembly.entry import Mounted
 from clivefs.mounts.edits import converting
 from clivefs.mounts.edits.blame import Layer, Lines, blame_lines, tree_layers
+from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.treemerge import is_binary
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.patch.apply import PatchFailed, apply_patch
+from clivefs.mounts.patch.apply import PatchFailed, apply_patch, needed
 from clivefs.mounts.patch.file import PatchSyntax
 from clivefs.mounts.tree import Node
 
@@ -34,7 +36,19 @@ class Blaming:
         self._workspaces = workspaces
 
     async def blame(self, live: LiveWorkspace, path: str) -> dict[str, Any]:
-        """Of a directory the files below it, each with its layer; of a file the lines too."""
+        """Of a directory the files below it, each with its layer; of a file the lines too. ClivefsError."""
+        try:
+            return await self._blame(live, path)
+        except OSError as error:
+            raise ClivefsError(
+                f"it cannot be read: {error.strerror}",
+                place=path,
+                remedy="try again when its source can be reached" if error.errno == errno.EIO else None,
+            ) from error
+        except ClivefsError as error:
+            raise ClivefsError(error.message, place=error.place or path, remedy=error.remedy) from error
+
+    async def _blame(self, live: LiveWorkspace, path: str) -> dict[str, Any]:
         view, node = self._workspaces.view, live.root_tree.root
         try:
             for name in os.fsencode(path).split(b"/") if path not in ("", ".") else ():
@@ -99,16 +113,17 @@ class Blaming:
         return await trio.to_thread.run_sync(blame_lines, layers, inner, self._workspaces.scratch())
 
     def _git_layers(self, mounted: Mounted, lower: GitLower, path: bytes) -> list[Layer]:
-        """For threads."""
+        """For threads: gets what nobody has read of a source that is fetched as it is read."""
         resolved, published = mounted.resolved, mounted.published
         assert resolved is not None or published is not None
         base = resolved.tree if resolved is not None else published.tree  # type: ignore[union-attr]
         name = resolved.layer if resolved is not None else published.layer  # type: ignore[union-attr]
-        reader = lower.root.space.reader
-        store = self._workspaces.store
+        space, store = lower.root.space, self._workspaces.store
+        reader = JoinedObjects((space.reader,), self._workspaces.scratch(), space.fetcher)
         trees = [(name.decode("utf-8", "replace"), base)]
         for patch, data in mounted.series.patches:
             try:
+                reader.want(needed(reader, trees[-1][1], patch, data))
                 trees.append((f"patch:{patch}", apply_patch(reader, store, trees[-1][1], patch, data).tree))
             except (PatchFailed, PatchSyntax):
                 break  # it and those after it are not shown

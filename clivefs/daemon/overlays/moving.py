@@ -37,7 +37,9 @@ from clivefs.mounts.config import config
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.edits import converting, journal, still, takeback, workingtree
+from clivefs.mounts.edits.diff import Version
 from clivefs.mounts.edits.journal import Rebase
+from clivefs.mounts.edits.making import Made, Maker
 from clivefs.mounts.edits.ownpatches import own_files
 from clivefs.mounts.edits.plan import RebasePlan, Write
 from clivefs.mounts.edits.still import Look
@@ -104,8 +106,9 @@ class Moving:
     async def settled_look(self, there: Target) -> Look:
         """The upper as it is now, at a moment when nobody is writing. ClivefsError if there is none such."""
         for _ in range(ATTEMPTS_MAX):
+            idle = not there.tree.standstill.writing  # a write has its time from when it began
             seen = await trio.to_thread.run_sync(still.look, there.upper)
-            if seen.settled:
+            if idle and seen.settled:
                 return seen
             await trio.sleep(_SETTLE_S)
         raise ClivefsError(
@@ -131,10 +134,21 @@ class Moving:
         store, record = self._store, step.record
         await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
         await trio.to_thread.run_sync(journal.begin, store, record, step.based.target.upper)
+        maker = Maker(step.based.target.upper, self._workspaces.owner)
+        try:
+            await self._carry(step, maker, progress)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(maker.close)
+
+    async def _carry(self, step: Step, maker: Maker, progress: Callable[[str], None]) -> None:
+        record = step.record
         try:
             prepared = await trio.to_thread.run_sync(self._write, step, progress)
             try:
-                contents = await trio.to_thread.run_sync(self._contents, step, prepared)
+                made = await trio.to_thread.run_sync(self._make, step, prepared, maker)
+                assert prepared.git_lower is not None
+                await trio.to_thread.run_sync(_warm, prepared.git_lower, step.plan)
                 await self._ready(step, prepared)
             except BaseException:
                 prepared.discard()
@@ -147,7 +161,7 @@ class Moving:
         # Points are made of what is on disk, which is half done meanwhile.
         live = step.based.target.live
         async with live.recording_now, standing_still(tree):
-            affected = await self._move(step, prepared, contents)
+            affected = await self._move(step, prepared, maker, made)
             await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
             for at in range(0, len(affected), _NAMES_A_SPAN):  # while all wait: else some names would be old, some new
                 self._workspaces.caches.forget_names(affected[at : at + _NAMES_A_SPAN])
@@ -156,7 +170,9 @@ class Moving:
         await self._workspaces.caches.settled()
         await delete_discarded(tree)
 
-    async def _move(self, step: Step, prepared: Prepared, contents: dict[Write, bytes]) -> list[Affected]:
+    async def _move(
+        self, step: Step, prepared: Prepared, maker: Maker, made: dict[Write, Made | bytes]
+    ) -> list[Affected]:
         """Show it, and note that; the names that the kernel must forget. The tree stands still."""
         shown = False
         try:
@@ -166,7 +182,7 @@ class Moving:
                 prepared.discard()
                 raise
             shown = True
-            affected = await self._show(step, plan, prepared, contents)
+            affected = await self._show(step, plan, prepared, maker, made)
             FAULTS.hit("rebase.shown")
             note_changes(step.based.target.tree)
             await trio.to_thread.run_sync(journal.update, self._store, step.after)
@@ -214,16 +230,27 @@ class Moving:
         times.stage()
         times.commit()
 
-    def _contents(self, step: Step, prepared: Prepared) -> dict[Write, bytes]:
-        """What is to be written as it is to be shown, as far as memory allows. For threads."""
-        found: dict[Write, bytes] = {}
-        size = 0
-        for write in (*step.plan.writes, *step.plan.aside):
-            found[write] = blob_content(step.reader, write.version.oid)
-            size += len(found[write])
-            if size > _CONTENTS_BYTES_MAX:
-                break
-        return self._checked_out(step, prepared, found)
+    def _make(self, step: Step, prepared: Prepared, maker: Maker) -> dict[Write, Made | bytes]:
+        """What is to be written as it is to be shown: files, or the content of what *maker* does not make, as far as
+        memory allows. For threads."""
+        made: dict[Write, Made | bytes] = {}
+        kept_bytes = 0
+        left = [*step.plan.aside, *step.plan.writes]
+        while left:
+            contents: dict[Write, bytes] = {}
+            size = 0
+            while left and size < _CONTENTS_BYTES_MAX:
+                write = left.pop()
+                contents[write] = blob_content(step.reader, write.version.oid)
+                size += len(contents[write])
+            for write, content in self._checked_out(step, prepared, contents).items():
+                file = maker.make(write.path, Version(write.version.mode, content))
+                if file is not None:
+                    made[write] = file
+                elif kept_bytes < _CONTENTS_BYTES_MAX:
+                    made[write] = content
+                    kept_bytes += len(content)
+        return made
 
     def _content(self, step: Step, prepared: Prepared, write: Write) -> bytes:
         """For threads."""
@@ -256,14 +283,13 @@ class Moving:
 
     async def _ready(self, step: Step, prepared: Prepared) -> None:
         """Wait for all that showing it would have to wait for."""
-        lower, tree = prepared.git_lower, step.based.target.tree
+        lower, tree, live = prepared.git_lower, step.based.target.tree, step.based.target.live
         assert lower is not None
-        if not await self._workspaces.wait_for(step.based.target.live, [prepared]):
-            raise ClivefsError("the workspace has left meanwhile", place=step.record.path)
-        if step.based.mounted is not step.based.target.live.entries.get(step.record.path):
-            raise ClivefsError("the entry has changed meanwhile", place=step.record.path, remedy="Run it again.")
-        await trio.to_thread.run_sync(_warm, lower, step.plan)
         while True:
+            if self._workspaces.live.get(live.name) is not live:
+                raise ClivefsError("the workspace has left meanwhile", place=step.record.path)
+            if step.based.mounted is not live.entries.get(step.record.path):
+                raise ClivefsError("the entry has changed meanwhile", place=step.record.path, remedy="Run it again.")
             try:
                 tree.check_lower(lower)
                 if prepared.git_dir is not None:
@@ -274,24 +300,25 @@ class Moving:
                 return
 
     async def _show(
-        self, step: Step, plan: RebasePlan, prepared: Prepared, contents: dict[Write, bytes]
+        self, step: Step, plan: RebasePlan, prepared: Prepared, maker: Maker, made: dict[Write, Made | bytes]
     ) -> list[Affected]:
         target, tree = step.based.target, step.based.target.tree
         if step.at_last is not None:
             at_last = step.at_last
             plan = await in_spans(tree, lambda: at_last(plan), nothing)
+        await trio.to_thread.run_sync(takeback.begin_moving, self._uppers(step), step.record.uppers[0])
         with tree.standstill.at_work():
             self._lower(step, prepared)
         affected: list[Affected] = []
 
-        async def answer(told: list[Affected] | Write) -> bytes | None:
+        async def answer(told: list[Affected] | Write) -> Made | bytes | None:
             if not isinstance(told, Write):
                 affected.extend(told)
                 return None
-            content = contents.pop(told, None)
-            return (
-                content if content is not None else await trio.to_thread.run_sync(self._content, step, prepared, told)
-            )
+            ready = made.pop(told, None)
+            if isinstance(ready, Made):
+                maker.given(ready)
+            return ready if ready is not None else await trio.to_thread.run_sync(self._content, step, prepared, told)
 
         await in_spans(tree, lambda: carry_out(target.tree, plan, step.reader, self._workspaces.owner), answer)
         await in_spans(tree, lambda: keep_times(tree, step.times_ns), nothing)
@@ -301,7 +328,6 @@ class Moving:
         """Let the tree stand on the other lower. One span."""
         live = step.based.target.live
         before, after = step.record.uppers
-        takeback.begin_moving(self._uppers(step), before)
         if before != after:
             _rename_upper(live, before, after)
             step.based.mounted.entry = step.entry  # the tree is that of the new entry from here on

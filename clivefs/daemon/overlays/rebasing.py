@@ -396,5 +396,6 @@ def _tell(based: Based, onto: _Onto, plan: RebasePlan, *, dry_run: bool) -> dict
         "files": sorted({os.fsdecode(write.path) for write in plan.writes} | {os.fsdecode(p) for p in plan.resets}),
         "conflicts": [{"path": each.path, "kind": each.kind, "aside": list(each.aside)} for each in _unsolved(plan)],
         "renames": [[os.fsdecode(old), os.fsdecode(new)] for old, new in plan.renames],
+        "locked_as": based.target.live.assembly.locked_as(onto.entry),
         "dry_run": dry_run,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -24,14 +25,14 @@ async def standing_still(tree: OverlayTree) -> AsyncIterator[None]:
     """Nobody sees or changes *tree* through its mount but who works on it in spans: they wait."""
     tree.standstill.begin()
     try:
+        if tree.standstill.writing:  # in a thread, which a slow disk may hold up
+            await trio.to_thread.run_sync(tree.standstill.wait_for_writes)
         yield
     finally:
         tree.standstill.end()
 
 
-async def in_spans(
-    tree: OverlayTree, work: Callable[[], Generator[S, A | None, R]], answer: Callable[[S], Awaitable[A | None]]
-) -> R:
+async def in_spans(tree: OverlayTree, work: Callable[[], Generator[S, A, R]], answer: Callable[[S], Awaitable[A]]) -> R:
     """Run *work* on *tree* to its end; what it returns. What it yields goes to *answer*, whose answer is sent to it.
     Where it is `Blocked` it is waited for, and begun again."""
     while True:
@@ -41,17 +42,17 @@ async def in_spans(
             await trio.to_thread.run_sync(blocked.job)
 
 
-async def _run(tree: OverlayTree, work: Generator[S, A | None, R], answer: Callable[[S], Awaitable[A | None]]) -> R:
-    got: A | None = None
+async def _run(tree: OverlayTree, work: Generator[S, A, R], answer: Callable[[S], Awaitable[A]]) -> R:
+    step: Callable[[], S] = partial(next, work)
     began = time.monotonic()
     while True:
         with tree.standstill.at_work():
             try:
-                told = work.send(got)
+                told = step()
             except StopIteration as end:
                 value: R = end.value
                 return value
-        got = await answer(told)
+        step = partial(work.send, await answer(told))
         if time.monotonic() - began > SPAN_S:
             await trio.lowlevel.checkpoint()
             began = time.monotonic()

@@ -119,6 +119,11 @@ class Assembly:
         """What Clive.lock says of *entry*."""
         return self._places.pin(entry)
 
+    def locked_as(self, entry: MountEntry) -> str | None:
+        """The source that Clive.lock has at the path of *entry*, where that is another one: nothing is locked then."""
+        found = self._places.lock.entries.get(entry.path)
+        return found.source if found is not None and found.source != entry.source else None
+
     @property
     def network_timeout_s(self) -> float:
         """For how long a remote may be silent."""
@@ -150,6 +155,10 @@ class Assembly:
         return self._git.revision_lower(source, resolved)
 
     # Preparing
+
+    def before_first_shown(self, entry: MountEntry) -> None:
+        """What is to be done for *entry* when its workspace is mounted. For threads."""
+        self._git.free_submodules(entry)
 
     def prepare(
         self,

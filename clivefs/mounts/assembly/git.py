@@ -16,6 +16,7 @@ from clivefs.mounts.assembly.places import Places
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.config.lockfile import Locked, verify
 from clivefs.mounts.config.source_notation import COMMIT
+from clivefs.mounts.git import worktrees
 from clivefs.mounts.git.attributes import GitAttributes
 from clivefs.mounts.git.conflicts import InTheWay, in_the_way
 from clivefs.mounts.git.gitdir import GitDir
@@ -25,6 +26,7 @@ from clivefs.mounts.git.source import GitSource, Resolved
 from clivefs.mounts.git.submodules import GitSubmodules
 from clivefs.mounts.git.times import GitTimes
 from clivefs.mounts.git.users import User, note_use
+from clivefs.mounts.overlay.upper import TREE
 from clivefs.mounts.patch import layers as patchlayers
 from clivefs.objects.errors import UnknownRef
 
@@ -114,8 +116,8 @@ class GitEntries:
     ) -> Prepared:
         """The entry at *resolved*, with its git working tree ready to move there; or where that is, if it does not
         follow. *over_edits*: see `Assembly.prepare`."""
-        if entry.git_dir and entry.write == "overlay" and not entry.subdir:
-            path = os.path.join(os.fspath(self._places.store.path), "gitdirs", self._places.upper_name(entry))
+        if _has_git_dir(entry):
+            path = self._git_dir_path(entry)
             make_directories(os.path.dirname(path))
             if git_dir is None:
                 git_dir = GitDir.create_or_open(path, resolved, source)
@@ -123,6 +125,15 @@ class GitEntries:
             if git_dir.base != resolved.commit:
                 return self._moved(entry, source, resolved, git_dir, over_edits)
         return self._prepared(entry, source, resolved, git_dir)
+
+    def _git_dir_path(self, entry: MountEntry) -> str:
+        return os.path.join(os.fspath(self._places.store.path), "gitdirs", self._places.upper_name(entry))
+
+    def free_submodules(self, entry: MountEntry) -> None:
+        """See that git finds the submodules of *entry*, which is not shown yet, at this mountpoint too."""
+        if _has_git_dir(entry):
+            upper = self._places.entry_directory(self._places.upper_name(entry))
+            worktrees.free(self._git_dir_path(entry), os.path.join(upper, os.fsdecode(TREE)))
 
     def _moved(
         self, entry: MountEntry, source: GitSource, resolved: Resolved, git_dir: GitDir, over_edits: bool
@@ -257,6 +268,11 @@ class GitEntries:
             prepared.discard()
             return None
         return prepared
+
+
+def _has_git_dir(entry: MountEntry) -> bool:
+    """Whether it is shown as a git working tree."""
+    return entry.kind == "git" and bool(entry.git_dir) and entry.write == "overlay" and not entry.subdir
 
 
 def _locked(entry: MountEntry, resolved: Resolved) -> Locked:

@@ -13,7 +13,6 @@ from clivefs.mounts.edits.commit import quoted
 from clivefs.mounts.edits.diff import Version
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
-from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import TreeEditor, differences
 from clivefs.objects.encode import MODE_GITLINK
 
@@ -37,9 +36,9 @@ class Lines(NamedTuple):
     layer: str
 
 
-def tree_layers(reader: Reader | JoinedObjects, trees: Sequence[tuple[str, bytes]], path: bytes) -> Iterator[Layer]:
+def tree_layers(reader: JoinedObjects, trees: Sequence[tuple[str, bytes]], path: bytes) -> Iterator[Layer]:
     """The layers of *path* in *trees* (name and tree of each, the lowest first), with the files that are moved by one:
-    a file can come from under another name."""
+    a file can come from under another name. ClivefsError where one of them cannot be fetched."""
     first_name, first = trees[0]
     moved = {
         each.path: None
@@ -48,14 +47,22 @@ def tree_layers(reader: Reader | JoinedObjects, trees: Sequence[tuple[str, bytes
         if number < _FILES_MAX
     }
     concerned = [path, *(each for each in moved if each != path)]
+    reader.want(_blobs(reader, [tree for _, tree in trees], concerned))
     yield Layer(first_name, dict(_files(reader, first, concerned)))
     for name, tree in trees[1:]:
         yield Layer(name, dict(_files(reader, tree, concerned)))
 
 
-def _files(
-    reader: Reader | JoinedObjects, tree: bytes, paths: Iterable[bytes]
-) -> Iterator[tuple[bytes, Version | None]]:
+def _blobs(reader: JoinedObjects, trees: Iterable[bytes], paths: Sequence[bytes]) -> Iterator[bytes]:
+    for tree in trees:
+        editor = TreeEditor(reader, tree)
+        for path in paths:
+            version = editor.get(path)
+            if version is not None and version.mode != MODE_GITLINK:
+                yield version.oid
+
+
+def _files(reader: JoinedObjects, tree: bytes, paths: Iterable[bytes]) -> Iterator[tuple[bytes, Version | None]]:
     editor = TreeEditor(reader, tree)
     for number, path in enumerate(paths):
         version = editor.get(path)

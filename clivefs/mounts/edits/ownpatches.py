@@ -16,8 +16,9 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.config import file as config_file
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS
-from clivefs.mounts.ownfiles import OwnFiles, TreeFiles, temporary_beside
+from clivefs.mounts.ownfiles import OwnFiles, TreeFiles
 from clivefs.mounts.resolve import resolve_links
+from clivefs.mounts.wholefile import temporary_beside
 
 _KEPT_MAX = 1000
 _LINKS_MAX = 40

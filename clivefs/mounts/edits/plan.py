@@ -250,11 +250,14 @@ def _steps(
         elif version.mode != MODE_GITLINK:
             writes.append(Write(path, version))
     before = TreeEditor(reader, planner.old)
-    # What an edit leaves as it was in both is an edit of what git does not hold (times, a copy-up): it stays.
+    # What an edit leaves as it was in both is an edit of what git does not hold (times, a copy-up): it stays. So does a
+    # directory in the place of a file that is gone: it would go with all that is in it.
     resets = sorted(
         path
         for path in edits
-        if (now := wanted.get(path)) == lower.get(path) and (own.get(path) != now or before.get(path) != now)
+        if (now := wanted.get(path)) == lower.get(path)
+        and (own.get(path) != now or before.get(path) != now)
+        and not own.is_directory(path)
     )
     concerned = {*edits, *(each.path for each in differences(reader, planner.old, planner.new))}
     concerned |= {each.path for each in differences(reader, planner.new, shown)}

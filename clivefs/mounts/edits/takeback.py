@@ -65,7 +65,7 @@ def take_back(store: ObjectStore, rebase: Rebase, own: Own, uppers: str) -> None
 
 
 def begin_moving(uppers: str, name: str) -> None:
-    """Note, durably, that the upper *name* is changed from here on. A few system calls: for a span of the loop."""
+    """Note, durably, that the upper *name* is changed from here on. For threads."""
     path = os.path.join(uppers, name)
     os.close(os.open(os.path.join(path, saved.MOVING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     fd = os.open(path, DIRECTORY_FLAGS)

@@ -8,14 +8,18 @@ loop (`OverlayTree.standstill` keeps them from seeing half of it).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import os
 import stat
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.edits.diff import git_mode
+from clivefs.mounts.edits.making import Made
 from clivefs.mounts.edits.plan import RebasePlan, Write
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.space import Reader
@@ -23,17 +27,20 @@ from clivefs.mounts.git.treeeditor import TreeEditor, Version
 from clivefs.mounts.overlay.edits import Affected
 from clivefs.mounts.overlay.node import OverlayNode, UpperFile
 from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.overlay.untouched import Shown, Untouched
 from clivefs.mounts.tree import Attr, Node, Owner, SetAttr
 from clivefs.objects.encode import MODE_GITLINK, MODE_SYMLINK
 
 _READ_BYTES = 1 << 20
 _WRITE_BYTES = 1 << 20
 _TEMPORARY = b".clive-new-"
+_PATHS_A_STEP = 64
 
 Steps = Generator[list[Affected], None, None]
 """What the kernel must forget, step by step."""
-Making = Generator[list[Affected] | Write, bytes | None, None]
-"""The same; where it gives a `Write`, it is to be sent the content that the file is to show."""
+Making = Generator[list[Affected] | Write, bytes | Made | None, None]
+"""The same; where it gives a `Write`, it is to be sent the file as it was made for that place, or, asked again, the
+content that it is to show."""
 
 
 class _Found(NamedTuple):
@@ -47,24 +54,58 @@ def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObject
     *reader* has the plan's trees. May be `Blocked`, and is then to be begun again. OSError: the journal can take it
     back.
     """
-    yield from tree.reset_steps(path for path in plan.resets if not is_written(tree, path))
+    above_kept = {prefix for path in plan.kept for prefix in _prefixes(path)}
+    yield from tree.reset_steps(path for path in plan.resets if path not in above_kept and not is_written(tree, path))
     for path in plan.whiteouts:
         yield hide_file(tree, path)
-    for write in (*plan.writes, *plan.aside):
-        yield from _put(tree, write, owner)
+    now_ns = time.time_ns()
+    for head, writes in itertools.groupby((*plan.writes, *plan.aside), lambda write: write.path.rpartition(b"/")[0]):
+        yield from _put_all(tree, head, writes, owner, now_ns)
     # Whiteouts and redirects of whole directories can hide what the new lower has, or show it elsewhere.
     wanted = TreeEditor(reader, plan.shown)
     aside = {write.path for write in plan.aside}
-    shown_by_upper: list[bytes] = []
-    for each in tree.changes():
-        if each.kind != stat.S_IFDIR:
-            shown_by_upper.append(each.path)
-        yield []
-    for path in dict.fromkeys((*plan.expected, *shown_by_upper)):
+    for path in dict.fromkeys((*(yield from _in_doubt(tree, plan)), *(yield from _redirected(tree)))):
         if path not in aside and path not in plan.kept:
             yield from _ensure(tree, path, wanted.get(path), plan, owner)
     for path in plan.emptied:
         yield _remove_empty(tree, path)
+
+
+def _prefixes(path: bytes) -> Iterator[bytes]:
+    """The directories above *path*, but for the root."""
+    while path := path.rpartition(b"/")[0]:
+        yield path
+
+
+def _in_doubt(tree: OverlayTree, plan: RebasePlan) -> Generator[list[Affected], bytes | Made | None, list[bytes]]:
+    """The paths of `plan.expected` that may not show yet what they are to. Not those where neither the upper nor a mark
+    has a say, as the lower is the planned one there; nor files of the upper that were right, or have just been put."""
+    assert tree.upper is not None
+    by_upper = {*plan.unchanged, *(write.path for write in plan.writes)}
+    untouched = Untouched(tree.upper)
+    found: list[bytes] = []
+    try:
+        for number, path in enumerate(plan.expected):
+            shown = untouched.shown(path)
+            if shown is not (Shown.UPPER if path in by_upper else Shown.LOWER):
+                found.append(path)
+            if number % _PATHS_A_STEP == 0:
+                yield []
+    finally:
+        untouched.close()
+    return found
+
+
+def _redirected(tree: OverlayTree) -> Generator[list[Affected], bytes | Made | None, list[bytes]]:
+    """The files that are not as in the lower, where a renamed directory may show what the plan does not know of."""
+    assert tree.upper is not None
+    found: list[bytes] = []
+    if tree.upper.log.marks.any_redirect:
+        for each in tree.changes():
+            if each.kind != stat.S_IFDIR:
+                found.append(each.path)
+            yield []
+    return found
 
 
 def _remove_empty(tree: OverlayTree, path: bytes) -> list[Affected]:
@@ -78,9 +119,31 @@ def _remove_empty(tree: OverlayTree, path: bytes) -> list[Affected]:
     return [Affected(parent.node, name, found.node)]
 
 
+def _put_all(tree: OverlayTree, head: bytes, writes: Iterable[Write], owner: Owner, now_ns: int) -> Making:
+    """Put files of the directory *head*."""
+    with contextlib.ExitStack() as stack:
+        found = _find(tree, head) if head else _root(tree)
+        directory = found.node if found is not None and found.node.is_dir else None
+        if directory is not None:
+            stack.enter_context(tree.held(directory))
+        affected: list[Affected] = []
+        for write in writes:
+            got = yield write
+            if isinstance(got, Made):
+                put = tree.put(directory, write.path, got.copy, got.replaces, now_ns)
+                if put is not None:
+                    affected.append(put)
+                    continue
+                got = yield write
+            assert isinstance(got, bytes)
+            yield from show_file(tree, write.path, FileVersion(write.version.mode, got), owner)
+        yield affected
+
+
 def _put(tree: OverlayTree, write: Write, owner: Owner) -> Making:
-    content = yield write
-    assert content is not None
+    got = yield write
+    content = got if isinstance(got, bytes) else (yield write)
+    assert isinstance(content, bytes)
     yield from show_file(tree, write.path, FileVersion(write.version.mode, content), owner)
 
 
@@ -107,21 +170,27 @@ def _is_lower(tree: OverlayTree, found: _Found | None, version: Version) -> bool
 
 def show_file(tree: OverlayTree, path: bytes, file: FileVersion, owner: Owner) -> Steps:
     """Let *file* be at *path*, whatever is there now; directories on the way are made. May be `Blocked`."""
-    directory = _root(tree).node
     *head, name = path.split(b"/")
-    for part in head:
-        found = _child(tree, directory, part)
-        if found is not None and not stat.S_ISDIR(found.attr.mode):
-            tree.unlink(directory, part)
-            yield [Affected(directory, part, found.node)]
-            found = None
-        if found is None:
-            made, _ = tree.mkdir(directory, part, 0o755, owner)
-            yield [Affected(directory, part, None)]
-            assert isinstance(made, OverlayNode)
-            directory = made
-        else:
-            directory = found.node
+    with contextlib.ExitStack() as stack:  # a directory that nobody holds is forgotten with its last known name
+        directory = _root(tree).node
+        for part in head:
+            found = _child(tree, directory, part)
+            if found is not None and not stat.S_ISDIR(found.attr.mode):
+                tree.unlink(directory, part)
+                yield [Affected(directory, part, found.node)]
+                found = None
+            if found is None:
+                made, _ = tree.mkdir(directory, part, 0o755, owner)
+                yield [Affected(directory, part, None)]
+                assert isinstance(made, OverlayNode)
+                directory = made
+            else:
+                directory = found.node
+            stack.enter_context(tree.held(directory))
+        yield from _show_in(tree, directory, name, file, owner)
+
+
+def _show_in(tree: OverlayTree, directory: OverlayNode, name: bytes, file: FileVersion, owner: Owner) -> Steps:
     found = _child(tree, directory, name)
     if found is not None and _shows(tree, found, file):
         return

@@ -4,6 +4,10 @@
     UPPER/git/NUMBER/    an ordinary repository; its `.git` file is shown by the fork, not kept in it
     UPPER/git/NUMBER.start       JSON: refs and HEAD when the fork was made
     UPPER/git/NUMBER.borrowed    whose objects it sees, as in objects/info/alternates
+    UPPER/git/NUMBER.held-NAME   its index, or a file that goes with that, for as long as nobody has read its `.git`
+                                 file: a hard link to the live view's, which git never writes to but replaces. So
+                                 making a fork takes no longer where the index is large, and most forks of `run` never
+                                 need one. What the fork gets is a copy, as whatever runs in it may write there.
 
 A sandboxed command can write to UPPER/git/NUMBER and nowhere else here, and git runs what it finds in a configuration:
 so we only read its refs and objects, through a repository of our own (`_shown`).
@@ -20,12 +24,13 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from clivefs.base.syscalls import make_directories
+from clivefs.base.syscalls import RENAME_NOREPLACE, make_directories, rename_at
 from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS
 from clivefs.objects.errors import RepositoryError
@@ -35,10 +40,16 @@ NAME = "git"
 _PLACES = "places"
 _START = ".start"
 _BORROWED = ".borrowed"
+_HELD = ".held-"
+_NEW = ".new-"
 _COPIED = (("info", "exclude"), ("info", "attributes"), ("info", "sparse-checkout"))
 _COPIED_BYTES_MAX = 64 << 20
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WORKTREE = re.compile(rb"(?im)^\s*worktree\s*=")
 _HOOKS = re.compile(rb"(?im)^\s*hookspath\s*=")
+_HEAD = re.compile(rb"(?:ref: refs/heads/(?!\.invalid$)[^\0\n]+|[0-9a-f]{40})\n")
+_HEAD_BYTES_MAX = 4096
 _NAMES_MAX = 1000
 
 
@@ -95,8 +106,7 @@ def _populate(path: str, source: Repository, also: Sequence[str]) -> None:
     for part in (("objects", "info"), ("objects", "pack"), ("refs", "heads"), ("refs", "tags"), ("info",)):
         make_directories(os.path.join(path, *part))
     refs = source.refs()
-    branch = source.head_branch()
-    head = f"ref: {branch}\n" if branch is not None else source.resolve("HEAD").hex() + "\n"
+    head = _head_of(source)
     lines = [f"{oid.hex()} {name}\n" for name, oid in sorted(refs.items()) if not name.startswith("refs/clive/")]
     _write(path, "packed-refs", os.fsencode("".join(lines)))
     _write(path, "HEAD", os.fsencode(head))
@@ -110,8 +120,79 @@ def _populate(path: str, source: Repository, also: Sequence[str]) -> None:
     _copy(os.path.join(source.commondir, "shallow"), os.path.join(path, "shallow"))
     for name in os.listdir(source.gitdir):
         if name == "index" or name.startswith("sharedindex."):
-            _copy(os.path.join(source.gitdir, name), os.path.join(path, name))
+            _hold(source.gitdir, name, path)
     _remember(path, refs, head)
+
+
+def _head_of(source: Repository) -> str:
+    """What HEAD says; asked of git only where it is no plain file, or refs are kept in another way."""
+    with suppress(OSError):
+        with open(os.open(os.path.join(source.gitdir, "HEAD"), _FLAGS), "rb") as file:
+            text = file.read(_HEAD_BYTES_MAX)
+        if _HEAD.fullmatch(text):
+            return os.fsdecode(text)
+    branch = source.head_branch()
+    return f"ref: {branch}\n" if branch is not None else source.resolve("HEAD").hex() + "\n"
+
+
+def _hold(directory: str, name: str, path: str) -> None:
+    """Hold the file *name* of a gitdir for the fork's at *path* until `finish`; copied where links cannot be made."""
+    above, number = os.path.split(path)
+    fds: list[int] = []
+    try:
+        with suppress(OSError):  # it is on another filesystem, say
+            fds.append(os.open(os.path.join(directory, name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+            fds.append(os.open(above, DIRECTORY_FLAGS))
+            if stat.S_ISREG(os.fstat(fds[0]).st_mode):
+                # With a descriptor of the target: without one, link(2) would not follow this.
+                os.link(f"/proc/self/fd/{fds[0]}", f"{number}{_HELD}{name}", dst_dir_fd=fds[1], follow_symlinks=True)
+                return
+    finally:
+        for fd in fds:
+            os.close(fd)
+    _copy(os.path.join(directory, name), os.path.join(path, name))
+
+
+def is_finished(gitdir: str) -> bool:
+    """Whether the fork's *gitdir* has all that it is to have."""
+    return not _held(gitdir)
+
+
+def finish(gitdir: str) -> None:
+    """Give the fork's *gitdir* the index that is held for it. For threads, also several at once. OSError."""
+    directory, number = os.path.split(gitdir)
+    fd = os.open(directory, DIRECTORY_FLAGS)
+    try:
+        target = os.open(number, DIRECTORY_FLAGS, dir_fd=fd)
+        try:
+            for held in _held(gitdir):
+                _put_held(fd, held, number, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(fd)
+
+
+def _held(gitdir: str) -> list[str]:
+    """The names of what is held: the index, which needs the others, last."""
+    directory, number = os.path.split(gitdir)
+    start = number + _HELD
+    return sorted((name for name in os.listdir(directory) if name.startswith(start)), reverse=True)
+
+
+def _put_held(dir_fd: int, held: str, number: str, target_fd: int) -> None:
+    name = held.removeprefix(number + _HELD)
+    # Made where no sandboxed command can write, and put in its place by a rename that follows nothing.
+    new = f"{number}{_NEW}{os.urandom(6).hex()}"
+    try:
+        _copy(held, new, dir_fd)
+        with suppress(FileExistsError):  # another was quicker, or the fork has made its own
+            rename_at(dir_fd, os.fsencode(new), target_fd, os.fsencode(name), RENAME_NOREPLACE)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(new, dir_fd=dir_fd)
+    with suppress(FileNotFoundError):
+        os.unlink(held, dir_fd=dir_fd)
 
 
 def _config(source: Repository) -> bytes:
@@ -146,15 +227,17 @@ def _write(path: str, name: str, content: bytes) -> None:
         file.write(content)
 
 
-def _copy(source: str, target: str) -> None:
-    """Copy a plain file with its time: git goes by that of the index."""
-    with suppress(FileNotFoundError):
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(source, flags), "rb") as file, open(target, "xb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-            copy.flush()
-            st = os.fstat(file.fileno())
-            os.utime(copy.fileno(), ns=(st.st_atime_ns, st.st_mtime_ns))
+def _copy(source: str, target: str, dir_fd: int | None = None) -> None:
+    """Copy a plain file with its time: git goes by that of the index. Names are below *dir_fd*, if there is one."""
+    with (
+        suppress(FileNotFoundError),
+        open(os.open(source, _FLAGS, dir_fd=dir_fd), "rb") as file,
+        open(os.open(target, _NEW_FLAGS, 0o666, dir_fd=dir_fd), "wb") as copy,
+    ):
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        st = os.fstat(file.fileno())
+        os.utime(copy.fileno(), ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 # What was committed

@@ -27,7 +27,7 @@ from clivefs.mounts.points.lower import PointLower, PointRef
 from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
 from clivefs.mounts.recording.layers import GITIGNORE, is_never
 from clivefs.mounts.recording.parts import join
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 
 DOT_GIT = b".git"
@@ -84,9 +84,11 @@ class ForkLower(Lower):
         entries: Iterable[bytes] = (),
         git: Mapping[bytes, bytes] | None = None,
         made_ns: int = 0,
+        unfinished: Mapping[bytes, Callable[[], None]] | None = None,
     ) -> None:
         """It owns *point* and *inherited*. *entries*: the paths where ignore rules start anew. *git*: the content of
-        the `.git` file in each git working tree; *made_ns*: their time."""
+        the `.git` file in each git working tree; *made_ns*: their time; *unfinished*: what is to be done before
+        somebody reads it, in a thread."""
         self._point = point
         self._reader = reader
         self.inherited = inherited
@@ -94,6 +96,7 @@ class ForkLower(Lower):
         self._anew = frozenset(entries)
         rules = inherited.rules
         self._git = {path: _GitFile(content) for path, content in (git or {}).items()}
+        self._unfinished = dict(unfinished or {})
         self._made_ns = made_ns
         self._exclude = Exclude("\n".join(rules.exclude).encode("utf-8", "surrogateescape"))
         self._contexts: OrderedDict[bytes, ForkRef | None] = OrderedDict()
@@ -260,6 +263,19 @@ class ForkLower(Lower):
             return None
         return self._git.get(ref.parent.at)
 
+    def _finish(self, dot_git: ForkRef) -> None:
+        """See that what a `.git` file leads to is whole; may be `Blocked`."""
+        at = dot_git.parent.at if dot_git.parent is not None else b""
+        finish = self._unfinished.get(at)
+        if finish is None:
+            return
+
+        def job() -> None:
+            finish()
+            self._unfinished.pop(at, None)
+
+        raise Blocked(job, "making a fork's git index")
+
     def attr(self, ref: LowerRef, *, fetch: bool) -> Attr:
         own = _own(ref)
         if own.point is not None:
@@ -286,6 +302,7 @@ class ForkLower(Lower):
             return self._point.open(own.point)
         git = self._git_file(own)
         if git is not None:
+            self._finish(own)
             return git
         if self.inherited.stat(own.at) is not None:
             fd, name = self.inherited.place(own.at)

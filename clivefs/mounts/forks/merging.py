@@ -19,6 +19,7 @@ from clivefs.mounts.git.trees import ST_MODES
 from clivefs.mounts.points.compare import Differs, File, State, compare, file_at
 from clivefs.objects.encode import MODE_GITLINK
 from clivefs.objects.interface import ObjectStore
+from clivefs.objects.memory import MemoryStore
 
 _MERGED_BYTES_MAX = 4 << 20
 """Larger files that both have changed are called a conflict without a try."""
@@ -63,11 +64,12 @@ def _read_by_merge(one: Changes, two: Changes) -> Iterator[bytes]:
 
 
 def both_wrote(one: Changes, two: Changes) -> list[bytes]:
-    """The paths that both have changed, not alike; also where one has a file and the other something below it. Making
-    or changing one directory in both is no conflict."""
+    """The paths that both have changed, also where one has a file and the other something below it. That both wrote the
+    same is no excuse: who counts up from a number that another has counted up as well must hear of it. Making, changing
+    or removing one directory in both is none of these."""
     if not one or not two:
         return []
-    found = {path for path in one.keys() & two.keys() if not _alike(one[path].after, two[path].after)}
+    found = {path for path in one.keys() & two.keys() if not _is_directory_in_both(one[path], two[path])}
     for mine, others in ((one, two), (two, one)):
         files = {path for path, each in others.items() if _is_file(each.after)}
         found.update(path for path, each in mine.items() if each.after is not None and _below(path, files))
@@ -79,8 +81,24 @@ def conflicting(reader: JoinedObjects, one: Changes, two: Changes, scratch: str)
     return [path for path in both_wrote(one, two) if not _merges(reader, one.get(path), two.get(path), scratch)]
 
 
+def foretold(
+    reader: JoinedObjects, base: State, one: State, two: State, changed: tuple[Changes, Changes], scratch: str
+) -> list[bytes]:
+    """As `conflicting`, of two that stand on the same *base*, which *changed* is against. A file that is gone on one
+    side may have been moved: then all is merged as it will be, to nowhere, as only that follows moved files."""
+    paths = conflicting(reader, *changed, scratch)
+    if not any(each.after is None for mine in changed for path in paths if (each := mine.get(path)) is not None):
+        return paths
+    merge = merge_trees(reader, MemoryStore(), base.tree, one.tree, two.tree, scratch=scratch)
+    return [conflict.path for conflict in merge.conflicts]
+
+
 def _merges(reader: JoinedObjects, one: Differs | None, two: Differs | None, scratch: str) -> bool:
-    if one is None or two is None or one.before is None:
+    if one is None or two is None:
+        return False
+    if _are_alike(one.after, two.after):
+        return True
+    if one.before is None:
         return False
     files = (one.after, one.before, two.after)
     contents: list[bytes] = []
@@ -93,15 +111,19 @@ def _merges(reader: JoinedObjects, one: Differs | None, two: Differs | None, scr
     if any(is_binary(content) for content in contents):
         return False
     ours, base, theirs = contents
-    return not merge_text(ours, base, theirs, scratch, Labels())[1]
+    return merge_text(ours, base, theirs, scratch, Labels()).clean
 
 
-def _alike(one: File | None, other: File | None) -> bool:
+def _are_alike(one: File | None, other: File | None) -> bool:
     if one is None or other is None:
         return one is other
-    if stat.S_ISDIR(one.mode) and stat.S_ISDIR(other.mode):
-        return True
     return one.same_as(other)
+
+
+def _is_directory_in_both(one: Differs, other: Differs) -> bool:
+    if one.after is None and other.after is None:
+        return not _is_file(one.before)
+    return all(each is not None and stat.S_ISDIR(each.mode) for each in (one.after, other.after))
 
 
 def _is_file(file: File | None) -> bool:

@@ -22,7 +22,7 @@ from clivefs.mounts.overlay.upper import PathFds
 from clivefs.mounts.points.compare import State
 from clivefs.mounts.recording.contents import Contents
 from clivefs.mounts.recording.ignore import Exclude
-from clivefs.mounts.recording.layers import Layers, Level
+from clivefs.mounts.recording.layers import Layers, Level, is_never
 from clivefs.mounts.recording.parts import Part, TreeLower, UpperLayer, copy_marks, join
 from clivefs.mounts.recording.recordedtree import RecordedTree, Subtree
 from clivefs.mounts.recording.refresh import Refresh
@@ -42,6 +42,8 @@ class ForkState(NamedTuple):
     """What cannot be recorded, and why."""
     unsettled: tuple[bytes, ...]
     """Files that were being written to: of these it has what they were before."""
+    ignored: tuple[bytes, ...] = ()
+    """What was written and is no part of it, as it is ignored: files, and directories for all that is in them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,12 +110,13 @@ class ForkRecorder:
                 refresh = Refresh(
                     layers, contents, self._cache, recorded, batch, outcome, None, {}, frozenset(), self._clock
                 )
-                refresh.run(_Edited(layers, recorded, self._point()).paths(), all_known=True)
+                edited = _Edited(layers, recorded, self._point())
+                refresh.run(edited.paths(), all_known=True)
                 tree, meta = recorded.write(batch)
         finally:
             layers.close()
         unsettled = tuple(sorted({dirty.path for dirty in outcome.again}))
-        return ForkState(State(tree, meta), outcome.left_out, unsettled)
+        return ForkState(State(tree, meta), outcome.left_out, unsettled, tuple(sorted(edited.ignored)))
 
     def _point(self) -> RecordedTree:
         return RecordedTree(self._reader(), self._start.tree, self._start.meta)
@@ -125,7 +128,8 @@ def _nothing_hidden(directory: tuple[int, int], name: bytes) -> bool:
 
 class _Edited:
     """The paths of a fork that may be other than in its point. Directories that stand on something else, or are new,
-    are put into *recorded* on the way, with what is recorded of what they stand on in *point*."""
+    are put into *recorded* on the way, with what is recorded of what they stand on in *point*. `ignored` gets what is
+    not recorded."""
 
     def __init__(self, layers: Layers, recorded: RecordedTree, point: RecordedTree) -> None:
         self._layers = layers
@@ -133,6 +137,7 @@ class _Edited:
         self._point = point
         self._found: dict[bytes, bool] = {}
         self._waiting: list[Level] = []
+        self.ignored: list[bytes] = []
 
     def paths(self) -> dict[bytes, bool]:
         """All of them, parents first, as `Refresh.run` wants them."""
@@ -157,10 +162,12 @@ class _Edited:
         path = join(level.path, name)
         found = self._layers.look(level, name)
         self._found[path] = False
-        if found is None or found.kind != stat.S_IFDIR:
+        if found is None:
             return
         is_recorded = self._layers.records(level, name, found)
-        if is_recorded is False:
+        if is_recorded is False and not is_never(name):
+            self.ignored.append(path)
+        if is_recorded is False or found.kind != stat.S_IFDIR:
             return
         inner = self._layers.enter(level, name, found, ignored=is_recorded is None)
         self._waiting.append(inner)

@@ -119,8 +119,7 @@ class GitLower(Lower):
         except ObjectMissing:
             raise self._fetching(space, [oid], f"tree {oid.hex()[:12]}") from None
         except (CorruptObject, ObjectTooLarge) as error:
-            log.warning("%s", error)
-            raise refuse(errno.EIO) from error
+            raise _damaged(space, oid, error) from error
         self._trees.put(oid, shown)
         return shown
 
@@ -176,8 +175,7 @@ class GitLower(Lower):
             except ObjectMissing:
                 raise self._fetch_directory(ref) from None
             except CorruptObject as error:
-                log.warning("%s", error)
-                raise refuse(errno.EIO) from error
+                raise _damaged(ref.space, ref.entry.oid, error) from error
             if kind != "blob":
                 ref.entry.size = UNKNOWN
                 raise refuse(errno.EIO)
@@ -197,8 +195,7 @@ class GitLower(Lower):
         except ObjectMissing:  # it was here when its size was read
             raise self._fetch_directory(ref) from None
         except CorruptObject as error:
-            log.warning("%s", error)
-            raise refuse(errno.EIO) from error
+            raise _damaged(ref.space, ref.entry.oid, error) from error
         return BlobFile(self, ref)
 
     def _content(self, ref: GitRef) -> bytes:
@@ -207,8 +204,7 @@ class GitLower(Lower):
         except ObjectMissing:
             raise self._fetch_directory(ref) from None
         except (CorruptObject, ObjectTooLarge) as error:
-            log.warning("%s", error)
-            raise refuse(errno.EIO) from error
+            raise _damaged(ref.space, ref.entry.oid, error) from error
 
     def stored(self, ref: LowerRef) -> bytes:
         """The content of a file as git stores it. May be `Blocked`."""
@@ -271,6 +267,8 @@ class GitLower(Lower):
     def _fetching(self, space: TreeSpace, oids: list[bytes], what: str) -> Exception:
         fetcher = space.fetcher
         if fetcher is None:
+            if space.damage is not None:
+                space.damage(oids[0], "is missing")
             return refuse(errno.EIO)
         return Blocked(lambda: fetcher(oids), f"fetching {what}", timeout_s=self._fetch_timeout_s)
 
@@ -473,6 +471,14 @@ class KeptFile(HostFile):
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self.keep_cache = True
+
+
+def _damaged(space: TreeSpace, oid: bytes, error: CorruptObject | ObjectTooLarge) -> OSError:
+    """What whoever wants to see an object is answered that is not what it should be; `status` says why."""
+    log.warning("%s", error)
+    if space.damage is not None and isinstance(error, CorruptObject):
+        space.damage(oid, f"is damaged: {error.message}")
+    return refuse(errno.EIO)
 
 
 def _git(ref: LowerRef) -> GitRef:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import Clock, SystemClock
 from clivefs.mounts.git.command import GitCommand, GitFailed, check_argument
+from clivefs.mounts.git.damage import Damage
 from clivefs.mounts.git.fetch import PartialClone, repository_path
 from clivefs.mounts.git.kept import KeptObjects
 from clivefs.mounts.git.location import Location, borrowed, parse_location
@@ -114,11 +115,15 @@ class GitSource:
         self._besides: list[GitSource] = []
         self._repository: Repository | None = None
         self._current: Resolved | None = None
+        self._damage = Damage()
 
     @property
     def error(self) -> str | None:
-        """Why the last request to the remote failed; None after one that did not."""
-        return self._clone.error if self._clone is not None else None
+        """Why the last request to the remote failed, or which object cannot be read; None where all is well now."""
+        if self._clone is not None and self._clone.error is not None:
+            return self._clone.error
+        clone = self._clone.path if self._clone is not None else None
+        return self._damage.tell(self._opened(), self.location, clone, lazy=self.lazy)
 
     @property
     def lazy(self) -> bool:
@@ -403,6 +408,7 @@ class GitSource:
             converter=converter,
             prefix=os.fsencode(resolved.subdir),
             outer_rules=resolved.outer_rules,
+            damage=self._damage.note,
         )
 
     # News
@@ -456,6 +462,8 @@ class GitSource:
             self._clone.fetch_objects(missing[start : start + OBJECTS_PER_FETCH])
             self._opened().refresh()
         still = [oid for oid in missing if self._is_missing(oid)]
+        for oid in still:
+            self._damage.note(oid, "is missing")
         if still:
             raise OSError(errno.EIO, f"{len(still)} objects are not to be had from {self._clone.url}")
 

@@ -102,6 +102,8 @@ class TreeSpace:
     outer_rules: Rules = ()
     """The attribute files above that."""
     submodules: Submodules | None = None
+    damage: Callable[[bytes, str], None] | None = None
+    """Is told of an object that cannot be read and will not be fetched, and what is wrong with it: for `status`."""
 
 
 class GitRef(LowerRef):

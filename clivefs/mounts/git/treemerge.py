@@ -1,8 +1,8 @@
 """Three-way merges of git trees, file by file, as data: what is clean is in the merged tree, the rest is told.
 
-Directories that two of the three have alike are not looked into. Text is merged by stock `git merge-file`, so the
-result and its markers are git's own. A file that one side moved (the same or similar content under a new name)
-meets the other side's changes at the new name.
+Directories that two of the three have alike are not looked into. Text is merged as stock `git merge-file` does it: most
+of it in this process (`objects.textmerge`), the rest by git itself. A file that one side moved (the same or similar
+content under a new name) meets the other side's changes at the new name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from clivefs.mounts.git.treeeditor import Difference, TreeEditor, Version, diffe
 from clivefs.mounts.patch.hunks import split_lines
 from clivefs.objects.encode import hash_object
 from clivefs.objects.interface import ObjectStore
+from clivefs.objects.textmerge import MergedText, merge_in_process
 
 T = TypeVar("T")
 
@@ -68,8 +69,6 @@ class Conflict:
     theirs: Version | None
     result: Version | None
     """With markers where `kind` is CONTENT or ADDED; else what ours has, or who did not delete it."""
-    markers: int = 0
-    """How many places with markers it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +158,9 @@ class _Merging:
         if ours is None or theirs is None:
             kind = ConflictKind.DELETED_BY_OURS if ours is None else ConflictKind.DELETED_BY_THEIRS
             return self._conflict(path, kind, sides, ours or theirs)
+        whole = _merged(base, ours, theirs)
+        if whole is not None:
+            return whole  # one side has only moved it
         if not (_is_regular(ours) and _is_regular(theirs)):
             return self._conflict(path, ConflictKind.TYPE, sides, ours)
         if base is not None and not _is_regular(base):
@@ -178,17 +180,15 @@ class _Merging:
         contents = [blob_content(self._reader, each.oid) if each is not None else b"" for each in (base, ours, theirs)]
         if any(is_binary(content) for content in contents):
             return self._conflict(path, ConflictKind.BINARY, sides, ours)
-        merged, markers = merge_text(contents[1], contents[0], contents[2], self._scratch, self._labels)
-        version = Version(mode if mode is not None else ours.mode, self._blob(merged))
-        if not markers:
+        merged = merge_text(contents[1], contents[0], contents[2], self._scratch, self._labels)
+        version = Version(mode if mode is not None else ours.mode, self._blob(merged.content))
+        if merged.clean:
             return version if mode is not None else self._conflict(path, ConflictKind.MODE, sides, version)
         kind = ConflictKind.CONTENT if base is not None else ConflictKind.ADDED
-        return self._conflict(path, kind, sides, version, markers)
+        return self._conflict(path, kind, sides, version)
 
-    def _conflict(
-        self, path: bytes, kind: ConflictKind, sides: _Sides, result: Version | None, markers: int = 0
-    ) -> Version | None:
-        self.conflicts.append(Conflict(path, kind, *sides, result, markers))
+    def _conflict(self, path: bytes, kind: ConflictKind, sides: _Sides, result: Version | None) -> Version | None:
+        self.conflicts.append(Conflict(path, kind, *sides, result))
         return result
 
     def _put(self, path: bytes, version: Version) -> None:
@@ -287,23 +287,27 @@ def is_binary(content: bytes) -> bool:
     return b"\0" in content[:_BINARY_LOOK_BYTES]
 
 
-def merge_text(ours: bytes, base: bytes, theirs: bytes, scratch: str, labels: Labels) -> tuple[bytes, int]:
-    """(merged text, number of conflicts) by `git merge-file`. GitFailed when git cannot run."""
+def merge_text(ours: bytes, base: bytes, theirs: bytes, scratch: str, labels: Labels) -> MergedText:
+    """As `git merge-file` merges them. *scratch*: a directory for temporary files. GitFailed when git cannot run."""
+    names = (os.fsencode(labels.ours), os.fsencode(labels.base), os.fsencode(labels.theirs))
+    return merge_in_process(ours, base, theirs, names) or _merge_by_git((ours, base, theirs), names, scratch)
+
+
+def _merge_by_git(contents: tuple[bytes, ...], labels: tuple[bytes, ...], scratch: str) -> MergedText:
+    arguments: list[str | bytes] = ["merge-file", "-q"]
+    for label in labels:
+        arguments += ["-L", label]
     with tempfile.TemporaryDirectory(prefix="merge-", dir=scratch) as directory:
-        for name, content in (("ours", ours), ("base", base), ("theirs", theirs)):
+        names = ("ours", "base", "theirs")
+        for name, content in zip(names, contents, strict=True):
             with open(os.path.join(directory, name), "wb") as file:
                 file.write(content)
-        arguments = ["merge-file", "-q"]
-        for label in (labels.ours, labels.base, labels.theirs):
-            arguments += ["-L", label]
-        conflicts = 0
+        clean = True
         try:
-            GitCommand().run(
-                [*arguments, "ours", "base", "theirs"], cwd=directory, config=("merge.conflictStyle=merge",)
-            )
+            GitCommand().run([*arguments, *names], cwd=directory, config=("merge.conflictStyle=merge",))
         except GitFailed as error:
             if not 0 < error.status <= _CONFLICTS_MAX:
                 raise
-            conflicts = error.status
+            clean = False
         with open(os.path.join(directory, "ours"), "rb") as file:
-            return file.read(), conflicts
+            return MergedText(file.read(), clean)

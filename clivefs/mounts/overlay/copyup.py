@@ -327,9 +327,7 @@ def _fill(
             if durable:
                 os.fsync(fd)
             else:
-                # Not waited for. It makes the filesystem give the data its blocks now, so that a power loss after the
-                # rename does not find an empty file in place of one that nobody wrote to (ext4's delayed allocation).
-                _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+                start_writing(fd)
         dress(work_fd, name, attr, xattrs)
         return Copy(name, os.fstat(fd).st_ino, attr.mode)
     except BaseException:
@@ -337,6 +335,12 @@ def _fill(
         raise
     finally:
         os.close(fd)
+
+
+def start_writing(fd: int) -> None:
+    """Have the filesystem give the file's data its blocks now; nobody waits for the disk. So a power loss after a
+    rename does not find an empty file in place of one that nobody wrote to (ext4's delayed allocation)."""
+    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def _unchanged(before: Attr, after: Attr) -> bool:

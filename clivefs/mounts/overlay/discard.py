@@ -29,8 +29,11 @@ class Discard:
         self._waiting: list[bytes] = []
         self._freed: set[int] = set()
 
-    def add(self, work_fd: int, name: bytes) -> None:
-        """*name* of `work/` is to be deleted: now if it is a small file, else by the next job."""
+    def add(self, work_fd: int, name: bytes, *, at_once: bool = True) -> None:
+        """*name* of `work/` is to be deleted: now if it is a small file and *at_once*, else by the next job."""
+        if not at_once:
+            self._waiting.append(name)
+            return
         found = stat_at(work_fd, name)
         if stat.S_ISDIR(found.st_mode) or found.st_size > _AT_ONCE_BYTES_MAX:
             self._waiting.append(name)

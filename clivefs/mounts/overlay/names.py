@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_at
 from clivefs.mounts.host.calls import IS_ROOT, chmod_at, host_flags, stat_at
 from clivefs.mounts.lower import LowerRef
+from clivefs.mounts.overlay.copyup import Copy
 from clivefs.mounts.overlay.listing import is_empty
 from clivefs.mounts.overlay.marks import Action, ActionKind, Edit, EditKind, Mark, MarkKind
 from clivefs.mounts.overlay.node import OverlayNode, shown
 from clivefs.mounts.overlay.nodes import OverlayNodes
 from clivefs.mounts.overlay.placing import Placing, close_all
-from clivefs.mounts.overlay.upper import Upper, set_times, tree_path
+from clivefs.mounts.overlay.upper import Upper, set_times, tree_path, writable_for_us
 from clivefs.mounts.tree import Attr, Owner, refuse
 
 Place = tuple[OverlayNode, bytes]
@@ -366,6 +367,43 @@ class OverlayNames:
         if node.is_dir:
             assert isinstance(node.parent, OverlayNode)
             node.mark = _child_mark(node.parent, node.name)
+
+    # Files that were made before
+
+    def put(self, directory: OverlayNode, name: bytes, copy: Copy, replaces: int, time_ns: int) -> bool:
+        """Let *name* lead to the finished file *copy* of `work/`, modified at *time_ns*, in the place of the upper's
+        file *replaces*, or, where that is 0, of nothing. False, and nothing has changed, where it is not so.
+
+        The old file goes to `work/`, to be deleted by the job of `Upper.discard`.
+        """
+        found, ref = self._nodes.find(directory, name)
+        if found is None:
+            if replaces or ref is not None:
+                return False
+        elif found.st_ino != replaces or not stat.S_ISREG(found.st_mode):
+            return False
+        self.placing.need_directory(directory)
+        upper = self._upper
+        fd = self._nodes.directory_fd(directory)
+        os.utime(copy.name, ns=(time_ns, time_ns), dir_fd=upper.work_fd, follow_symlinks=False)
+        flags = RENAME_EXCHANGE if found is not None else RENAME_NOREPLACE
+
+        def change() -> None:
+            with writable_for_us(fd):
+                rename_at(upper.work_fd, copy.name, fd, name, flags)
+
+        self._nodes.reborn(copy.inode)
+        upper.perform([], None, change, "overlay.put")
+        if copy.inode in upper.origins:  # of a file that went without our seeing it (a power loss)
+            upper.note([Edit(EditKind.UNORIGIN, inode=copy.inode)], "overlay.origin")
+        upper.touched(directory.upper)
+        if found is not None:
+            upper.discard.add(upper.work_fd, copy.name, at_once=False)
+            node = self._nodes.known(directory, name)
+            if node is not None:
+                node.last = Attr.of(found)
+                self._nodes.detach(directory, name, node)
+        return True
 
     @contextlib.contextmanager
     def _two_fds(self, first: OverlayNode, second: OverlayNode) -> Iterator[tuple[int, int]]:

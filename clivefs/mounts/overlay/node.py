@@ -8,6 +8,7 @@ from collections.abc import Callable
 from clivefs.mounts.host.calls import HostFile
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.overlay.marks import Mark
+from clivefs.mounts.overlay.standstill import Standstill
 from clivefs.mounts.tree import Attr, Node, OpenFile, Tree
 
 _DIRECTORY_BYTES = 4096
@@ -61,20 +62,20 @@ class OverlayNode(Node):
 class OverlayFile(OpenFile):
     """An open file. What it reads from changes when the file is copied up, to the same content in the upper."""
 
-    __slots__ = ("_admit", "_sync_place", "inner", "keep_cache", "node")
+    __slots__ = ("_standstill", "_sync_place", "inner", "keep_cache", "node")
 
     def __init__(
         self,
         sync_place: Callable[[OverlayNode], None],
-        admit: Callable[[], None],
+        standstill: Standstill,
         node: OverlayNode,
         inner: OpenFile,
         *,
         keep_cache: bool,
     ) -> None:
-        """*admit* is called before every write: it waits, or is `Blocked`, while nothing may be written."""
+        """Writes wait for *standstill*."""
         self._sync_place = sync_place
-        self._admit = admit
+        self._standstill = standstill
         self.node = node
         self.inner = inner
         self.keep_cache = keep_cache
@@ -89,8 +90,11 @@ class OverlayFile(OpenFile):
         return self.inner.read_at_once(offset, size)
 
     def write(self, offset: int, data: bytes) -> int:
-        self._admit()
-        return self.inner.write(offset, data)
+        self._standstill.begin_write()
+        try:
+            return self.inner.write(offset, data)
+        finally:
+            self._standstill.end_write()
 
     def fileno(self) -> int | None:
         return self.inner.fileno()

@@ -10,6 +10,7 @@ Without an upper every change answers EROFS.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from clivefs.mounts.host.calls import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.overlay.copyup import dress
+from clivefs.mounts.overlay.copyup import Copy, dress
 from clivefs.mounts.overlay.edits import (
     Affected,
     OverlayChange,
@@ -139,7 +140,7 @@ class OverlayTree(Tree):
                 inner = self._nodes.lower_of(own).open(own.lower)
             except FileNotFoundError:
                 raise refuse(errno.ESTALE) from None
-            return OverlayFile(self._nodes.sync_place, self.standstill.check, own, inner, keep_cache=inner.keep_cache)
+            return OverlayFile(self._nodes.sync_place, self.standstill, own, inner, keep_cache=inner.keep_cache)
         try:
             fd = self._nodes.open_upper(own, open_flags(flags))
         except PermissionError:  # of a file that we may write but not read
@@ -152,7 +153,7 @@ class OverlayTree(Tree):
     def _file(self, node: OverlayNode, fd: int) -> OverlayFile:
         """The upper file *fd*, opened."""
         keep_cache = not self.lower.live
-        return OverlayFile(self._nodes.sync_place, self.standstill.check, node, UpperFile(fd), keep_cache=keep_cache)
+        return OverlayFile(self._nodes.sync_place, self.standstill, node, UpperFile(fd), keep_cache=keep_cache)
 
     # Changing
 
@@ -180,6 +181,31 @@ class OverlayTree(Tree):
 
     def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
         self._changing().rename(_own(src), name, _own(dst), new_name, flags)
+
+    def put(self, directory: Node | None, path: bytes, copy: Copy, replaces: int, time_ns: int) -> Affected | None:
+        """Let *path*, which is in *directory*, lead to a file that was made in the upper's `work/`; the name that the
+        kernel must forget. None, and the file is gone, where something else than *replaces* is there: see
+        `OverlayNames.put`. To be followed by `discarded`."""
+        names = self._changing()
+        name = path.rpartition(b"/")[2]
+        if directory is not None and not directory.removed:
+            own = _own(directory)
+            old = self._nodes.known(own, name)
+            if names.put(own, name, copy, replaces, time_ns):
+                return Affected(own, name, old, was=old is None and replaces != 0)
+        assert self._nodes.upper is not None
+        self._nodes.upper.unlink_work(copy.name)
+        return None
+
+    @contextlib.contextmanager
+    def held(self, node: Node) -> Iterator[None]:
+        """Meanwhile *node* is not forgotten, whoever else lets go of it."""
+        node.opens += 1
+        try:
+            yield
+        finally:
+            node.opens -= 1
+            self._table.release(node)
 
     def setattr(self, node: Node, change: SetAttr, file: OpenFile | None) -> Attr:
         own = _own(node)

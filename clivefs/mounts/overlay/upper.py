@@ -398,8 +398,8 @@ def stat_for_us(fd: int, name: bytes) -> os.stat_result:
 def writable_for_us(fd: int) -> Iterator[None]:
     """Meanwhile we may read, change and search the upper directory *fd*, whatever its owner, who we are, lets himself
     do: as in overlayfs, that has no say in what we keep there. Nothing of the sort is needed for root."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    if IS_ROOT or mode & 0o700 == 0o700:
+    mode = 0o700 if IS_ROOT else stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & 0o700 == 0o700:
         yield
         return
     os.chmod(proc_path(fd), mode | 0o700)

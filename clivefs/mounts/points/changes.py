@@ -11,16 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from clivefs.mounts.git.joined import JoinedObjects
-from clivefs.mounts.points.compare import Differs, State, compare
+from clivefs.mounts.points.compare import NOTHING, Differs, State, compare
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
-from clivefs.objects.encode import EMPTY_TREE
 
 Kind = Literal["create", "modify", "attributes", "delete", "rename", "overflow"]
 
 _PAGE = 64
-_NOTHING = State(EMPTY_TREE, None)
 
 
 class Change(NamedTuple):
@@ -45,7 +43,7 @@ def changes_after(
     wanted = tuple(paths)
     before, missed = _before(points, seq)
     last_seq = before.seq if before is not None else 0
-    state = _state(points.load(before.oid)) if before is not None else _NOTHING
+    state = _state(points.load(before.oid)) if before is not None else NOTHING
     start = before.ms + 1 if before is not None else 0
     if before is not None and before.seq < seq and not points.between(start, MS_MAX, limit=1):
         yield Change("overflow", b"", None, points.load(before.oid))  # a number that is yet to be, or was never

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.mounts.config import config
+from clivefs.mounts.config import config, edited
 from clivefs.mounts.config.config import Keep
 from clivefs.mounts.identity import root_path
 from clivefs.mounts.patch import apply
@@ -46,14 +46,13 @@ class Collected(NamedTuple):
 
 
 def keep_of(store: Store, workspace: str) -> tuple[Keep | None, str]:
-    """What the `Clive.toml` of a workspace says of thinning, the default where there is none; None, and why, where
-    there is one that cannot be read."""
+    """What the `Clive.toml` of a workspace, as its mount shows it, says of thinning, the default where there is none;
+    None, and why, where there is one that cannot be read."""
     root = root_path(store, workspace)
-    file = os.path.join(root, config.FILE_NAME) if root is not None else None
-    if file is None or not os.path.lexists(file):
+    if root is None or not os.path.lexists(os.path.join(root, config.FILE_NAME)):
         return Keep(), ""
     try:
-        return config.load(file).sessions.keep, ""
+        return edited.load(store.path, workspace, root).sessions.keep, ""
     except (ClivefsError, OSError) as error:
         return None, f"{root} is not thinned: its {config.FILE_NAME} cannot be read ({error})"
 
@@ -69,7 +68,8 @@ def collect(
     progress: Say = lambda text: None,
 ) -> Collected:
     """Thin, seal and sweep *store*. *keeps*: points that are not thinned. Nothing is begun after *seconds_max*, or
-    *while_quiet* once a point is recorded. gc.Busy."""
+    *while_quiet* once a point is recorded. Waits for whoever reads or writes the store: gc.Busy when that lasts, and
+    it is so late. gc.Busy, too, where another collection is under way."""
     is_over = _Over(store, seconds_max, while_quiet=while_quiet)
     with gc.one_at_a_time(store):
         store.reader_check()
@@ -103,7 +103,7 @@ def collect(
         else:
             roots = StoreRoots(store, store.path, without=gone)
             reach = gc.look(store, roots, progress)
-            _forget_patches(store, reach, dry_run=dry_run)
+            _forget_patches(store, reach, gc.Patience(is_over, progress), dry_run=dry_run)
             swept = gc.sweep(store, roots, reach, dry_run=dry_run, progress=progress, is_over=is_over)
             del reach
             if not is_over():
@@ -146,7 +146,7 @@ class _Over:
         return [head.ms if head is not None else 0 for head in heads]
 
 
-def _forget_patches(store: Store, reach: Reach, *, dry_run: bool) -> None:
+def _forget_patches(store: Store, reach: Reach, patience: gc.Patience, *, dry_run: bool) -> None:
     """Remove the records of patched trees that nothing shows or recorded; the trees themselves stay this time."""
     stale: list[bytes] = []
     trees: list[bytes] = []
@@ -157,7 +157,7 @@ def _forget_patches(store: Store, reach: Reach, *, dry_run: bool) -> None:
         trees.append(tree)
     reach.mark(trees)
     if stale and not dry_run:
-        with gc.alone(store):
+        with gc.alone(store, patience):
             changes = Changes()
             changes.meta += [MetaChange(apply.CACHE, key, None, ANY) for key in stale]
             store.apply(changes).result()

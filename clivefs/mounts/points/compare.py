@@ -24,6 +24,10 @@ class State(NamedTuple):
     meta: bytes | None
 
 
+NOTHING = State(EMPTY_TREE, None)
+"""The state before the first point."""
+
+
 class File(NamedTuple):
     """One file, directory or special file as it was recorded."""
 
@@ -50,6 +54,15 @@ class Differs(NamedTuple):
     path: bytes
     before: File | None
     after: File | None
+
+    @property
+    def status(self) -> str:
+        """`A`, `D`, `M`, or `T` where the kind changed, as git says."""
+        if self.before is None:
+            return "A"
+        if self.after is None:
+            return "D"
+        return "M" if stat.S_IFMT(self.before.mode) == stat.S_IFMT(self.after.mode) else "T"
 
 
 class _Directory(NamedTuple):
@@ -84,6 +97,11 @@ def compare(reader: JoinedObjects, before: State, after: State, path: bytes = b"
 def file_at(reader: JoinedObjects, state: State, path: bytes) -> File | None:
     """What a state has at *path*, but for the root itself."""
     return _at(reader, state, path)[0]
+
+
+def children_at(reader: JoinedObjects, state: State, path: bytes) -> dict[bytes, File]:
+    """What a state has in the directory at *path*, by name; submodules are left out."""
+    return _load(reader, _at(reader, state, path)[1]).files
 
 
 def _same(one: File | None, other: File | None) -> bool:

@@ -49,6 +49,10 @@ class GitRevision(NamedTuple):
     revision: str
 
 
+class BeforeTheFirst(ClivefsError):
+    """A time at which nothing had been recorded yet."""
+
+
 class Unknown(ClivefsError):
     """The text does not even look like a time, a point or a session."""
 
@@ -154,7 +158,7 @@ def _at(points: Points, text: str, ms: int) -> IndexedPoint:
     first = points.first()
     if first is None:
         raise _nothing_recorded()
-    raise ClivefsError(
+    raise BeforeTheFirst(
         f"{text!r} is before the first point",
         remedy=f"The first one is {first.name}" + (f", and that was {point_name(ms)}." if ms >= 0 else "."),
     )

@@ -3,8 +3,7 @@ metadata. What lies in a source's repository is left out, and so is what two poi
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -12,16 +11,15 @@ from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.points.roots import StoreRoots
-from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, decode_tree, stored_entries
+from clivefs.objects.encode import MODE_GITLINK, MODE_TREE, decode_tree
 from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
 from clivefs.objects.store import Store
+from clivefs.objects.versions import Versions
 
 RECORDED = b"\xff"
 """The metadata of a path has another hint than the path."""
 _OBJECT_BYTES = 8_000
 """More payload than this counts as more objects."""
-_TREES_MAX = 256
-_NONE: frozenset[tuple[bytes, bytes, bytes]] = frozenset()
 
 
 class Added(NamedTuple):
@@ -33,6 +31,46 @@ class Added(NamedTuple):
     """Whether it is a file's content."""
     weight: int
     """Its share of a slice: 1, or more if it is large."""
+
+
+Take = Callable[[bytes, bytes, bool], bool]
+"""(an object, what it is a version of, whether it is a file's content): whether to look at what a tree leads to."""
+
+
+class PointWalk:
+    """Goes through points in their order, and only where one differs from the one before."""
+
+    def __init__(self, store: Store, take: Take) -> None:
+        """*take*: is told of every object that there is to look at; of one that more than one leads to, each time."""
+        self._take = take
+        self._versions = Versions(store.read)
+
+    def add(self, point: Point, before: Point | None) -> None:
+        """Go through *point*, but for what *before* has."""
+        self._take(point.oid, b"", False)
+        self._add_tree(point.tree, before.tree if before is not None else None, b"")
+        if point.meta is not None:
+            self._add_tree(point.meta, before.meta if before is not None else None, RECORDED)
+
+    def _add_tree(self, tree: bytes, before: bytes | None, hint: bytes) -> None:
+        take = self._take
+        waiting = [(tree, before, hint)]
+        while waiting:
+            oid, other, path = waiting.pop()
+            if oid == other or not take(oid, path, False):
+                continue
+            gone, new = self._versions.differing(other, oid)
+            were = {name: (mode, child) for mode, name, child in gone}
+            for mode, name, child in sorted(new, key=itemgetter(1)):
+                number = int(mode, 8)
+                beside = were.get(name)
+                if number == MODE_GITLINK or (beside is not None and beside[1] == child):
+                    continue
+                if number == MODE_TREE:
+                    above = beside[1] if beside is not None and int(beside[0], 8) == MODE_TREE else None
+                    waiting.append((child, above, path + b"/" + name))
+                else:
+                    take(child, path + b"/" + name, True)
 
 
 class Gathered:
@@ -52,7 +90,7 @@ class Gathered:
         """The weights of the objects."""
         self._elsewhere: set[bytes] = set()
         self._new: list[Added] | None = None
-        self._trees: OrderedDict[bytes, frozenset[tuple[bytes, bytes, bytes]]] = OrderedDict()
+        self._walk = PointWalk(store, self._take)
 
     def add(self, points: Points) -> None:
         """All points; with *only_sealed* those that are sealed."""
@@ -66,10 +104,7 @@ class Gathered:
     def add_point(self, point: Point, before: Point | None) -> None:
         """One point; *before* was added earlier, or is sealed."""
         self.points += 1
-        self._take(point.oid, b"", is_file=False)
-        self._add_tree(point.tree, before.tree if before is not None else None, b"")
-        if point.meta is not None:
-            self._add_tree(point.meta, before.meta if before is not None else None, RECORDED)
+        self._walk.add(point, before)
 
     def added(self, point: Point, before: Point | None) -> list[Added]:
         """As `add_point`: what is new by it."""
@@ -83,27 +118,7 @@ class Gathered:
         self.objects.pop(oid, None)
         self.beside.discard(oid)
 
-    def _add_tree(self, tree: bytes, before: bytes | None, hint: bytes) -> None:
-        """What *tree* has that is neither in *before* nor gathered yet."""
-        waiting = [(tree, before, hint)]
-        while waiting:
-            oid, other, path = waiting.pop()
-            if oid == other or not self._take(oid, path, is_file=False):
-                continue
-            new, old = self._entries(oid), self._entries(other) if other is not None else _NONE
-            were = {name: (int(mode, 8), child) for mode, name, child in old - new}
-            for mode, name, child in sorted(new - old, key=itemgetter(1)):
-                number = int(mode, 8)
-                beside = were.get(name)
-                if number == MODE_GITLINK or (beside is not None and beside[1] == child):
-                    continue
-                if number == MODE_TREE:
-                    above = beside[1] if beside is not None and beside[0] == MODE_TREE else None
-                    waiting.append((child, above, path + b"/" + name))
-                else:
-                    self._take(child, path + b"/" + name, is_file=True)
-
-    def _take(self, oid: bytes, hint: bytes, *, is_file: bool) -> bool:
+    def _take(self, oid: bytes, hint: bytes, is_file: bool) -> bool:
         """Whether *oid* is to be sealed, and is new here."""
         if oid in self.objects or oid in self._elsewhere or oid in self.beside:
             return False
@@ -126,20 +141,6 @@ class Gathered:
         if self._new is not None:
             self._new.append(Added(oid, hint, is_file, weight))
         return not is_large
-
-    def _entries(self, tree: bytes) -> frozenset[tuple[bytes, bytes, bytes]]:
-        """(mode, name, object) as they are stored. What was asked for last is kept: the next point differs from it in
-        little."""
-        known = self._trees.get(tree)
-        if known is None:
-            kind, payload = self._store.read(tree)
-            known = frozenset(stored_entries(payload)) if kind == "tree" else _NONE
-            self._trees[tree] = known
-            if len(self._trees) > _TREES_MAX:
-                self._trees.popitem(last=False)
-        else:
-            self._trees.move_to_end(tree)
-        return known
 
     def add_sealed(self, oids: Iterable[bytes], roots: StoreRoots) -> None:
         """What *oids* lead to and is sealed now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
@@ -11,12 +12,14 @@ from clivefs.mounts.edits.diff import Changed
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
 from clivefs.mounts.git.treeeditor import Version, differences
+from clivefs.mounts.points.compare import NOTHING, Differs, File, State, compare
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
 from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK, MODE_TREE, TreeEntry
 from clivefs.objects.errors import ObjectMissing
 
+_SLASH = ord("/")
 _PAGE = 256
 _TREES_MAX = 4096
 _WANTED_MAX = 500
@@ -50,6 +53,11 @@ class PathFinder:
                 return None
             found = AtPath(entry.mode, entry.oid)
         return found
+
+    def entries(self, tree: bytes, path: bytes) -> dict[bytes, TreeEntry]:
+        """What *tree* has in the directory at *path*, by name; nothing where it has none. ObjectMissing."""
+        found = self.find(tree, path)
+        return self._entries(found.oid) if found is not None and found.is_tree else {}
 
     def _entries(self, tree: bytes) -> dict[bytes, TreeEntry]:
         known = self._trees.get(tree)
@@ -99,6 +107,26 @@ def _version(found: AtPath | None) -> Version | None:
     return Version(found.mode, found.oid) if found is not None and not found.is_tree else None
 
 
+def beside_patch(reader: JoinedObjects, before: State, after: State, path: bytes = b"") -> list[Differs]:
+    """What differs at and below *path* that git has no patch for: other permissions and attributes, directories with
+    nothing in them, pipes."""
+    found = list(compare(reader, before, after, path))
+    above = {each.path[:at] for each in found for at, byte in enumerate(each.path) if byte == _SLASH}
+    return [each for each in found if _in_git(each.before) == _in_git(each.after) and not _follows(each, above)]
+
+
+def _follows(differs: Differs, above: set[bytes]) -> bool:
+    """Whether it is a directory that came or went with what is told of it; *above*: all that has something in it."""
+    return (differs.before is None or differs.after is None) and differs.path in above
+
+
+def _in_git(file: File | None) -> tuple[bytes, int, bool] | None:
+    """What git knows of a file."""
+    if file is None or file.oid is None:
+        return None
+    return file.oid, stat.S_IFMT(file.mode), bool(file.mode & stat.S_IXUSR)
+
+
 def with_content(reader: JoinedObjects, differences: Iterator[Difference]) -> Iterator[Changed]:
     """The same with the files' content, for `edits.diff.patch_of`; submodules are left out. What was never read is
     fetched."""
@@ -124,6 +152,12 @@ class Step(NamedTuple):
 
     point: Point
     before: Point | None
+
+
+def states(step: Step) -> tuple[State, State]:
+    """What was before the point, and what was then."""
+    point, before = step
+    return State(before.tree, before.meta) if before is not None else NOTHING, State(point.tree, point.meta)
 
 
 def steps(points: Points, *, start_ms: int = 0, end_ms: int = MS_MAX) -> Iterator[Step]:
@@ -153,7 +187,8 @@ def _newest_first(points: Points, end_ms: int) -> Iterator[IndexedPoint]:
 def changed_at(
     points: Points, reader: JoinedObjects, path: bytes, *, start_ms: int = 0, end_ms: int = MS_MAX
 ) -> Iterator[Step]:
-    """The points that changed what is at *path*, newest first; all of them for b"".
+    """The points that changed what is at *path*, be it only permissions or attributes, newest first; all of them for
+    b"".
 
     A point names the paths that it changed; only one that names no path at or below *path*, and no more than it names,
     is passed over without a look into its tree.
@@ -166,7 +201,8 @@ def changed_at(
             continue
         if before is not None and not point.more_paths and not any(_related(each, path) for each in point.paths):
             continue
-        if finder.find(point.tree, path) != (finder.find(before.tree, path) if before is not None else None):
+        is_same = finder.find(point.tree, path) == (finder.find(before.tree, path) if before is not None else None)
+        if not is_same or next(compare(reader, *states(step), path), None) is not None:
             yield step
 
 

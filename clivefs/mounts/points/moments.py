@@ -50,30 +50,32 @@ def _ms(text: str, now_ms: int, zone: tzinfo | None) -> int | None:
         return exact
     today = _local(now_ms, zone).date()
     if _CLOCK.fullmatch(text):
-        ms = _clock(today, text, zone)
-        return ms if ms <= now_ms else _clock(today - timedelta(days=1), text, zone)
+        ms = _clock(today, text, zone, now_ms)
+        return ms if ms <= now_ms else _clock(today - timedelta(days=1), text, zone, now_ms)
     day = _DAY.fullmatch(text)
     if day is not None:
-        return _clock(today - timedelta(days=day[1] == "yesterday"), day[2] or "00:00", zone)
+        return _clock(today - timedelta(days=day[1] == "yesterday"), day[2] or "00:00", zone, now_ms)
     iso = _ISO.fullmatch(text)
     if iso is None:
         return None
     if iso[3]:
         zone = UTC if iso[3] in "Zz" else _offset(iso[3])
-    return _clock(date.fromisoformat(iso[1]), iso[2] or "00:00", zone)
+    return _clock(date.fromisoformat(iso[1]), iso[2] or "00:00", zone, now_ms)
 
 
-def _clock(day: date, text: str, zone: tzinfo | None) -> int:
-    """The last millisecond of *day* that the time of day *text* means."""
+def _clock(day: date, text: str, zone: tzinfo | None, now_ms: int) -> int:
+    """The last millisecond of *day* that the time of day *text* means. Where clocks are put back a time comes twice:
+    the last that has been is meant."""
     match = _CLOCK.fullmatch(text)
     if match is None:
         raise _Unreadable(f"{text!r} is no time of day")
     hour, minute, second, part = match.groups()
     microsecond = round(float(part or "0") * 1_000_000)
     moment = datetime.combine(day, time(int(hour), int(minute), int(second or 0), microsecond), zone)
-    whole_second = second is not None and part is None
-    ms = milliseconds(moment if zone is not None else moment.astimezone(UTC))
-    return min(ms + (999 if whole_second else 0), MS_MAX)
+    rest_ms = 999 if second is not None and part is None else 0
+    twice = (moment.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+    first, last = sorted(min(milliseconds(each) + rest_ms, MS_MAX) for each in twice)
+    return last if last <= now_ms else first
 
 
 def _local(ms: int, zone: tzinfo | None) -> datetime:

@@ -23,6 +23,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _POINT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _SESSION = re.compile(r"[a-z0-9._-]{1,64}")
+_MOMENT = re.compile(r"-.*|\d{4}-\d\d-\d\d", re.ASCII)
+"""What means a moment: a session of that name would hide it."""
 
 
 def utc(ms: int) -> datetime:
@@ -77,7 +79,11 @@ def is_session_name(name: str) -> bool:
 
 
 def check_session_name(name: str) -> None:
-    """ClivefsError unless a session may be called so."""
+    """ClivefsError unless a new session may be called so."""
+    if _MOMENT.fullmatch(name) is not None:
+        raise ClivefsError(
+            f"a session cannot be called {name!r}: that would be taken for a moment", remedy="Begin with a letter."
+        )
     if not is_session_name(name):
         raise ClivefsError(
             f"a session cannot be called {name!r}",

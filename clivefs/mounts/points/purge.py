@@ -3,9 +3,10 @@
 Every point that has the path is written anew without it, and every point after the first of these, as it names the one
 before; the index, session refs, forks and undo follow, all in one transaction. Then nothing leads to the path's
 content, and a collection removes it: from the database, whose file is written anew, from the packs, which are made
-anew, from what was unpacked, and from the view that `clivefs git` keeps. Killed before the transaction nothing has
-changed; killed after it, giving the command again does the rest: until then the record `purging` of the workspace has
-the path.
+anew, from what was unpacked, and from the view that `clivefs git` keeps. A copy of a repository that has it goes as
+well, if no `Clive.toml` names it and nothing needs it: it is made again where it is wanted. Killed before the
+transaction nothing has changed; killed after it, giving the command again does the rest: until then there is a record
+`purging` of the workspace. It does not have the path, whose name can be what nobody is to find any more.
 
 Nothing may be mounted meanwhile. Times and numbers of points stay; their ids change.
 """
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -25,11 +26,14 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.forks.records import FORK_REFS
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.git.users import NAMESPACE, since_key
 from clivefs.mounts.patch.apply import CACHE
+from clivefs.mounts.points.compare import State, file_at
 from clivefs.mounts.points.history import AtPath, PathFinder
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point, make_point
+from clivefs.mounts.points.repositories import collect_repositories
 from clivefs.mounts.points.roots import StoreRoots
 from clivefs.mounts.points.sealing import make_anew
 from clivefs.mounts.recording.recordedtree import RecordedTree
@@ -44,6 +48,14 @@ _BATCH_POINTS = 200
 _PURGING = "purging"
 _CACHES = ("unpacked", "scratch")
 """Directories of the store with copies of content."""
+_WHY_IT_STAYS = {
+    "named": "a mount entry shows it",
+    "borrowed": "a fork, or a git working tree of the store, borrows from it",
+    "past": "points show what only it has",
+    "damaged": "it is damaged",
+}
+_DUE = b"0"
+"""A copy has been of no use since 1970."""
 
 Say = Callable[[str], None]
 
@@ -68,12 +80,14 @@ def purge(
     workspace: str,
     path: bytes,
     reader: JoinedObjects,
-    repositories: Iterable[Repository] = (),
+    repositories: Sequence[Repository] = (),
     *,
+    own: Repository | None = None,
     dry_run: bool = False,
     progress: Say = lambda text: None,
 ) -> Purged:
-    """Remove *path* (a file, or a directory with all in it) from every point of *workspace*. ClivefsError, OSError."""
+    """Remove *path* (a file, or a directory with all in it) from every point of *workspace*. *repositories*: those of
+    the store; *own*: the workspace's own, which is only looked into. ClivefsError, OSError."""
     points = Points(store, workspace)
     with gc.one_at_a_time(store):
         blobs: set[bytes] = set()
@@ -86,12 +100,15 @@ def purge(
         rewritten = 0
         if had:
             ids = _rewrite(store, points, reader, path, had, progress)
-            rewritten = _publish(store, workspace, path, points, ids)
+            rewritten = _publish(store, workspace, points, ids)
         FAULTS.hit("purge.published")
         _clean(store, workspace, progress)
+        left = [*_left(store, blobs), *_drop_copies(store, blobs, repositories, progress)]
+        if own is not None and any(own.has(blob) for blob in blobs):
+            left.append(f"your own repository has it: {own.path}")
         with store.batch() as batch:
             batch.meta_put(_PURGING, workspace.encode(), None)
-        return Purged(len(had), rewritten, len(blobs), tuple(_left(store, blobs, repositories)), unfinished)
+        return Purged(len(had), rewritten, len(blobs), tuple(left), unfinished)
 
 
 def _points_with(points: Points, reader: JoinedObjects, path: bytes, blobs: set[bytes], progress: Say) -> set[bytes]:
@@ -100,10 +117,12 @@ def _points_with(points: Points, reader: JoinedObjects, path: bytes, blobs: set[
     seen: set[bytes] = set()
     had: set[bytes] = set()
     for number, each in enumerate(points.between(0, MS_MAX)):
-        found = finder.find(points.load(each.oid).tree, path)
+        point = points.load(each.oid)
+        found = finder.find(point.tree, path)
         if found is not None:
-            had.add(each.oid)
             _contents(reader, found, seen, blobs)
+        if found is not None or file_at(reader, State(point.tree, point.meta), path) is not None:
+            had.add(each.oid)  # the latter: an empty directory, say, which no git tree has
         if number % 1000 == 0:
             progress(f"{number} points looked at")
     return had
@@ -170,7 +189,7 @@ def _without(old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, 
     )
 
 
-def _publish(store: Store, workspace: str, path: bytes, points: Points, ids: dict[bytes, bytes]) -> int:
+def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, bytes]) -> int:
     """Let everything name the new points, in one transaction; how many points are others."""
 
     def new(text: str) -> str:
@@ -192,7 +211,7 @@ def _publish(store: Store, workspace: str, path: bytes, points: Points, ids: dic
             facts = json.loads(undo)
             facts.update(after=new(facts["after"]), at=new(facts["at"]), redo=[new(each) for each in facts["redo"]])
             changes.meta.append(MetaChange("undo", own, json.dumps(facts).encode(), ANY))
-        changes.meta.append(MetaChange(_PURGING, own, path, ANY))
+        changes.meta.append(MetaChange(_PURGING, own, b"", ANY))
         store.apply(changes).result()
     return count
 
@@ -220,14 +239,32 @@ def _clean(store: Store, workspace: str, progress: Say) -> None:
         )
 
 
-def _left(store: Store, blobs: set[bytes], repositories: Iterable[Repository]) -> Iterable[str]:
+def _left(store: Store, blobs: set[bytes]) -> Iterable[str]:
     """Where content that was at the path still is."""
     kept = sum(store.has(blob) for blob in blobs)
     if kept:
         yield f"{kept} of the contents are also recorded under other paths or workspaces, or held by a fork or a rebase"
-    for repository in repositories:
-        if any(repository.has(blob) for blob in blobs):
-            yield f"the source's own repository has it: {repository.path}"
+
+
+def _drop_copies(store: Store, blobs: set[bytes], repositories: Iterable[Repository], progress: Say) -> Iterable[str]:
+    """Remove those of *repositories* that have such content and are of no use; why others stay, in words. Where it is
+    not known any more what the content was, all that are of no use go."""
+    paths = {
+        f"repositories/{os.path.basename(each.path)}": each.path
+        for each in repositories
+        if not blobs or any(each.has(blob) for blob in blobs)
+    }
+    if not paths:
+        return
+    with store.batch() as batch:
+        for path in paths:
+            batch.meta_put(NAMESPACE, since_key(path), _DUE)
+    now_ms = time.time_ns() // 1_000_000
+    found = collect_repositories(store, lambda: StoreRoots(store, store.path), now_ms=now_ms, progress=progress)
+    for judged in found.repositories:
+        if blobs and judged.path in paths and judged.state != "removed":
+            of = f" (a copy of {', '.join(judged.locations)})" if judged.locations else ""
+            yield f"{paths[judged.path]}{of} has it, and stays: {_WHY_IT_STAYS.get(judged.state, 'somebody uses it')}"
 
 
 def wait_until_alone(store: Store, seconds: float) -> bool:

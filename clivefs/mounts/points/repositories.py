@@ -25,7 +25,7 @@ from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts import identity
 from clivefs.mounts.assembly.places import upper_name
-from clivefs.mounts.config import config
+from clivefs.mounts.config import config, edited
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.fetch import repository_path
@@ -121,18 +121,20 @@ class _Tables:
             if root is None or not os.path.lexists(root):
                 continue
             try:
-                self._add(workspace, root, os.path.join(store.path, "uppers", workspace, "root"))
+                self._add(store.path, workspace, root)
             except (ClivefsError, OSError):
                 self.unreadable.add(workspace)
 
-    def _add(self, workspace: str, root: str, upper: str) -> None:
+    def _add(self, store_path: str, workspace: str, root: str) -> None:
         entries: list[MountEntry] = []
-        for directory in (root, os.path.join(upper, "tree")):
-            file = os.path.join(directory, config.FILE_NAME)
-            if os.path.lexists(file):
-                entries += config.load(file, root=root).mounts
-            elif directory != root and _says(os.path.join(upper, "marks"), config.FILE_NAME.encode()):
-                raise ClivefsError("its Clive.toml is another file of it, renamed", place=upper, remedy="save it")
+        own = os.path.join(root, config.FILE_NAME)
+        if os.path.lexists(own):
+            entries += config.load(own, root=root).mounts
+        edit = edited.edited_file(store_path, workspace)
+        if os.path.lexists(edit):
+            entries += config.load(edit, root=root).mounts
+        else:
+            edited.check_not_elsewhere(store_path, workspace)
         for entry in entries:
             self._names.add(upper_name(workspace, entry))
             if entry.kind == "git":
@@ -357,15 +359,6 @@ def _mentioned_in(gitdir: str) -> set[str]:
         return set()
     with open(path, "rb") as file:
         return {os.fsdecode(each) for each in _MENTIONED.findall(file.read(_ALTERNATES_BYTES_MAX))}
-
-
-def _says(path: str, text: bytes) -> bool:
-    """Whether a file, if it is there, has *text* in it."""
-    try:
-        with open(path, "rb") as file:
-            return text in file.read()
-    except FileNotFoundError:
-        return False
 
 
 def disk_bytes(path: str) -> int:

@@ -106,7 +106,7 @@ def seal(
             limit = _next_limit(limit, time.monotonic() - begin)
     if not unfinished and not is_over():
         if is_much_thinned(store, points_min):
-            make_anew(store, progress)
+            make_anew(store, progress, gc.Patience(is_over, progress))
         else:
             _merge(store, progress, at_leisure=True)
     return Sealed(objects, size, store.sealed.count()[2] - before, unfinished)
@@ -148,7 +148,7 @@ def _drop_leftovers(store: Store) -> tuple[int, int]:
     return dropped
 
 
-def make_anew(store: Store, progress: Say = lambda text: None) -> None:
+def make_anew(store: Store, progress: Say = lambda text: None, patience: gc.Patience | None = None) -> None:
     """Make one pack of all that is sealed and still led to. Only in a collection. RepositoryError, OSError, gc.Busy."""
     old = store.sealed.pack_names()
     if not old:
@@ -161,7 +161,7 @@ def make_anew(store: Store, progress: Say = lambda text: None) -> None:
     gathered.add_sealed(roots.fresh(), roots)
     count = len(gathered.objects)
     name = _pack(store, gathered, progress, reuse=True) if count else None
-    with gc.alone(store):
+    with gc.alone(store, patience):
         gathered.add_sealed(roots.fresh(), roots)
         if len(gathered.objects) == count:  # else the next collection does it
             sealing.remove_packs(store, [each for each in old if each != name])

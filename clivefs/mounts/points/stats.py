@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clivefs.mounts.points.gathering import RECORDED, Gathered
+from clivefs.mounts.points.gathering import RECORDED, PointWalk
 from clivefs.mounts.points.index import Points
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
@@ -76,36 +76,55 @@ def tiers(store: Store) -> Tiers:
 def stats(store: Store, workspace: str, *, top: int = 20, progress: Callable[[str], None] = lambda text: None) -> Stats:
     """What the history of *workspace* costs, with the *top* paths. Looks at every point. CorruptObject."""
     points = Points(store, workspace)
-    gathered = Gathered(store, also_sealed=True)
+    counted = _Counted(store)
+    walk = PointWalk(store, counted.take)
     sessions: dict[str, list[int]] = {}
-    paths: Counter[bytes] = Counter()
-    versions: Counter[bytes] = Counter()
-    total = first = structure = 0
+    first = 0
     before: Point | None = None
     for number, each in enumerate(points.between(0, MS_MAX)):
         point = points.load(each.oid)
-        added = gathered.added(point, before)
+        total = counted.bytes
+        walk.add(point, before)
         before = point
         session = sessions.setdefault(each.session, [0, 0])
         session[0] += 1
-        for oid, hint, is_file, _ in added:
-            size = store.kept_bytes(oid)
-            session[1] += size
-            total += size
-            if not number:
-                first += size
-            if is_file and not hint.startswith(RECORDED):
-                paths[hint[1:]] += size
-                versions[hint[1:]] += 1
-            else:
-                structure += size
+        session[1] += counted.bytes - total
+        if not number:
+            first = counted.bytes
         if number % _TELL == 0:
             progress(f"{number} points looked at")
     return Stats(
         sum(count for count, _ in sessions.values()),
-        total,
-        total - first,
-        structure,
+        counted.bytes,
+        counted.bytes - first,
+        counted.structure,
         tuple(SessionCost(name, count, size) for name, (count, size) in sessions.items()),
-        tuple(PathCost(path, versions[path], size) for path, size in paths.most_common(top)),
+        tuple(PathCost(path, counted.versions[path], size) for path, size in counted.paths.most_common(top)),
     )
+
+
+class _Counted:
+    """What each object takes, counted once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: set[bytes] = set()
+        self.bytes = 0
+        self.structure = 0
+        self.paths: Counter[bytes] = Counter()
+        self.versions: Counter[bytes] = Counter()
+
+    def take(self, oid: bytes, hint: bytes, is_file: bool) -> bool:
+        if oid in self._seen:
+            return False
+        self._seen.add(oid)
+        size = self._store.kept_bytes(oid)
+        if not size:
+            return False  # a repository has it
+        self.bytes += size
+        if is_file and not hint.startswith(RECORDED):
+            self.paths[hint[1:]] += size
+            self.versions[hint[1:]] += 1
+        else:
+            self.structure += size
+        return True

@@ -21,7 +21,7 @@ from clivefs.mounts.config.config import Keep
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.names import MS_MAX, utc
 from clivefs.objects.errors import Conflict
-from clivefs.objects.gc import alone
+from clivefs.objects.gc import Patience, alone
 from clivefs.objects.store import Store
 
 _CHUNK = 200
@@ -82,11 +82,12 @@ def thin(
     if dry_run:
         ids = frozenset(each.oid for each in dropped)
         return Thinned(workspace, len(dropped), len(all_of_them) - len(dropped), ids)
+    patience = Patience(is_over, progress)
     done = 0
     while done < len(dropped) and not is_over():
         chunk = dropped[done : done + _CHUNK]
         done += len(chunk)
-        with alone(store), contextlib.suppress(Conflict):  # another daemon has published: the next time, then
+        with alone(store, patience), contextlib.suppress(Conflict):  # another daemon has published: the next time, then
             points.forget(chunk)
         FAULTS.hit("gc.thinned")
         progress(f"{done} of {len(dropped)} points thinned")

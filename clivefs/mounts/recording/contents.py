@@ -48,7 +48,7 @@ Recorded = tuple[Version | None, Facts, Row | None]
 
 class Contents:
     """Reads files into *batch*. *defer_bytes*: what is larger and not known yet is `Deferred`. *give_way* is called
-    before each."""
+    before each. *shown*: the row of a file that we have just made ourselves (`StatCache.shown`)."""
 
     def __init__(
         self,
@@ -57,12 +57,14 @@ class Contents:
         clock: Clock,
         defer_bytes: int | None,
         give_way: Callable[[], None] = lambda: None,
+        shown: Callable[[os.stat_result], Row | None] = lambda st: None,
     ) -> None:
         self._store = store
         self._batch = batch
         self._clock = clock
         self._defer_bytes = defer_bytes
         self._give_way = give_way
+        self._shown = shown
 
     def file(self, dir_fd: int, name: bytes, st: os.stat_result, row: Row | None, group: bytes | None) -> Recorded:
         """What is at *name*, which is no directory; *st* is a fresh stat of it. *group* tells its hard links from those
@@ -73,9 +75,15 @@ class Contents:
         link = _link(group, st.st_ino) if st.st_nlink > 1 and group is not None else 0
         kind = stat.S_IFMT(mode)
         if kind == stat.S_IFREG:
-            if row is not None and row.tells_of(st) and self._store.has(row.oid):
-                oid = row.oid
-                xattrs = _of_file(lambda: read_xattrs(xattr_path(dir_fd, name))) if row.has_xattrs else ()
+            if row is None or not row.tells_of(st):
+                known, kept = self._shown(st), None
+                if known is not None and is_settled(st, self._clock.now_ns()):
+                    kept = known
+            else:
+                known = kept = row
+            if known is not None and self._store.has(known.oid):
+                oid, row = known.oid, kept
+                xattrs = _of_file(lambda: read_xattrs(xattr_path(dir_fd, name))) if known.has_xattrs else ()
             else:
                 st, oid, xattrs, row = self._content(dir_fd, name, st, row)
                 mode = st.st_mode

@@ -125,6 +125,7 @@ class Layers:
         self._lower_fds = PathFds(self.lower_host.fd) if self.lower_host is not None else None
         self._upper_fds = PathFds(part.upper.fd) if part.upper is not None else None
         self._timed: set[bytes] | None = None
+        self._keys: dict[tuple[bool, bytes], int] = {}
         self.anew: frozenset[bytes] = frozenset()
         """Directories where ignore rules start anew, as at the root of a part."""
 
@@ -145,10 +146,14 @@ class Layers:
 
     def key_of(self, level: Level, *, upper: bool) -> int:
         """The stat cache's key of the host directory behind *level*."""
-        if upper:
-            return directory_key(self.part.prefix, b"upper", os.fstat(self.upper_fd(level.path)).st_ino)
-        assert level.lower is not None
-        return directory_key(self.part.prefix, b"lower", os.fstat(self.lower_fd(level.lower)).st_ino)
+        path = level.path if upper else level.lower
+        assert path is not None
+        key = self._keys.get((upper, path))
+        if key is None:
+            fd = self.upper_fd(path) if upper else self.lower_fd(path)
+            key = directory_key(self.part.prefix, b"upper" if upper else b"lower", os.fstat(fd).st_ino)
+            self._keys[upper, path] = key
+        return key
 
     def root(self) -> Level:
         part = self.part

@@ -134,7 +134,7 @@ class Recorder:
                 self._stood_on = {}
             recorded.objects = _readable(self._store, parts, self._kept)
             self._pace.begin()
-            contents = Contents(self._store, batch, self._clock, defer_bytes, self._pace.give_way)
+            contents = Contents(self._store, batch, self._clock, defer_bytes, self._pace.give_way, self._cache.shown)
             outcome, everything = self._refresh(parts, dirty, recorded, contents, batch)
             FAULTS.hit("record.hashed")
             changed = bool(outcome.paths) or recorded.meta is None  # the first of all, though the workspace be empty

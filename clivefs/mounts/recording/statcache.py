@@ -70,6 +70,18 @@ class Row(NamedTuple):
         )
 
 
+class Shown(NamedTuple):
+    """Files that we made where nobody else can reach, with content that we know, and that were then shown by renames:
+    `Applying.publish`. By (st_dev, st_ino): size, mtime in ns, and object name. None has user extended attributes.
+
+    The renames changed the change times, to between *from_ns* and *until_ns*. A file whose change time lies there is
+    as we made it, unless somebody has written to it in that very moment and set size and time back."""
+
+    from_ns: int
+    until_ns: int
+    files: dict[tuple[int, int], tuple[int, int, bytes]]
+
+
 def is_settled(st: os.stat_result, read_at_ns: int) -> bool:
     """Whether a file with this stat, read from *read_at_ns* on, cannot change any more without a sign of it."""
     latest = st.st_mtime_ns if st.st_mtime_ns > st.st_ctime_ns else st.st_ctime_ns
@@ -91,6 +103,7 @@ class StatCache:
         self._bytes = 0
         self._decoded: OrderedDict[int, dict[bytes, Row]] = OrderedDict()
         self._rows = 0
+        self._shown = Shown(0, 0, {})
         self.changed = False
         """There is something that was not saved."""
 
@@ -129,6 +142,22 @@ class StatCache:
             for key in [each for each in self._packed if each not in keys]:
                 self._bytes -= len(self._packed.pop(key))
                 self.changed = True
+
+    def know(self, shown: Shown) -> None:
+        """These were just shown. What is still known of others before them is forgotten."""
+        with self._lock:
+            self._shown = shown
+
+    def shown(self, st: os.stat_result) -> Row | None:
+        """The row of a file with this stat that was just shown; told once."""
+        shown = self._shown
+        if not shown.files or not shown.from_ns <= st.st_ctime_ns <= shown.until_ns:
+            return None
+        with self._lock:
+            known = shown.files.pop((st.st_dev, st.st_ino), None)
+        if known is None or (st.st_size, st.st_mtime_ns) != known[:2] or st.st_nlink != 1:
+            return None
+        return Row(st.st_ino, st.st_ctime_ns, st.st_mtime_ns, st.st_size, st.st_mode, 0, known[2])
 
     def _get(self, key: int) -> dict[bytes, Row]:
         rows = self._decoded.get(key)

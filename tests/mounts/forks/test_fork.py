@@ -190,6 +190,17 @@ def test_it_has_no_control_directory(world: World) -> None:
     fork.tree.close()
 
 
+def test_what_was_written_to_ignored_files_is_told(world: World) -> None:
+    fill(world)
+    fork = world.fork()
+    assert fork.recorded().ignored == ()
+    fork.write("src/main.c", b"changed\n")
+    fork.write("src/main.o", b"new\n")
+    fork.write("node_modules/a/b/index.js", b"new\n")
+    fork.write("node_modules/another", b"new\n")
+    assert fork.recorded().ignored == (b"node_modules", b"src/main.o")
+
+
 def test_what_a_fork_shows_is_recorded(world: World) -> None:
     fill(world)
     (world.root / "private").write_text("secret\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clivefs.mounts.forks.merging import MergePlan, both_wrote, changes, conflicting, plan_merge
+from clivefs.mounts.forks.merging import MergePlan, both_wrote, changes, conflicting, foretold, plan_merge
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.treemerge import Labels
 from clivefs.mounts.points.compare import State
@@ -57,7 +57,11 @@ class Merged:
 
     def conflicting(self) -> list[bytes]:
         mine, others = (changes(self.reader, self.base, each) for each in (self.ours, self.theirs))
-        return conflicting(self.reader, mine, others, self.scratch)
+        found = conflicting(self.reader, mine, others, self.scratch)
+        merged = {conflict.path for conflict, _ in self.plan.conflicts}
+        told = foretold(self.reader, self.base, self.ours, self.theirs, (mine, others), self.scratch)
+        assert set(told) == merged
+        return found
 
 
 def test_what_only_the_fork_changed_comes(tmp_path: Path) -> None:
@@ -105,6 +109,16 @@ def test_both_changed_the_same_lines(tmp_path: Path) -> None:
     assert conflict.path == b"f"
     assert beside == (b"f.orig", b"f.ours", b"f.theirs")
     assert merged.conflicting() == [b"f"]
+
+
+def test_a_moved_file_that_the_other_side_changed_is_no_conflict(tmp_path: Path) -> None:
+    base = directory({b"f": regular(text()), b"e": directory({})})
+    moved = directory({b"d": directory({b"g": regular(text())})})
+    edited = directory({b"f": regular(text(l2=b"edited\n")), b"e": directory({}, 0o700)})
+    for ours, theirs in ((moved, edited), (edited, moved)):
+        merged = Merged(tmp_path, base, ours, theirs)
+        assert b"f" in merged.conflicting()  # as far as can be told without a merge
+        assert not merged.plan.conflicts
 
 
 def test_versions_of_a_conflict_take_nobodys_place(tmp_path: Path) -> None:
@@ -167,7 +181,7 @@ def test_permissions_that_the_live_view_changed_stay(tmp_path: Path) -> None:
         ({b"d": regular(b"file")}, {b"d": directory({b"x": regular(b"x")})}, [b"d", b"d/x"]),
         ({b"d": directory({b"x": regular(b"x")})}, {b"d": directory({b"y": regular(b"y")})}, []),
         ({b"l": symlink(b"one")}, {b"l": symlink(b"two")}, [b"l"]),
-        ({b"same": regular(b"x")}, {b"same": regular(b"x")}, []),
+        ({b"same": regular(b"x")}, {b"same": regular(b"x")}, [b"same"]),
         ({b"p": special(stat.S_IFIFO | 0o600)}, {b"p": regular(b"x")}, [b"p"]),
     ],
 )
@@ -176,6 +190,20 @@ def test_who_wrote_the_same(
 ) -> None:
     merged = Merged(tmp_path, directory({}), directory(ours), directory(theirs))
     assert merged.both() == expected
+
+
+def test_the_same_written_by_both_needs_nobody_to_merge_it(tmp_path: Path) -> None:
+    base = {
+        b"count": regular(b"0\n"),
+        b"image": regular(b"\0old"),
+        b"gone": regular(b"x"),
+        b"d": directory({b"e": directory({})}),
+    }
+    both = directory({b"count": regular(b"1\n"), b"image": regular(b"\0new")})
+    merged = Merged(tmp_path, directory(base), both, both)
+    assert merged.both() == [b"count", b"gone", b"image"]
+    assert merged.conflicting() == []
+    assert not merged.plan.puts
 
 
 def test_nothing_of_a_fork_that_changed_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc as garbage
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,24 +17,12 @@ from clivefs.mounts.points import collection
 from clivefs.objects.encode import MODE_FILE, MODE_TREE, TreeEntry
 from clivefs.objects.store import Store
 from tests.mounts.points.pointworlds import START_MS, History
+from tests.mounts.stockgit import git
 
 DAY = 86_400_000
 MONTH = 30 * DAY
 YEAR = 366 * DAY
 FORGET = '[sessions]\nkeep = { all = "0s", hourly = "0s", daily = "0s", yearly = "0s" }\n'
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-    **{f"GIT_{who}_{what}": f"{who}@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
-
-def git(cwd: Path, *arguments: str) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr
-    return os.fsdecode(done.stdout).strip()
 
 
 class World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, timedelta, timezone, tzinfo
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.points.expressions import GitRevision, find
 from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.points.moments import read_moment
 from clivefs.mounts.points.names import milliseconds, parse_point_name, point_name, utc
 from clivefs.objects.encode import EMPTY_TREE
 from clivefs.objects.memory import MemoryStore
@@ -120,6 +122,36 @@ def test_the_machines_own_zone(points: Points) -> None:
     result = find(points, f"{local:%Y-%m-%d %H:%M}", now_ms=NOW, zone=None)
     assert isinstance(result, IndexedPoint)
     assert result.name == TIMES[5]
+
+
+@pytest.fixture
+def central_europe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's zone."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "means"),
+    [
+        ("02:30", "2026-10-25T01:45:00.000Z", "2026-10-25T01:30:00.000Z"),  # twice today, and the second has been
+        ("02:30", "2026-10-25T01:15:00.000Z", "2026-10-25T00:30:00.000Z"),  # only the first has been
+        ("02:30", "2026-10-25T00:15:00.000Z", "2026-10-24T00:30:00.000Z"),  # neither
+        ("yesterday 02:30", "2026-10-26T10:00:00.000Z", "2026-10-25T01:30:00.000Z"),
+        ("2026-10-25T02:30", "2026-10-26T10:00:00.000Z", "2026-10-25T01:30:00.000Z"),
+        ("2026-10-25T03:30", "2026-10-26T10:00:00.000Z", "2026-10-25T02:30:00.000Z"),
+        ("02:30", "2026-03-29T10:00:00.000Z", "2026-03-29T01:30:00.000Z"),  # skipped: as if clocks had gone on
+        ("yesterday", "2026-10-26T10:00:00.000Z", "2026-10-24T22:00:00.000Z"),
+    ],
+)
+@pytest.mark.usefixtures("central_europe")
+def test_clocks_that_are_put_forward_and_back(text: str, now: str, means: str) -> None:
+    ms = read_moment(text, at_ms(now), None).ms
+    assert ms is not None
+    assert point_name(ms) == means
 
 
 def test_in_a_path_a_slash_is_a_colon(points: Points) -> None:

@@ -30,6 +30,8 @@ KINDS = {
     MODE_EXECUTABLE: stat.S_IFREG,
     MODE_SYMLINK: stat.S_IFLNK,
 }
+SPECIAL = [stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK]
+"""What a git tree does not list."""
 FILE = Facts(stat.S_IFREG | 0o644, 1_700_000_000_123_456_789, 1000, 1000)
 DIRECTORY = Facts(stat.S_IFDIR | 0o755, 1, 1000, 1000)
 
@@ -43,8 +45,8 @@ xattrs = st.dictionaries(
 ).map(lambda found: tuple(sorted(found.items())))
 
 
-def facts(kind: int) -> st.SearchStrategy[Facts]:
-    return st.builds(
+FACTS = {
+    kind: st.builds(
         Facts,
         st.integers(0, 0o7777).map(kind.__or__),
         st.one_of(st.integers(-(1 << 66), 1 << 66), st.integers(10**18, 2 * 10**18)),
@@ -55,6 +57,9 @@ def facts(kind: int) -> st.SearchStrategy[Facts]:
         st.integers(0, (1 << 64) - 1),
         st.booleans() if kind == stat.S_IFDIR else st.just(False),
     )
+    for kind in {*KINDS.values(), *SPECIAL}
+}
+"""Facts of each kind of file. Made once: to make a strategy takes longer than to draw from it."""
 
 
 @st.composite
@@ -66,12 +71,11 @@ def directories(draw: st.DrawFn) -> tuple[list[TreeEntry], dict[bytes, Facts]]:
             mode = draw(st.sampled_from(sorted(KINDS)))
             tree.append(TreeEntry(mode, name, OID))
             if draw(st.booleans()):
-                found[name] = draw(facts(KINDS[mode]))
+                found[name] = draw(FACTS[KINDS[mode]])
         else:
-            kind = draw(st.sampled_from([stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK]))
-            found[name] = draw(facts(kind))
+            found[name] = draw(FACTS[draw(st.sampled_from(SPECIAL))])
     if draw(st.booleans()):
-        found[ROOT] = draw(facts(stat.S_IFDIR))
+        found[ROOT] = draw(FACTS[stat.S_IFDIR])
     return tree, found
 
 

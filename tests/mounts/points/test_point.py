@@ -185,7 +185,8 @@ def test_names_of_points_are_ordered_as_their_times() -> None:
 def test_names_of_sessions() -> None:
     for good in ("a", "2026-11-21t03-22-31z", "x" * 64, "a.b-c_d"):
         assert is_session_name(good)
-    for bad in ("", "A", "a/b", "x" * 65, "a..b", ".a", "a.", "a.lock", "latest", "today", "é", "a\n"):
+    hiding = ("-5m", "-1", "2026-11-21")
+    for bad in ("", "A", "a/b", "x" * 65, "a..b", ".a", "a.", "a.lock", "latest", "today", "é", "a\n", *hiding):
         with pytest.raises(ClivefsError):
             check_session_name(bad)
     first = automatic_session_name(MS)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import gc as garbage
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clivefs.base.ports import FAULTS
 from clivefs.mounts.forks import gitdirs as forkgitdirs
 from clivefs.mounts.git.gitdir import GitDir
-from clivefs.mounts.points.objects import kept_repositories
-from clivefs.mounts.points.roots import StoreRoots
-from clivefs.objects.fsck import fsck
-from clivefs.objects.store import Store
 from tests.mounts.points.repositoryworlds import (
     MONTH,
     YEAR,
@@ -25,14 +20,6 @@ from tests.mounts.points.repositoryworlds import (
     make_gitdir,
     work,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with Store.open(tmp_path / "store") as store:
-        yield World(tmp_path, store)
-        FAULTS.clear()
-        assert fsck(store, extra=kept_repositories(store), roots=StoreRoots(store).fresh()) == []
 
 
 def test_a_private_gitdir_without_work_goes_and_its_repository_with_it(world: World) -> None:

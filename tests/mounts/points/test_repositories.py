@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,15 +35,6 @@ from tests.mounts.points.repositoryworlds import (
     git,
     make_gitdir,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with Store.open(tmp_path / "store") as store:
-        yield World(tmp_path, store)
-        FAULTS.clear()
-        assert fsck(store, extra=kept_repositories(store), roots=StoreRoots(store).fresh()) == []
-
 
 # Who names it
 

@@ -8,6 +8,7 @@ import random
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.ports import FAULTS, SystemClock
+from clivefs.base.syscalls import CLOCK_REALTIME_COARSE
 from clivefs.mounts.recording.parts import Dirty
+from clivefs.mounts.recording.statcache import Shown
 from clivefs.objects.fsck import fsck
 from clivefs.objects.store import Store
 from tests.mounts.recording.worlds import (
@@ -167,6 +170,43 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     workspace.write("d1/f1", "other")
     workspace.record(b"d1/f1", b"d1/f6")
     assert clock.reads == 51
+    workspace.close()
+
+
+def test_what_we_have_just_shown_ourselves_is_not_read(tmp_path: Path) -> None:
+    """What others may have written to, is: its stat tells."""
+    workspace = Workspace(tmp_path / "w")
+    workspace.record()
+    with workspace.store.batch() as batch:
+        oid = batch.blob(b"believed")
+    from_ns = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    for name in ("shown", "longer", "later", "linked", "unknown"):
+        workspace.write(name, b"on disk\n")
+    os.link(workspace.root / "linked", workspace.root / "second")
+    stats = {name: os.stat(workspace.root / name) for name in ("shown", "longer", "later", "linked")}
+    files = {(st.st_dev, st.st_ino): (st.st_size, st.st_mtime_ns, oid) for st in stats.values()}
+    workspace.cache.know(Shown(from_ns, max(st.st_ctime_ns for st in stats.values()), files))
+    (workspace.root / "longer").write_bytes(b"on disk, longer\n")
+    while os.stat(workspace.root / "later").st_ctime_ns <= max(st.st_ctime_ns for st in stats.values()):
+        (workspace.root / "later").write_bytes(b"other!!\n")
+        os.utime(workspace.root / "later", ns=(OLD_NS, OLD_NS))
+    workspace.record(*(name.encode() for name in ("shown", "longer", "later", "linked", "second", "unknown")))
+    assert {
+        path: workspace.store.read(version.oid)[1]
+        for path, (version, _) in contents(workspace.store, workspace.base).items()
+        if version
+    } == {
+        b"shown": b"believed",
+        b"longer": b"on disk, longer\n",
+        b"later": b"other!!\n",
+        b"linked": b"on disk\n",
+        b"second": b"on disk\n",
+        b"unknown": b"on disk\n",
+    }
+    workspace.record(b"shown")
+    found = contents(workspace.store, workspace.base)[b"shown"][0]
+    assert found is not None
+    assert workspace.store.read(found.oid)[1] == b"on disk\n", "that is told once"
     workspace.close()
 
 

@@ -11,13 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clivefs.mounts.recording.ignore import Exclude, Patterns, Rules
-
-ENVIRONMENT = {
-    "PATH": os.environ["PATH"],
-    "HOME": "/nonexistent",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CEILING_DIRECTORIES": "/",
-}
+from tests.mounts.recording.worlds import ENVIRONMENT
 
 PATHS = [
     b"a", b"b", b"foo", b"foo.o", b"fo]o", b"x y", b"x ", b"#hash", b"!bang", b"\xe9t\xe9", b"a-b", b"Z", b"0",

@@ -1,0 +1,80 @@
+"""What the command line tells of the past: `log`, `show` and `diff`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+from harness import Bench, write_files
+from test_sessions import points, snapshot
+
+
+def newest(bench: Bench) -> str:
+    snapshot(bench)
+    return f"@{points(bench)[0]['seq']}"
+
+
+def listed(bench: Bench, *args: object) -> list[dict[str, Any]]:
+    return list(json.loads(bench.cli("log", *args, "--json", check=False).stdout))
+
+
+@pytest.fixture
+def noted(shop: Bench) -> Bench:
+    """Things that git does not know, each in a point of its own."""
+    snapshot(shop)
+    (shop.live / "kinds/empty").mkdir(parents=True)
+    snapshot(shop)
+    os.mkfifo(shop.live / "kinds/pipe")
+    write_files(shop.live, {"kinds/secret": "secret\n"})
+    snapshot(shop)
+    (shop.live / "kinds/secret").chmod(0o600)
+    return shop
+
+
+def test_what_git_does_not_know_has_a_past(noted: Bench) -> None:
+    last = newest(noted)
+    for path, count in (("kinds", 3), ("kinds/empty", 1), ("kinds/pipe", 1), ("kinds/secret", 2)):
+        assert len(listed(noted, path)) == count, path
+    told = noted.cli("log", "-p", "-n", "1", "kinds").stdout
+    assert told.splitlines()[1:] == ["M kinds/secret", ""]
+    assert noted.cli("show", last).stdout.splitlines()[3:] == ["M kinds/secret"]
+    assert "A kinds/empty\n" in noted.cli("show", listed(noted, "kinds/empty")[0]["id"]).stdout
+    assert "A kinds/pipe\n" in noted.cli("show", listed(noted, "kinds/pipe")[0]["id"]).stdout
+    assert noted.cli("show", f"{last}:kinds").stdout.splitlines() == ["empty/", "pipe", "secret"]
+    assert noted.cli("show", f"{last}:kinds/empty").stdout == ""
+    found = json.loads(noted.cli("show", f"{last}:kinds", "--json").stdout)
+    assert [(each["name"], each["mode"]) for each in found] == [
+        ("empty", "040000"),
+        ("pipe", "010644"),
+        ("secret", "100644"),
+    ]
+    pipe = noted.cli("show", f"{last}:kinds/pipe", check=False)
+    assert pipe.returncode == 1
+    assert "it has no content" in pipe.stderr
+    noted.check_sound()
+
+
+def test_a_session_that_there_is_not(shop: Bench) -> None:
+    snapshot(shop)
+    wrong = shop.cli("log", "--session", "nightly", check=False)
+    assert wrong.returncode == 1
+    assert "there is no session 'nightly'" in wrong.stderr
+    assert points(shop)[0]["session"] in wrong.stderr
+    shop.check_sound()
+
+
+def test_diff_of_a_path_that_is_gone(shop: Bench) -> None:
+    snapshot(shop)
+    write_files(shop.live, {"passing/note": "a\n"})
+    before = newest(shop)
+    (shop.live / "passing/note").unlink()
+    (shop.live / "passing").rmdir()
+    for path in ("passing", "passing/note", "./passing/note"):
+        assert shop.cli("diff", before, path, "--stat").stdout == "D passing/note\n", path
+    assert shop.cli("diff", "./passing/note").stdout == ""
+    wrong = shop.cli("diff", before, "pasing/note", check=False)
+    assert wrong.returncode == 1
+    assert "'pasing/note' is neither a time nor a point nor a session" in wrong.stderr
+    shop.check_sound()

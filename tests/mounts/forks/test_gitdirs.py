@@ -1,0 +1,107 @@
+"""The gitdirs of forks: what making one costs, and that whatever runs in a fork writes to its own files alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from clivefs.mounts.forks import gitdirs
+
+
+def _git(*args: str, cwd: Path) -> str:
+    return subprocess.run(["git", *args], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.mkdir()
+    _git("init", "-q", "-b", "main", cwd=path)
+    (path / "a").write_text("one\n")
+    _git("add", "a", cwd=path)
+    _git("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-q", "-m", "first", cwd=path)
+    return path
+
+
+def _made(tmp_path: Path, source: Path) -> Path:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    gitdirs.make(str(upper), {"": (str(source / ".git"), ())})
+    (gitdir,) = gitdirs.places(str(upper)).values()
+    return Path(gitdir)
+
+
+def test_making_a_fork_copies_no_index(tmp_path: Path, source: Path) -> None:
+    index = source / ".git/index"
+    gitdir = _made(tmp_path, source)
+    assert not gitdirs.is_finished(str(gitdir))
+    assert os.stat(index).st_nlink == 2
+    assert not (gitdir / "index").exists()
+
+
+def test_the_index_is_that_of_when_the_fork_was_made(tmp_path: Path, source: Path) -> None:
+    index = source / ".git/index"
+    then, then_ns = index.read_bytes(), os.stat(index).st_mtime_ns
+    gitdir = _made(tmp_path, source)
+    (source / "b").write_text("two\n")
+    _git("add", "b", cwd=source)  # git puts another file in its place
+    assert index.read_bytes() != then
+    gitdirs.finish(str(gitdir))
+    assert gitdirs.is_finished(str(gitdir))
+    assert (gitdir / "index").read_bytes() == then
+    assert os.stat(gitdir / "index").st_mtime_ns == then_ns
+    assert os.stat(gitdir / "index").st_nlink == 1
+    assert sorted(os.listdir(gitdir.parent)) == ["0", "0.borrowed", "0.start", "places"]
+
+
+def test_what_a_fork_writes_to_its_index_stays_there(tmp_path: Path, source: Path) -> None:
+    index = source / ".git/index"
+    then = index.read_bytes()
+    gitdir = _made(tmp_path, source)
+    assert [name for name in os.listdir(gitdir) if "index" in name] == []  # nothing there that is shared
+    gitdirs.finish(str(gitdir))
+    with open(gitdir / "index", "r+b") as file:
+        file.write(b"damage")
+    assert index.read_bytes() == then
+
+
+def test_an_index_that_the_fork_has_made_itself_stays(tmp_path: Path, source: Path) -> None:
+    gitdir = _made(tmp_path, source)
+    (tmp_path / "other").write_bytes(b"other")
+    (gitdir / "index").symlink_to(tmp_path / "other")
+    gitdirs.finish(str(gitdir))
+    assert gitdirs.is_finished(str(gitdir))
+    assert (gitdir / "index").is_symlink()
+    assert (tmp_path / "other").read_bytes() == b"other"
+
+
+def test_a_split_index_comes_with_what_it_needs(tmp_path: Path, source: Path) -> None:
+    _git("update-index", "--split-index", cwd=source)
+    gitdir = _made(tmp_path, source)
+    gitdirs.finish(str(gitdir))
+    listed = _git(f"--git-dir={gitdir}", f"--work-tree={source}", "ls-files", "--stage", cwd=source)
+    assert listed == _git("ls-files", "--stage", cwd=source) != ""
+
+
+def test_several_may_finish_one_at_once(tmp_path: Path, source: Path) -> None:
+    gitdir = _made(tmp_path, source)
+    failed: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            gitdirs.finish(str(gitdir))
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=finish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert (gitdir / "index").read_bytes() == (source / ".git/index").read_bytes()
+    assert sorted(os.listdir(gitdir.parent)) == ["0", "0.borrowed", "0.start", "places"]
