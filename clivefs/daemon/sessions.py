@@ -101,6 +101,7 @@ class Sessions:
     ) -> dict[str, Any]:
         reader = await trio.to_thread.run_sync(past_objects, self._store)
         result: dict[str, Any] = {"point": point_facts(point), "changes": [], "refused": [], "dry_run": dry}
+        first: Point | None = None
         known = False
         """Whether it was looked whether there ever was what is to be restored."""
         for _ in range(_ATTEMPTS_MAX):
@@ -130,9 +131,13 @@ class Sessions:
             result["changes"] += plan.told()
             result["refused"] += [*plan.refused(), *_told(dict(applied.refused))]
             if not plan.mounts:
-                result["after"] = point_facts(await self._recording.snapshot(live))
+                after = await self._recording.snapshot(live)
+                result["after"] = point_facts(after)
+                if first is not None:
+                    position = Position(after.oid, after.oid, (), first.oid)
+                    await trio.to_thread.run_sync(note_position, self._store, live.id, position)
                 return result
-            # What is mounted is what it was then; what differs in that comes now.
+            first = before  # What is mounted is what it was then; what differs in that comes now, in another point.
         raise ClivefsError(
             "what is to be changed is being written to all the time",
             place=live.name,

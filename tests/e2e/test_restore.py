@@ -152,44 +152,6 @@ def test_what_is_not_recorded_is_not_overwritten(shop: Bench) -> None:
     shop.check_sound()
 
 
-def test_what_was_mounted_since_goes_and_its_files_stay(shop: Bench) -> None:
-    """One point each way: what is mounted goes with the Clive.toml that is restored, and no checkout loses a file."""
-    then = snapshot(shop)
-    write_files(shop.base / "late", {"one": "1\n", "sub/two": "2\n"})
-    shop.cli("attach", "lib/late", "../late")
-    (shop.live / "plain.txt").write_text("later\n")
-    later = snapshot(shop)
-    shown = contents(later)
-    done = json.loads(shop.cli("restore", ".", "--at", then.name, "--json").stdout)
-    assert {each["path"] for each in done["changes"]} == {"Clive.toml", "plain.txt"}
-    assert done["refused"] == []
-    assert not (shop.live / "lib/late").exists()
-    assert sorted(os.listdir(shop.base / "late")) == ["one", "sub"]
-    assert contents(shop.live) == contents(then)
-    newest, before = points(shop)[:2]
-    assert (newest["origin"], newest["paths"]) == ("command:restore", ["Clive.toml", "lib/late", "plain.txt"])
-    assert before["name"] == later.name
-    shop.cli("undo")
-    assert contents(shop.live) == shown
-    assert (shop.live / "lib/late/sub/two").read_text() == "2\n"
-    assert not (shop.root / "lib/late/one").exists(), "the entry's files are not the workspace's own"
-    shop.cli("redo")
-    assert contents(shop.live) == contents(then)
-    assert sorted(os.listdir(shop.base / "late")) == ["one", "sub"]
-    shop.check_sound()
-
-
-def test_a_path_that_was_no_entry_then_is_left_alone(shop: Bench) -> None:
-    then = snapshot(shop).name
-    write_files(shop.base / "late", {"one": "1\n"})
-    shop.cli("attach", "late", "../late")
-    done = shop.cli("restore", "late", "plain.txt", "--at", then, check=False)
-    assert done.returncode == 1
-    assert "late was no mount entry then; `clivefs detach late` takes it away" in done.stderr
-    assert (shop.base / "late/one").read_text() == "1\n"
-    shop.check_sound()
-
-
 def test_a_clive_toml_that_cannot_be_in_force_is_a_file_like_others(shop: Bench) -> None:
     good = (shop.root / "Clive.toml").read_text()
     (shop.live / "Clive.toml").write_text("[mounts\n")

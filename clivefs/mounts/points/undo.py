@@ -29,6 +29,8 @@ class Position(NamedTuple):
     """The point whose state it is."""
     redo: tuple[bytes, ...]
     """What can be taken back, the next one last."""
+    before: bytes | None = None
+    """What the next undo leads to, where that is not the point before `at`: a restore was more than one point."""
 
 
 def note_position(store: ObjectStore, workspace_id: str, position: Position) -> None:
@@ -37,6 +39,7 @@ def note_position(store: ObjectStore, workspace_id: str, position: Position) -> 
         "after": position.after.hex(),
         "at": position.at.hex(),
         "redo": [oid.hex() for oid in position.redo],
+        "before": position.before.hex() if position.before is not None else None,
     }
     with store.batch() as batch:
         batch.meta_put(_NAMESPACE, workspace_id.encode(), json.dumps(record).encode())
@@ -48,7 +51,8 @@ def _position(store: ObjectStore, workspace_id: str, head: Point) -> Position:
         facts = json.loads(record)
         if facts["after"] == head.oid.hex():
             redo = tuple(bytes.fromhex(oid) for oid in facts["redo"])
-            return Position(head.oid, bytes.fromhex(facts["at"]), redo)
+            before = bytes.fromhex(facts["before"]) if facts.get("before") else None
+            return Position(head.oid, bytes.fromhex(facts["at"]), redo, before)
     return Position(head.oid, head.oid, ())
 
 
@@ -60,8 +64,10 @@ def undone(
     position = _position(store, workspace_id, head)
     redo = list(position.redo)
     point = points.load(position.at)
+    skipping = position.before if position.before is not None and points.by_oid(position.before) else None
     for _ in range(count):
-        before = _changed_before(points, reader, point)
+        before = points.load(skipping) if skipping is not None else _changed_before(points, reader, point)
+        skipping = None
         if before is None:
             raise ClivefsError(
                 "there is nothing to undo" if point.oid == position.at else "there are not so many points before",
