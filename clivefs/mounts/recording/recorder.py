@@ -201,7 +201,18 @@ class Recorder:
                 ).run(own)
             finally:
                 layers.close()
+            if b"" not in own and self._is_elsewhere(outcome):
+                outcome.again[Dirty(part.prefix, b"", True)] = None
+            outcome.inodes.clear()
         return outcome, whole == len(parts)
+
+    def _is_elsewhere(self, outcome: Outcome) -> bool:
+        """Whether a file that got another name by a hard link is recorded under one that was not known to be of the
+        group: nobody told that this is another link now, as nothing happened in its directory."""
+        known = {
+            inode: len(outcome.links.get(group, ())) - uncached for group, (inode, uncached) in outcome.inodes.items()
+        }
+        return bool(known) and self._cache.has_more_rows(known)
 
     def _forget_gone(
         self,

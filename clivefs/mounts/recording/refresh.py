@@ -196,6 +196,7 @@ class Refresh:
             version: Version | None = Version(found.entry.mode, found.entry.oid)
             facts = self._layers.tree_facts(found.entry.mode, found.lower)
             self._outcome.sources.add(self._prefix)
+            row = None
         else:
             if self._is_doubtful(level, name, found):
                 self._outcome.again[Dirty(self._prefix, join(level.path, name))] = None
@@ -211,7 +212,11 @@ class Refresh:
             self._recorded.put(full, version, facts)
             self._outcome.changed(full)
             if facts.link:
-                self._outcome.linked(facts.link, full)
+                assert found.st is not None
+                if facts_before is not None and facts_before.link == facts.link:
+                    self._outcome.linked(facts.link, full)
+                else:
+                    self._outcome.joined(facts.link, full, found.st.st_ino, row)
             # Only where it has changed, or two names would ask for each other for ever.
             self._mark_links(facts_before)
             self._mark_links(facts)

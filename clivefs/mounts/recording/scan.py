@@ -40,6 +40,8 @@ class Outcome:
     def __init__(self, links: dict[int, set[bytes]] | None = None) -> None:
         self.links = links if links is not None else {}
         """The paths of each hard-link group that were seen, in this recording or before: hints, no more."""
+        self.inodes: dict[int, tuple[int, int]] = {}
+        """Of each hard-link group that got names: the inode, and how many of them are not in the stat cache."""
         self.paths: dict[bytes, None] = {}
         self.more_paths = 0
         self.again: dict[Dirty, None] = {}
@@ -58,7 +60,13 @@ class Outcome:
         elif path not in self.paths:
             self.more_paths += 1
 
+    def joined(self, group: int, path: bytes, inode: int, row: Row | None) -> None:
+        """*path*, which has *row*, is a name of a hard-link group of that inode, and was not before."""
+        self.linked(group, path)
+        self.inodes[group] = (inode, self.inodes.get(group, (0, 0))[1] + (row is None))
+
     def linked(self, group: int, path: bytes) -> None:
+        """It is one."""
         if group in self.links:
             self.links[group].add(path)
         elif len(self.links) < _LINKS_MAX:
@@ -315,7 +323,12 @@ class Scanner:
         read_version, facts, row = read
         frame.add_file(name, read_version, facts)
         if facts.link:
-            self._outcome.linked(facts.link, join(frame.path, name))
+            was = frame.old.facts.get(name) if frame.old is not None else None
+            if was is not None and was.link == facts.link:
+                self._outcome.linked(facts.link, join(frame.path, name))
+            else:
+                assert found.st is not None
+                self._outcome.joined(facts.link, join(frame.path, name), found.st.st_ino, row)
         if row is not None:
             (frame.upper_rows if found.in_upper else frame.lower_rows)[name] = row
         if frame.old is None:

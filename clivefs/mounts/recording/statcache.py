@@ -28,7 +28,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ COARSE_TICK_NS = 2_000_000_000
 """Where times are whole seconds: FAT has two of them."""
 
 _ROW = struct.Struct("<QqqQIB20s")
+_INODE = struct.Struct("<Q")
 _HEAD = struct.Struct("<QII")
 _CRC = struct.Struct("<I")
 _SECOND_NS = 1_000_000_000
@@ -132,6 +133,20 @@ class StatCache:
             else:
                 rows[name] = row
             self._put(key, rows)
+
+    def has_more_rows(self, known: Mapping[int, int]) -> bool:
+        """Whether there are more rows of one of these inodes than is *known*."""
+        counts = dict.fromkeys(known, 0)
+        with self._lock:
+            for rows in self._decoded.values():
+                for row in rows.values():
+                    if row.ino in counts:
+                        counts[row.ino] += 1
+            for packed in self._packed.values():
+                for row in _unpack(packed).values() if any(_INODE.pack(ino) in packed for ino in counts) else ():
+                    if row.ino in counts:
+                        counts[row.ino] += 1
+        return any(count > known[ino] for ino, count in counts.items())
 
     def retain(self, keys: set[int]) -> None:
         """Forget all directories but these: a whole scan has seen no others."""

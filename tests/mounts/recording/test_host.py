@@ -210,6 +210,39 @@ def test_what_we_have_just_shown_ourselves_is_not_read(tmp_path: Path) -> None:
     workspace.close()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_name_that_nobody_told_of_is_the_same_file(tmp_path: Path, whole: bool) -> None:
+    """A hard link made outside: nothing happens in the directory of the first name."""
+    workspace = Workspace(tmp_path / "w")
+    workspace.write("d/first", b"old\n")
+    workspace.write("d/other", b"other\n")
+    _wait_until_settled(workspace.root)
+    workspace.record()
+    (workspace.root / "e").mkdir()
+    os.link(workspace.root / "d/first", workspace.root / "e/second")
+    recorded = workspace.record(Dirty(b"", b"e", True) if whole else b"e/second")
+    assert Dirty(b"", b"", True) in recorded.again
+    recorded = workspace.record_all(recorded.again)
+    assert Dirty(b"", b"", True) not in recorded.again
+    (workspace.root / "e/second").write_bytes(b"new\n")
+    workspace.record(b"e/second")
+    found = contents(workspace.store, workspace.base)
+    versions = {found[path][0] for path in (b"d/first", b"e/second")}
+    assert [workspace.store.read(version.oid)[1] for version in versions if version] == [b"new\n"]
+    workspace.close()
+
+
+def test_a_link_from_elsewhere_makes_nobody_look_at_everything(tmp_path: Path) -> None:
+    """As pnpm and ccache make them."""
+    workspace = Workspace(tmp_path / "w")
+    workspace.write("a", b"a\n")
+    workspace.record()
+    (tmp_path / "store").write_bytes(b"content\n")
+    os.link(tmp_path / "store", workspace.root / "linked")
+    assert workspace.record(b"linked").again == ()
+    workspace.close()
+
+
 def _wait_until_settled(root: Path) -> None:
     """Until nothing below was changed so lately that its time is not trusted."""
     probe = root.parent / "probe"
