@@ -10,6 +10,7 @@ import sys
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 FUSE_DEVICE = "/dev/fuse"
 IN_CI = os.environ.get("CI") == "true"
@@ -18,6 +19,11 @@ IN_CI = os.environ.get("CI") == "true"
 # it anew: half of all the time that they take.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

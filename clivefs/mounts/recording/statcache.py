@@ -111,7 +111,7 @@ class StatCache:
     # Rows
 
     def rows(self, key: int) -> dict[bytes, Row]:
-        """The rows of a directory by name. Not to be changed."""
+        """The rows of a directory by name, to be looked up in: others may note more of them meanwhile."""
         with self._lock:
             return self._get(key)
 
@@ -127,12 +127,15 @@ class StatCache:
             rows = self._get(key)
             if rows.get(name) == row:
                 return
-            rows = dict(rows)
+            rows = self._decoded.setdefault(key, rows)  # there may have been nothing of this directory
+            before = len(rows)
             if row is None:
                 del rows[name]
             else:
                 rows[name] = row
-            self._put(key, rows)
+            self._rows += len(rows) - before
+            self.changed = True
+            self._make_room()
 
     def has_more_rows(self, known: Mapping[int, int]) -> bool:
         """Whether there are more rows of one of these inodes than is *known*."""
@@ -201,6 +204,10 @@ class StatCache:
     def _remember(self, key: int, rows: dict[bytes, Row]) -> None:
         self._decoded[key] = rows
         self._rows += len(rows)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Pack what was looked at longest ago."""
         while self._rows > DECODED_ROWS_MAX and len(self._decoded) > 1:
             old_key, old = self._decoded.popitem(last=False)
             self._rows -= len(old)
@@ -236,7 +243,7 @@ class StatCache:
         """Write everything to *path*, whole or not at all. OSError. For threads."""
         with self._lock:
             blocks = dict(self._packed)
-            decoded = list(self._decoded.items())
+            decoded = [(key, dict(rows)) for key, rows in self._decoded.items()]
             self.changed = False
         blocks |= {key: _pack(rows) for key, rows in decoded if rows}
         temporary = f"{path}.new"
