@@ -86,7 +86,17 @@ class Noticed:
         for prefix, part in old.items():
             self._drop(prefix, part, replaced=False)
             self._left = self._left._replace(rearranged=True)
+            self._note_way(prefix)
         self.note()
+
+    def _note_way(self, prefix: bytes) -> None:
+        """What an entry covered, and the directories that may only have led to it, show something else now."""
+        path = prefix
+        while path and self._parts:
+            over = (each for each in self._parts if not each or (path + b"/").startswith(each + b"/"))
+            owner = max(over, key=len)
+            self._left.dirty[Dirty(owner, path[len(owner) :].lstrip(b"/"))] = None
+            path = path.rpartition(b"/")[0]
 
     def _drop(self, prefix: bytes, part: LivePart, *, replaced: bool) -> None:
         """*replaced*: the same tree is shown, on something else."""

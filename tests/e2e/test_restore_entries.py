@@ -127,3 +127,19 @@ def test_one_path_that_nobody_knows_is_said(attached: Bench) -> None:
     assert "plian.txt: it is not recorded now" in ran.stderr
     assert (attached.live / "plain.txt").read_text() == "two\n"
     attached.check_sound()
+
+
+def test_the_way_to_an_entry_goes_with_it(bench: Bench) -> None:
+    """In a workspace whose own directory is not written to: `lib` is there for the entry alone."""
+    write_files(bench.base / "mine", {"work.txt": "mine\n"})
+    bench.write_toml('[workspace]\nname = "shop"\nwrite = "overlay"\n')
+    bench.mount()
+    start = id_of(bench)
+    bench.cli("attach", "lib/mine", bench.base / "mine")
+    snapshot(bench)
+    bench.cli("restore", ".", "--at", start)
+    newest = points(bench)[0]
+    assert (newest["origin"], newest["paths"]) == ("command:restore", ["Clive.toml", "lib", "lib/mine"])
+    bench.cli("undo")
+    assert (bench.live / "lib/mine/work.txt").read_text() == "mine\n"
+    bench.check_sound()
