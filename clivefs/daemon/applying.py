@@ -118,7 +118,8 @@ class LiveChanges:
         finally:
             with trio.CancelScope(shield=True):
                 for applying in applyings.values():
-                    await _waiting(applying.let_go)
+                    while await _waiting(applying.let_go):
+                        await trio.lowlevel.checkpoint()
                     await trio.to_thread.run_sync(applying.sweep, self._trash.take)
                     self._trash.wake()
                     FAULTS.hit("apply.swept")

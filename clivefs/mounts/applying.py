@@ -34,6 +34,8 @@ from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Owner, SetAttr,
 
 STAGING = b".clive-new-"
 _BEGUN = b".begun"
+_REMOVED_MAX = 64
+"""Old files that are removed before others have their turn."""
 _LISTED_MIN = 8
 """For so many changes in a directory its names are listed; for fewer they are looked up."""
 
@@ -415,11 +417,14 @@ class Applying:
 
     # The end
 
-    def let_go(self) -> None:
-        """Remove the old files on the host that a node is known of."""
-        if self._host is not None and self._stage is not None:
-            for name in list(self._stage.children or ()):
+    def let_go(self) -> bool:
+        """Remove some of the old files on the host that a node is known of; whether there are more."""
+        if self._host is None or self._stage is None:
+            return False
+        for name in list(self._stage.children or ())[:_REMOVED_MAX]:
+            if self._child(self._stage, name) is not None:
                 self._tree.unlink(self._stage, name)
+        return bool(self._stage.children)
 
     def sweep(self, take: Callable[[int, bytes], bool]) -> None:
         """Remove the other old files, as far as they are on the host, if *take* does not take the whole directory
