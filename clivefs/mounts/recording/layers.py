@@ -126,6 +126,8 @@ class Layers:
         self._upper_fds = PathFds(part.upper.fd) if part.upper is not None else None
         self._timed: set[bytes] | None = None
         self._keys: dict[tuple[bool, bytes], int] = {}
+        self._identities: dict[bytes, tuple[int, int]] = {}
+        """Of directories of the lower: one recording looks at one directory of each path."""
         self.anew: frozenset[bytes] = frozenset()
         """Directories where ignore rules start anew, as at the root of a part."""
 
@@ -250,7 +252,10 @@ class Layers:
             return None if entry is None else _found_entry(entry, path, mark)
         try:
             fd = self.lower_fd(directory)
-            if self._hidden(_identity(fd), name):
+            identity = self._identities.get(directory)
+            if identity is None:
+                identity = self._identities[directory] = _identity(fd)
+            if self._hidden(identity, name):
                 return None
             st = stat_at(fd, name)
         except OSError as error:
