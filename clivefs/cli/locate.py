@@ -47,7 +47,10 @@ class Workspace(NamedTuple):
         return self.daemon
 
     def inside(self, path: str) -> str:
-        """*path* as a person names it from where he stands, as a path inside the workspace."""
+        """*path* as a person names it from where he stands, as a path inside the workspace. UsageError for one outside,
+        and for an empty one: a script's variable without a value must not stand for everything."""
+        if not path:
+            raise UsageError("an empty path names nothing", remedy="`.` is the current directory")
         text = path
         if os.path.isabs(path):
             tops = [top for top in (self.root, self.shown_at) if top is not None]

@@ -14,6 +14,7 @@ from clivefs.mounts.host.watch import Outside
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.synthetic import Bridge, SyntheticDirectory
 from clivefs.mounts.tree import Node, Tree
 from clivefs.mounts.view import View
 
@@ -94,7 +95,9 @@ class KernelCaches:
             await self.applier.put_back()
 
     def forget_way(self, parent: Node, name: bytes) -> None:
-        """The kernel forgets the name, the names of the bridges on the way, and the listings around them."""
+        """The kernel forgets the name, the names of the bridges on the way, and the listings around them. Above a
+        directory of `.clive` it forgets nothing: that stays what it is, and a name that is forgotten takes along what
+        somebody has mounted below it, as a sandbox has its fork."""
         node: Node | None = parent
         while node is not None:
             number = self._view.kernel_node(node).nodeid
@@ -102,6 +105,8 @@ class KernelCaches:
             self._invalidator.inode(number)
             if self.applier is not None:
                 self.applier.happened(self._view.kernel_node(node), name, mask=IN_CREATE)
+            if isinstance(node, SyntheticDirectory) and not isinstance(node, Bridge):
+                break
             name, node = node.name, node.parent
         if self.applier is not None:
             self.applier.strands()

@@ -7,7 +7,8 @@ import stat
 from collections.abc import Callable
 from typing import TypeVar
 
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, inode_number, refuse
+from clivefs.mounts.inodenumbers import inode_number
+from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
 
 N = TypeVar("N", bound=Node)
 

@@ -13,6 +13,7 @@ those of the other packs, next to the ones that had the same path (`.paths` keep
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -40,6 +41,8 @@ _YIELD_S = 0.001
 _CHUNK = 256
 _COMPRESSION = 9
 _HINTS_BYTES_MAX = 1 << 30
+_FULL = (b"Out of diskspace", b"No space left on device", b"Disk quota exceeded")
+"""What git says where the disk is full."""
 
 
 class SealedNow(NamedTuple):
@@ -277,6 +280,8 @@ def _git(work: str, *arguments: str, stdin: bytes = b"") -> bytes:
         check=False,
     )
     if done.returncode:
+        if any(text in done.stderr for text in _FULL):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), work)
         raise RepositoryError(f"git cannot pack what was recorded: {reason(done)}", place=work)
     return done.stdout
 

@@ -36,7 +36,7 @@ from clivefs import __version__
 from clivefs.base.ports import FAULTS
 from clivefs.objects import values
 from clivefs.objects.encode import OID_BYTES
-from clivefs.objects.environment import Environment, ReadTransaction, WriteTransaction, open_environment
+from clivefs.objects.environment import Environment, open_environment
 from clivefs.objects.errors import (
     CorruptObject,
     InvalidName,
@@ -50,6 +50,7 @@ from clivefs.objects.interface import ANY, Changes, ObjectStore
 from clivefs.objects.large import LargeFiles
 from clivefs.objects.refnames import check_ref_name
 from clivefs.objects.sealed import Sealed
+from clivefs.objects.transactions import ReadTransaction, WriteTransaction
 
 FORMAT = 1
 _DATABASES = ("objects", "refs", "meta", "sizes")

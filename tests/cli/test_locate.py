@@ -46,6 +46,11 @@ def test_paths_outside_are_refused(path: str) -> None:
         PLACE.inside(path)
 
 
+def test_an_empty_path_is_not_everything() -> None:
+    with pytest.raises(UsageError, match="an empty path names nothing"):
+        PLACE.inside("")
+
+
 def test_enclosing_root(tmp_path: Path) -> None:
     deep = tmp_path / "a" / "b"
     deep.mkdir(parents=True)

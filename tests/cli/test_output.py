@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -11,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clivefs.base.errors import ClivefsError
+from clivefs.cli.call import Call
+from clivefs.cli.going import told
 from clivefs.cli.output import Output, portable, table, visible
+from clivefs.cli.surroundings import Surroundings
 
 
 @settings(max_examples=100, deadline=None)
@@ -32,6 +36,14 @@ def test_an_error_keeps_its_lines_but_no_escapes() -> None:
     err = io.StringIO()
     Output(io.StringIO(), err, as_json=False).error(ClivefsError("bad \x1b name", place="p", remedy="do"))
     assert err.getvalue() == "clivefs: p: bad \\x1b name\n  do\n"
+
+
+def test_what_is_left_alone_is_a_line_for_each_name() -> None:
+    err = io.StringIO()
+    call = Call(argparse.Namespace(), Surroundings({}, "/", "/", 0), Output(io.StringIO(), err, as_json=False))
+    refused = [{"path": "a\nb", "why": "read-only"}, {"path": "c", "why": "read-only"}]
+    assert told(call, {"point": {"name": "P"}, "changes": [], "refused": refused, "dry_run": False}, "undo") == 1
+    assert err.getvalue() == "left alone: a\\x0ab: read-only\nleft alone: c: read-only\n"
 
 
 def test_with_json_there_are_no_lines_for_people() -> None:

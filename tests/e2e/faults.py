@@ -33,9 +33,10 @@ if os.environ.get("CLIVEFS_TEST_KILL_IN") in sys.orig_argv and "CLIVEFS_TEST_KIL
     points = os.environ["CLIVEFS_TEST_KILL_AT"].split()
 
     def plant():
-        point, *rest = points
-        points[:] = rest
-        FAULTS.plant(point, plant if rest else kill)
+        if points:  # not when an earlier point is hit once more
+            point, *rest = points
+            points[:] = rest
+            FAULTS.plant(point, plant if rest else kill)
 
     plant()
 

@@ -68,9 +68,9 @@ class Bench:
         self, *args: object, check: bool = True, cwd: Path | None = None, **more: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run `clivefs ARGS`."""
-        return self.run(
-            [sys.executable, "-m", "clivefs.cli", *map(str, args)], check=check, cwd=cwd or self.root, **more
-        )
+        # -P: the current directory may hold Python's own library, to be mounted and not to be imported.
+        command = [sys.executable, "-P", "-m", "clivefs.cli", *map(str, args)]
+        return self.run(command, check=check, cwd=cwd or self.root, **more)
 
     def run(
         self,

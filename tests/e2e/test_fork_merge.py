@@ -84,6 +84,19 @@ def test_conflicts_are_files_and_nothing_is_lost(work: Bench) -> None:
     work.check_sound()
 
 
+def test_what_is_not_written_to_is_left_alone_and_nothing_to_undo(bench: Bench) -> None:
+    write_files(bench.root, {"a": "a\n"})
+    bench.write_toml('[workspace]\nname = "shop"\nwrite = "none"\n')
+    bench.mount()
+    (fork(bench) / "a").write_text("b\n")
+    done = bench.cli("merge", "try", cwd=bench.live, check=False)
+    assert done.returncode == 1
+    assert done.stdout == "nothing of try was merged\n"
+    assert done.stderr == "left alone: a: the workspace's directory is not written to\n"
+    assert (bench.live / "a").read_text() == "a\n"
+    bench.check_sound()
+
+
 def test_an_ignored_file_is_in_the_way_of_nothing_silently(work: Bench) -> None:
     made = fork(work)
     (made / ".gitignore").write_text("node_modules\n")

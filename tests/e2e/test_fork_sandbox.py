@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from forkbench import HAS_BWRAP
-from harness import Bench, write_files
+from harness import Bench, until, write_files
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(not HAS_BWRAP, reason="bubblewrap is not installed")]
 
@@ -49,6 +50,26 @@ def boxed(bench: Bench, script: str, name: str = "boxed", stdin: str = "") -> su
 
 def forks(bench: Bench) -> list[str]:
     return [each["name"] for each in json.loads(bench.cli("fork", "--list", "--json", cwd=bench.live).stdout)]
+
+
+def test_others_come_and_go_and_its_fork_stays_mounted(work: Bench) -> None:
+    go, made = work.live / "go", work.live / ".clive/forks/boxed"
+    script = (
+        f"echo 1 > begun; until test -e {go}; do sleep 0.05; done; cd / && cd {made} && pwd -P && echo 2 > {made}/end"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(boxed, work, script)
+        until((made / "begun").exists, "the command to begin")
+        work.cli("fork", "other")
+        work.cli("attach", "lib/data", work.home, "--write", "overlay")
+        work.cli("fork", "--drop", "other")
+        work.cli("detach", "lib/data")
+        go.write_text("")
+        done = running.result()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{made}\n"
+    assert (work.live / "end").read_text() == "2\n"
+    work.check_sound()
 
 
 def test_its_standard_input_is_only_read(work: Bench) -> None:

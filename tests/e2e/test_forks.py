@@ -11,7 +11,7 @@ import sys
 import pytest
 from faults import kill_at
 from forkbench import DEAD, FILES, fork, listed, mount_checkout
-from harness import Bench, until
+from harness import Bench, until, write_files
 
 pytestmark = pytest.mark.mount
 
@@ -210,6 +210,27 @@ def test_git_works_in_a_fork_and_is_clean(work: Bench) -> None:
     work.git("merge", "-q", "refs/clive/forks/try/topic", cwd=work.live / "lib/thing")
     assert (work.live / "lib/thing/by-fork").read_text() == "fork\nfork\n"
     work.check_sound()
+
+
+def test_git_in_a_fork_without_a_repository_leaves_the_live_view_alone(bench: Bench) -> None:
+    write_files(bench.root, {"file": "committed\n"})
+    bench.git("init", "-q", "-b", "main", cwd=bench.root)
+    bench.git("add", "-A", cwd=bench.root)
+    bench.git("commit", "-q", "-m", "first", cwd=bench.root)
+    bench.write_toml('[workspace]\nname = "shop"\nwrite = "overlay"\n')
+    bench.mount()
+    (bench.live / "file").write_text("of the live view\n")
+    made = fork(bench)
+    done = bench.run("git reset --hard", cwd=made, check=False)
+    assert done.returncode == 128
+    assert "this fork has no repository of its own" in done.stderr
+    assert (bench.live / "file").read_text() == "of the live view\n"
+    (made / "file").write_text("of the fork\n")
+    bench.cli("merge", "try", cwd=bench.live)
+    assert (bench.live / "file").read_text() == "of the fork\n"
+    assert bench.git("log", "--format=%s") == "first\n"
+    bench.cli("fork", "--drop", "try", cwd=bench.live)
+    bench.check_sound()
 
 
 def test_what_a_fork_borrows_outlives_a_gc_of_the_source(work: Bench) -> None:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import kill_at
-from harness import Bench, bench_in, until
+from faults import Killer
+from harness import Bench, bench_in, fill_sample, until
 from pastview import shown
 from test_sessions import assert_recorded, points, snapshot
 
@@ -27,17 +27,6 @@ _POINTS = (
 )
 
 
-def daemon_killed_at(bench: Bench, point: str) -> int:
-    """Mount anew, with a daemon that dies at *point* as soon as its first point is there; its process."""
-    if bench.is_mounted():
-        bench.unmount()
-    kept = dict(bench.environment)
-    bench.environment |= kill_at(bench.base / "faults", f"record.published {point}")
-    bench.mount()
-    bench.environment = kept
-    return bench.daemon_pid()
-
-
 def ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -46,34 +35,35 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("point", [*_POINTS, "objects.large.before-rename", "objects.large.after-rename"])
-def test_a_crash_while_a_point_is_made(shop: Bench, point: str) -> None:
-    snapshot(shop)
-    acknowledged = {each["id"]: shown(shop.live / ".clive/at" / each["name"]) for each in points(shop)}
-    pid = daemon_killed_at(shop, point)
-    session = shop.live / ".clive/sessions"
-    until(lambda: len(os.listdir(session)) == 2 and os.listdir(max(session.iterdir()))[2:], "the first point")
-    files = {"plain.txt": b"closed\n", "over/new": b"closed too\n", "lib/thing/README": b"3" * (2 << 20)}
-    written: dict[str, bytes] = {}
+def test_a_crash_while_a_point_is_made(bench: Bench, point: str) -> None:
+    killer = Killer(bench.base / "faults", [point])
+    fill_sample(bench)
+    bench.mount(env=killer.environment)
+    snapshot(bench)
+    acknowledged = {each["id"]: shown(bench.live / ".clive/at" / each["name"]) for each in points(bench)}
+    pid = bench.daemon_pid()
+    (bench.live / "plain.txt").write_bytes(b"closed\n")
+    written = {"plain.txt": b"closed\n"}
+    killer.at(point)
     try:
-        for name, content in files.items():
-            (shop.live / name).write_bytes(content)
+        for name, content in {"over/new": b"closed too\n", "lib/thing/README": b"3" * (2 << 20)}.items():
+            (bench.live / name).write_bytes(content)
             written[name] = content
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             raise  # these two: on a slow machine the daemon has recorded the first of them by now, and died
-    assert written
     until(lambda: ended(pid), "the end of the daemon")
-    shop.mount()
-    assert_recorded(shop)
-    past = shop.live / ".clive/at/latest"
+    bench.mount()
+    assert_recorded(bench)
+    past = bench.live / ".clive/at/latest"
     for name, content in written.items():
         assert (past / name).read_bytes() == content
-    for each in points(shop):
-        then = shown(shop.live / ".clive/at" / each["name"])
+    for each in points(bench):
+        then = shown(bench.live / ".clive/at" / each["name"])
         assert acknowledged.get(each["id"], then) == then
-    listed = points(shop)
+    listed = points(bench)
     assert listed[0]["seq"] == len(listed)
-    shop.check_sound(allowed="clearing the dead mount")
+    bench.check_sound(allowed="clearing the dead mount")
 
 
 def test_killed_again_and_again(shop: Bench) -> None:

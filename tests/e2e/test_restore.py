@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -344,3 +347,32 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_who_stops_waiting_is_told_that_it_goes_on(shop: Bench) -> None:
+    write_files(shop.live, {f"many/{number}": f"{number}\n" for number in range(2000)})
+    shop.cli("session", "new", "before")
+    shutil.rmtree(shop.live / "many")
+    snapshot(shop)
+    pid = shop.daemon_pid()
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "clivefs.cli", "restore", ".", "--at", "before/start"],
+        cwd=shop.root,
+        env=shop.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: any(name.startswith(".clive-new-") for name in os.listdir(shop.root)), "the first new file")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waiting.send_signal(signal.SIGINT)
+        _, told = waiting.communicate(timeout=30)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert waiting.returncode == 130
+    assert told == "the daemon goes on with it; `clivefs undo` takes it back\n\n"
+    until(lambda: (shop.live / "many").is_dir() and len(os.listdir(shop.live / "many")) == 2000, "the restore")
+    shop.cli("undo")
+    assert not (shop.live / "many").exists()
+    shop.check_sound()

@@ -139,7 +139,8 @@ def test_a_number_that_is_yet_to_be(mounted: Bench) -> None:
     mounted.unmount()
     (record,) = (json.loads(line) for line in mounted.cli("watch", "--since", "999999").stdout.splitlines())
     assert (record["kind"], record["path"]) == ("overflow", None)
-    assert mounted.cli("watch", "--since", "x", check=False).returncode == 2
+    for wrong in ("x", "-5"):
+        assert mounted.cli("watch", "--since", wrong, check=False).returncode == 2
 
 
 def test_in_a_fork_nothing_is_recorded(mounted: Bench) -> None:

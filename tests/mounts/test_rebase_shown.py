@@ -124,23 +124,8 @@ class Bench:
                 found[write] = made
         return found
 
-    def carry_out(self, plan: RebasePlan, made: dict[Write, Made], maker: Maker) -> int:
-        """How many of the files that were *made* beforehand were used."""
-        used = 0
-        work = carry_out(self.tree, plan, self.store, US)
-        got: Made | bytes | None = None
-        while True:
-            try:
-                told = work.send(got)
-            except StopIteration:
-                return used
-            got = None
-            if isinstance(told, Write):
-                ready = made.pop(told, None)
-                if ready is not None:
-                    maker.given(ready)
-                    used += 1
-                got = ready if ready is not None else blob_content(self.store, told.version.oid)
+    def _is_in_upper(self, path: bytes, made: Made) -> bool:
+        return os.lstat(os.fsencode(self.directory / "upper" / "tree") + b"/" + path).st_ino == made.copy.inode
 
     def delete_discarded(self) -> None:
         job = self.tree.discarded()
@@ -155,13 +140,13 @@ class Bench:
         maker = Maker(self.upper, US)
         made = self.make(plan, maker) if beforehand else {}
         self.tree.replace_lower(self.lower(plan.lower))
-        used = self.carry_out(plan, made, maker)
+        done(carry_out(self.tree, plan, self.store, US, maker.take), self.store)
         maker.close()
         aside = {write.path: (write.version.mode, blob_content(self.store, write.version.oid)) for write in plan.aside}
         assert self.shown() == get_world(self.store, plan.shown) | aside
         self.delete_discarded()
         assert os.listdir(self.directory / "upper" / "work") == []
-        return used
+        return sum(self._is_in_upper(write.path, each) for write, each in made.items())
 
     def close(self) -> None:
         self.tree.close()
@@ -213,6 +198,29 @@ def test_files_that_are_made_before_are_put_by_a_rename(tmp_path: Path) -> None:
     attr = bench.tree.getattr(after)
     assert (stat.S_IMODE(attr.mode), attr.mtime_ns >= began_ns) == (0o640, True)
     assert bench.tree.getxattr(after, b"user.mine") == b"yes"
+    bench.close()
+
+
+def test_a_directory_in_the_place_of_a_file_that_goes_stays(tmp_path: Path) -> None:
+    """It went with the file that it had taken the place of, and what no tree can hold with it."""
+    old = {b"f": lines(), **KEPT}
+    new = {b"g": lines(), **KEPT}
+    bench = Bench(tmp_path / "bench", old)
+    bench.show({b"f/mine": text("m\n"), **KEPT})
+    bench.tree.setattr(bench.node(b"f/mine"), SetAttr(mtime_ns=5), None)
+    bench.check_rebase(old, new, beforehand=True)
+    assert bench.tree.getattr(bench.node(b"f/mine")).mtime_ns == 5
+    bench.close()
+
+
+def test_a_file_becomes_a_link_in_a_directory_that_nobody_has_looked_up(tmp_path: Path) -> None:
+    old = {b"d/deep/f": lines(), **KEPT}
+    bench = Bench(tmp_path / "bench", old)
+    done(show_file(bench.tree, b"d/deep/f", Version(0o120000, b"target"), US))
+    assert bench.shown() == {b"d/deep/f": (0o120000, b"target"), **KEPT}
+    done(show_file(bench.tree, b"d/deep", Version(0o100644, b"x"), US))
+    done(show_file(bench.tree, b"d/deep/f", Version(0o100644, b"y"), US))
+    assert bench.shown() == {b"d/deep/f": text("y"), **KEPT}
     bench.close()
 
 

@@ -173,15 +173,16 @@ def test_an_edit_follows_a_file_that_the_other_side_moved(tmp_path: Path, moved_
 
 
 @pytest.mark.parametrize("moved_by_ours", [False, True])
-@pytest.mark.parametrize("changed_to", [(0o120000, b"elsewhere"), (0o100644, b"a file now\n")])
-def test_what_becomes_of_a_symlink_follows_it_where_the_other_side_moved_it(
-    tmp_path: Path, moved_by_ours: bool, changed_to: tuple[int, bytes]
-) -> None:
-    moved, edited_in_place = {b"d/new": (0o120000, b"target")}, {b"old": changed_to}
-    sides = (moved, edited_in_place) if moved_by_ours else (edited_in_place, moved)
-    world, merge, _ = merged({b"old": (0o120000, b"target")}, *sides, tmp_path)
+def test_another_target_follows_a_symlink_that_the_other_side_moved(tmp_path: Path, moved_by_ours: bool) -> None:
+    base = {b"old": (0o120000, b"target")}
+    moved, elsewhere = {b"d/new": (0o120000, b"target")}, {b"old": (0o120000, b"elsewhere")}
+    sides = (moved, elsewhere) if moved_by_ours else (elsewhere, moved)
+    world, merge, _ = merged(base, *sides, tmp_path)
     assert not merge.conflicts
-    assert world == {b"d/new": changed_to}
+    assert world == {b"d/new": (0o120000, b"elsewhere")}
+    sides = (moved, {b"old": text("a file\n")}) if moved_by_ours else ({b"old": text("a file\n")}, moved)
+    _, merge, _ = merged(base, *sides, tmp_path)
+    assert only(merge).kind == ConflictKind.TYPE
 
 
 def test_carriage_returns_and_missing_last_newlines(tmp_path: Path) -> None:

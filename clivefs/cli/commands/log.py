@@ -9,6 +9,7 @@ import os
 from clivefs.cli import call as calls
 from clivefs.cli import moments, past
 from clivefs.cli.call import Call
+from clivefs.cli.output import visible
 from clivefs.mounts.edits.diff import patch_of
 from clivefs.mounts.points.expressions import BeforeTheFirst
 from clivefs.mounts.points.facts import point_facts
@@ -62,7 +63,7 @@ def run(call: Call) -> int:
                 call.out.line()
         call.out.json(listed)
     if path and not is_any:
-        call.out.note(f"no point that was looked at changed {os.fsdecode(path)}")
+        call.out.note(f"no point that was looked at changed {visible(os.fsdecode(path))}")
         return 1
     return 0
 

@@ -9,6 +9,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate
 from clivefs.cli.call import Call
 from clivefs.cli.forks import commit_lines, fork_at
+from clivefs.cli.output import visible
 
 DESCRIPTION = """\
 Bring what a fork changed into the live view, in one step: a three-way merge with the point that it stands on, or with
@@ -44,13 +45,15 @@ def run(call: Call) -> int:
         call.out.line(f"{name} has changed nothing that the live view has not")
     elif result["dry_run"]:
         call.out.line(f"would be merged: {count}")
+    elif not done and not result["conflicts"]:
+        call.out.line(f"nothing of {name} was merged")
     else:
         call.out.line(f"merged {name}: {count}; `clivefs undo` takes it back")
     for each in result["conflicts"]:
         beside = f", versions in {', '.join(each['aside'])}" if each["aside"] else ""
-        call.out.note(f"conflict: {each['path']}: {each['kind']}{beside}")
+        call.out.note(visible(f"conflict: {each['path']}: {each['kind']}{beside}"))
     for path, why in refused.items():
-        call.out.note(f"left alone: {path}: {why}")
+        call.out.note(f"left alone: {visible(path)}: {why}")
     call.out.lines(commit_lines(result["commits"]))
     if result["not_kept"]:
         call.out.note(f"commits: {result['not_kept']}")

@@ -8,7 +8,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.forks import refuse_in_a_fork
-from clivefs.cli.going import told
+from clivefs.cli.going import go
 
 DESCRIPTION = """\
 Take back the last `clivefs undo`, or the last N. Once something else has changed there is nothing to take back: it is
@@ -30,6 +30,6 @@ def run(call: Call) -> int:
     place = locate.find(call)
     refuse_in_a_fork(place, "only the live view is recorded")
     daemon = place.served("only a mounted workspace can be changed in one step")
-    args = call.args
-    result = daemon.ask("redo", call.out.progress, workspace=place.name, count=args.count, dry_run=args.dry_run)
-    return told(call, result, back="undo" if args.count == 1 else f"undo {args.count}")
+    count = call.args.count
+    back = "undo" if count == 1 else f"undo {count}"
+    return go(call, daemon, "redo", back=back, workspace=place.name, count=count)

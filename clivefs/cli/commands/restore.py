@@ -8,7 +8,7 @@ import os
 from clivefs.cli import call as calls
 from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
-from clivefs.cli.going import told
+from clivefs.cli.going import go
 
 DESCRIPTION = """\
 Let files, directories or the whole workspace be what they were at a moment, all in one step. The state before is a
@@ -36,13 +36,13 @@ def run(call: Call) -> int:
     args = call.args
     place = locate.find(call)
     daemon = place.served("only a mounted workspace can be changed in one step")
-    result = daemon.ask(
+    return go(
+        call,
+        daemon,
         "restore",
-        call.out.progress,
+        back="undo",
         workspace=place.name,
         moment=moments.moment(args.moment)._asdict(),
         paths=[os.fsdecode(moments.below(place, path)) for path in args.paths],
         times=args.times,
-        dry_run=args.dry_run,
     )
-    return told(call, result, back="undo")

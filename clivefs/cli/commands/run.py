@@ -20,6 +20,7 @@ from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
 from clivefs.cli.forks import commit_lines, first_of, refuse_in_a_fork
 from clivefs.cli.locate import Workspace
+from clivefs.cli.output import visible
 
 DESCRIPTION = """\
 Run a command in the workspace. With --fork it runs in a fork made for it, in the directory that corresponds to the
@@ -144,7 +145,7 @@ def _told(call: Call, result: dict[str, Any]) -> int:
         what = "committed, and the fork stays" if result["committed"] else "not committed"
         call.out.note(f"clivefs: {what}: {result['refused']}")
         for path in result.get("conflicts", ()):
-            call.out.note(f"  {path}")
+            call.out.note(f"  {visible(path)}")
         call.out.note(
             f"  it is kept as the fork {name}: `clivefs merge {name}` brings it in, "
             f"`clivefs fork --drop {name}` removes it"
@@ -154,8 +155,8 @@ def _told(call: Call, result: dict[str, Any]) -> int:
     if result["committed"] and result["changes"]:
         count = len(result["changes"])
         call.out.note(f"clivefs: committed {count} path{'' if count == 1 else 's'}; `clivefs undo` takes it back")
-    if result["committed"] and result["ignored"]:
-        call.out.note(f"clivefs: ignored files are not brought back: {first_of(result['ignored'])}")
+    if result["committed"] and result.get("ignored"):
+        call.out.note(f"clivefs: ignored files are not brought back: {visible(first_of(result['ignored']))}")
     if status and not call.args.dry_run:
         call.out.note(f"clivefs: the command failed ({status}): nothing of what it wrote is kept")
     return status

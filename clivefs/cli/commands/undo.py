@@ -8,7 +8,7 @@ from clivefs.cli import call as calls
 from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.forks import refuse_in_a_fork
-from clivefs.cli.going import told
+from clivefs.cli.going import go
 
 DESCRIPTION = """\
 Make the workspace what it was before the last change that was recorded, or the last N. An undo is a change itself
@@ -31,6 +31,6 @@ def run(call: Call) -> int:
     place = locate.find(call)
     refuse_in_a_fork(place, "only the live view is recorded")
     daemon = place.served("only a mounted workspace can be changed in one step")
-    args = call.args
-    result = daemon.ask("undo", call.out.progress, workspace=place.name, count=args.count, dry_run=args.dry_run)
-    return told(call, result, back="redo" if args.count == 1 else f"redo {args.count}")
+    count = call.args.count
+    back = "redo" if count == 1 else f"redo {count}"
+    return go(call, daemon, "undo", back=back, workspace=place.name, count=count)

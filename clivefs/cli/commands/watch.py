@@ -32,7 +32,7 @@ clivefs watch | jq -r .path"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="*", help="a file or a directory (default: all)")
-    parser.add_argument("--since", metavar="SEQ", type=int, help="begin after the point with this number")
+    parser.add_argument("--since", metavar="SEQ", type=moments.count, help="begin after the point with this number")
     moments.add_place(parser)
     parser.add_argument("--json", action="store_true", help="JSON lines are what is printed anyway")
 

@@ -56,6 +56,13 @@ def root_gitdir(live: LiveWorkspace) -> str | None:
         return None
 
 
+def is_shown(store: Store, live: LiveWorkspace) -> bool:
+    """Whether the live view may have a `.git` at its top. In a fork with none of its own git would take that for the
+    fork's: `git reset --hard` there would undo what was done here."""
+    tops = (live.root, os.path.join(store.path, "uppers", live.id, "root", "tree"))
+    return any(os.path.lexists(os.path.join(top, ".git")) for top in tops)
+
+
 def keep_sources(store: Store, live: LiveWorkspace, upper: str) -> None:
     """See that what a fork borrows of the workspace's own repository outlives a `git gc` there. For threads; may take
     long the first time where links cannot be made."""

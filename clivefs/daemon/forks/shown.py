@@ -226,6 +226,9 @@ class ShownForks:
             raise
         try:
             git = gitdirs.places(directory)
+            dot_git = {path: gitdirs.dot_git_content(gitdir) for path, gitdir in git.items()}
+            if gitsources.is_shown(self._store, live):
+                dot_git.setdefault(b"", gitdirs.NO_REPOSITORY)
             lower = ForkLower(
                 point,
                 reader,
@@ -233,7 +236,7 @@ class ShownForks:
                 self._view.table,
                 lambda: _trees(live),
                 entries=map(os.fsencode, record.entries),
-                git={path: gitdirs.dot_git_content(gitdir) for path, gitdir in git.items()},
+                git=dot_git,
                 made_ns=record.made_ms * 1_000_000,
                 unfinished={
                     path: partial(gitdirs.finish, each) for path, each in git.items() if not gitdirs.is_finished(each)

@@ -39,7 +39,7 @@ from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.edits import converting, journal, still, takeback, workingtree
 from clivefs.mounts.edits.diff import Version
 from clivefs.mounts.edits.journal import Rebase
-from clivefs.mounts.edits.making import Made, Maker
+from clivefs.mounts.edits.making import Maker
 from clivefs.mounts.edits.ownpatches import own_files
 from clivefs.mounts.edits.plan import RebasePlan, Write
 from clivefs.mounts.edits.still import Look
@@ -146,7 +146,7 @@ class Moving:
         try:
             prepared = await trio.to_thread.run_sync(self._write, step, progress)
             try:
-                made = await trio.to_thread.run_sync(self._make, step, prepared, maker)
+                contents = await trio.to_thread.run_sync(self._make, step, prepared, maker)
                 assert prepared.git_lower is not None
                 await trio.to_thread.run_sync(_warm, prepared.git_lower, step.plan)
                 await self._ready(step, prepared)
@@ -161,7 +161,7 @@ class Moving:
         # Points are made of what is on disk, which is half done meanwhile.
         live = step.based.target.live
         async with live.recording_now, standing_still(tree):
-            affected = await self._move(step, prepared, maker, made)
+            affected = await self._move(step, prepared, maker, contents)
             await trio.to_thread.run_sync(takeback.end_moving, self._uppers(step), record.uppers)
             for at in range(0, len(affected), _NAMES_A_SPAN):  # while all wait: else some names would be old, some new
                 self._workspaces.caches.forget_names(affected[at : at + _NAMES_A_SPAN])
@@ -170,9 +170,7 @@ class Moving:
         await self._workspaces.caches.settled()
         await delete_discarded(tree)
 
-    async def _move(
-        self, step: Step, prepared: Prepared, maker: Maker, made: dict[Write, Made | bytes]
-    ) -> list[Affected]:
+    async def _move(self, step: Step, prepared: Prepared, maker: Maker, contents: dict[Write, bytes]) -> list[Affected]:
         """Show it, and note that; the names that the kernel must forget. The tree stands still."""
         shown = False
         try:
@@ -182,7 +180,7 @@ class Moving:
                 prepared.discard()
                 raise
             shown = True
-            affected = await self._show(step, plan, prepared, maker, made)
+            affected = await self._show(step, plan, prepared, maker, contents)
             FAULTS.hit("rebase.shown")
             note_changes(step.based.target.tree)
             await trio.to_thread.run_sync(journal.update, self._store, step.after)
@@ -230,10 +228,10 @@ class Moving:
         times.stage()
         times.commit()
 
-    def _make(self, step: Step, prepared: Prepared, maker: Maker) -> dict[Write, Made | bytes]:
-        """What is to be written as it is to be shown: files, or the content of what *maker* does not make, as far as
-        memory allows. For threads."""
-        made: dict[Write, Made | bytes] = {}
+    def _make(self, step: Step, prepared: Prepared, maker: Maker) -> dict[Write, bytes]:
+        """Have *maker* make what is to be written, as it is to be shown; the content of what it does not make, as far
+        as memory allows. For threads."""
+        kept: dict[Write, bytes] = {}
         kept_bytes = 0
         left = [*step.plan.aside, *step.plan.writes]
         while left:
@@ -244,13 +242,11 @@ class Moving:
                 contents[write] = blob_content(step.reader, write.version.oid)
                 size += len(contents[write])
             for write, content in self._checked_out(step, prepared, contents).items():
-                file = maker.make(write.path, Version(write.version.mode, content))
-                if file is not None:
-                    made[write] = file
-                elif kept_bytes < _CONTENTS_BYTES_MAX:
-                    made[write] = content
+                made = maker.make(write.path, Version(write.version.mode, content))
+                if made is None and kept_bytes < _CONTENTS_BYTES_MAX:
+                    kept[write] = content
                     kept_bytes += len(content)
-        return made
+        return kept
 
     def _content(self, step: Step, prepared: Prepared, write: Write) -> bytes:
         """For threads."""
@@ -300,9 +296,9 @@ class Moving:
                 return
 
     async def _show(
-        self, step: Step, plan: RebasePlan, prepared: Prepared, maker: Maker, made: dict[Write, Made | bytes]
+        self, step: Step, plan: RebasePlan, prepared: Prepared, maker: Maker, contents: dict[Write, bytes]
     ) -> list[Affected]:
-        target, tree = step.based.target, step.based.target.tree
+        tree = step.based.target.tree
         if step.at_last is not None:
             at_last = step.at_last
             plan = await in_spans(tree, lambda: at_last(plan), nothing)
@@ -311,16 +307,16 @@ class Moving:
             self._lower(step, prepared)
         affected: list[Affected] = []
 
-        async def answer(told: list[Affected] | Write) -> Made | bytes | None:
+        async def answer(told: list[Affected] | Write) -> bytes | None:
             if not isinstance(told, Write):
                 affected.extend(told)
                 return None
-            ready = made.pop(told, None)
-            if isinstance(ready, Made):
-                maker.given(ready)
-            return ready if ready is not None else await trio.to_thread.run_sync(self._content, step, prepared, told)
+            content = contents.pop(told, None)
+            return (
+                content if content is not None else await trio.to_thread.run_sync(self._content, step, prepared, told)
+            )
 
-        await in_spans(tree, lambda: carry_out(target.tree, plan, step.reader, self._workspaces.owner), answer)
+        await in_spans(tree, lambda: carry_out(tree, plan, step.reader, self._workspaces.owner, maker.take), answer)
         await in_spans(tree, lambda: keep_times(tree, step.times_ns), nothing)
         return affected
 

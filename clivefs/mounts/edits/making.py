@@ -37,11 +37,11 @@ class Maker:
         self._owner = owner
         self._work_fd = os.dup(upper.work_fd)
         self._fds = PathFds(upper.tree_fd)
-        self._left: set[bytes] = set()
+        self._made: dict[bytes, Made] = {}
 
     def make(self, path: bytes, file: FileVersion) -> Made | None:
-        """What is to be put at *path*, to show *file*; None for what takes more than a rename: a symlink, the place of
-        a directory, a directory that is not in the upper yet. OSError."""
+        """What is to be put at *path*, to show *file*, for `take`; None for what takes more than a rename: a symlink,
+        the place of a directory, a directory that is not in the upper yet. OSError."""
         if not stat.S_ISREG(file.mode):
             return None
         head, _, name = path.rpartition(b"/")
@@ -58,16 +58,20 @@ class Maker:
         new = self._upper.work_name()
         fd = os.open(new, _FLAGS, file.mode & 0o777, dir_fd=self._work_fd)
         try:
-            self._left.add(new)
             _write(fd, file.content)
             start_writing(fd)
             if found is not None:
                 self._dress_as(fd, directory, name, found, file.mode)
             else:
                 self._dress_new(fd, directory, file.mode)
-            return Made(Copy(new, os.fstat(fd).st_ino, file.mode), found.st_ino if found is not None else 0)
+            copy = Copy(new, os.fstat(fd).st_ino, file.mode)
+        except BaseException:
+            unlink_work(self._work_fd, new)
+            raise
         finally:
             os.close(fd)
+        made = self._made[path] = Made(copy, found.st_ino if found is not None else 0)
+        return made
 
     def _dress_as(self, fd: int, directory: int, name: bytes, found: os.stat_result, mode: int) -> None:
         """The owner, the attributes and, if it is as executable, the permissions of the file that it replaces."""
@@ -82,17 +86,17 @@ class Maker:
         _chown(fd, self._owner.uid, parent.st_gid if parent.st_mode & stat.S_ISGID else self._owner.gid)
         os.fchmod(fd, mode & 0o777)
 
-    def given(self, made: Made) -> None:
-        """*made* is about to be put in its place: somebody else takes care of it."""
-        self._left.discard(made.copy.name)
+    def take(self, path: bytes) -> Made | None:
+        """What was made for *path*, for whoever asks first: it is his. For any thread, when all is made."""
+        return self._made.pop(path, None)
 
     def close(self) -> None:
-        """Remove what nobody was given."""
+        """Remove what nobody has taken."""
         self._fds.close()
         fd, self._work_fd = self._work_fd, -1
         if fd >= 0:
-            for name in self._left:
-                unlink_work(fd, name)
+            for made in self._made.values():
+                unlink_work(fd, made.copy.name)
             os.close(fd)
 
 

@@ -14,7 +14,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from clivefs.mounts.edits.diff import Version as FileVersion
@@ -35,12 +35,12 @@ _READ_BYTES = 1 << 20
 _WRITE_BYTES = 1 << 20
 _TEMPORARY = b".clive-new-"
 _PATHS_A_STEP = 64
+_PUTS_A_STEP = 16
 
 Steps = Generator[list[Affected], None, None]
 """What the kernel must forget, step by step."""
-Making = Generator[list[Affected] | Write, bytes | Made | None, None]
-"""The same; where it gives a `Write`, it is to be sent the file as it was made for that place, or, asked again, the
-content that it is to show."""
+Making = Generator[list[Affected] | Write, bytes | None, None]
+"""The same; where it gives a `Write`, it is to be sent the content that the file is to show."""
 
 
 class _Found(NamedTuple):
@@ -48,19 +48,26 @@ class _Found(NamedTuple):
     attr: Attr
 
 
-def carry_out(tree: OverlayTree, plan: RebasePlan, reader: Reader | JoinedObjects, owner: Owner) -> Making:
+def carry_out(
+    tree: OverlayTree,
+    plan: RebasePlan,
+    reader: Reader | JoinedObjects,
+    owner: Owner,
+    take: Callable[[bytes], Made | None] = lambda path: None,
+) -> Making:
     """Let *tree*, which stands on `plan.lower` by now, show what *plan* says.
 
-    *reader* has the plan's trees. May be `Blocked`, and is then to be begun again. OSError: the journal can take it
-    back.
+    *reader* has the plan's trees, *take* what was made for a path. May be `Blocked`, and is then to be begun again.
+    OSError: the journal can take it back.
     """
     above_kept = {prefix for path in plan.kept for prefix in _prefixes(path)}
-    yield from tree.reset_steps(path for path in plan.resets if path not in above_kept and not is_written(tree, path))
+    going = (path for path in plan.resets if path not in above_kept and not is_written(tree, path))
+    yield from tree.reset_steps(going, alone=True)
     for path in plan.whiteouts:
         yield hide_file(tree, path)
     now_ns = time.time_ns()
     for head, writes in itertools.groupby((*plan.writes, *plan.aside), lambda write: write.path.rpartition(b"/")[0]):
-        yield from _put_all(tree, head, writes, owner, now_ns)
+        yield from _put_all(tree, head, writes, owner, take, now_ns)
     # Whiteouts and redirects of whole directories can hide what the new lower has, or show it elsewhere.
     wanted = TreeEditor(reader, plan.shown)
     aside = {write.path for write in plan.aside}
@@ -77,11 +84,11 @@ def _prefixes(path: bytes) -> Iterator[bytes]:
         yield path
 
 
-def _in_doubt(tree: OverlayTree, plan: RebasePlan) -> Generator[list[Affected], bytes | Made | None, list[bytes]]:
+def _in_doubt(tree: OverlayTree, plan: RebasePlan) -> Generator[list[Affected], bytes | None, list[bytes]]:
     """The paths of `plan.expected` that may not show yet what they are to. Not those where neither the upper nor a mark
     has a say, as the lower is the planned one there; nor files of the upper that were right, or have just been put."""
     assert tree.upper is not None
-    by_upper = {*plan.unchanged, *(write.path for write in plan.writes)}
+    by_upper = {*plan.unchanged, *(write.path for write in plan.writes)} - {*plan.resets}
     untouched = Untouched(tree.upper)
     found: list[bytes] = []
     try:
@@ -96,7 +103,7 @@ def _in_doubt(tree: OverlayTree, plan: RebasePlan) -> Generator[list[Affected], 
     return found
 
 
-def _redirected(tree: OverlayTree) -> Generator[list[Affected], bytes | Made | None, list[bytes]]:
+def _redirected(tree: OverlayTree) -> Generator[list[Affected], bytes | None, list[bytes]]:
     """The files that are not as in the lower, where a renamed directory may show what the plan does not know of."""
     assert tree.upper is not None
     found: list[bytes] = []
@@ -119,7 +126,14 @@ def _remove_empty(tree: OverlayTree, path: bytes) -> list[Affected]:
     return [Affected(parent.node, name, found.node)]
 
 
-def _put_all(tree: OverlayTree, head: bytes, writes: Iterable[Write], owner: Owner, now_ns: int) -> Making:
+def _put_all(
+    tree: OverlayTree,
+    head: bytes,
+    writes: Iterable[Write],
+    owner: Owner,
+    take: Callable[[bytes], Made | None],
+    now_ns: int,
+) -> Making:
     """Put files of the directory *head*."""
     with contextlib.ExitStack() as stack:
         found = _find(tree, head) if head else _root(tree)
@@ -128,22 +142,21 @@ def _put_all(tree: OverlayTree, head: bytes, writes: Iterable[Write], owner: Own
             stack.enter_context(tree.held(directory))
         affected: list[Affected] = []
         for write in writes:
-            got = yield write
-            if isinstance(got, Made):
-                put = tree.put(directory, write.path, got.copy, got.replaces, now_ns)
-                if put is not None:
-                    affected.append(put)
-                    continue
-                got = yield write
-            assert isinstance(got, bytes)
-            yield from show_file(tree, write.path, FileVersion(write.version.mode, got), owner)
+            made = take(write.path)
+            put = tree.put(directory, write.path, made.copy, made.replaces, now_ns) if made is not None else None
+            if put is None:
+                yield from _put(tree, write, owner)
+                continue
+            affected.append(put)
+            if len(affected) == _PUTS_A_STEP:
+                yield affected
+                affected = []
         yield affected
 
 
 def _put(tree: OverlayTree, write: Write, owner: Owner) -> Making:
-    got = yield write
-    content = got if isinstance(got, bytes) else (yield write)
-    assert isinstance(content, bytes)
+    content = yield write
+    assert content is not None
     yield from show_file(tree, write.path, FileVersion(write.version.mode, content), owner)
 
 

@@ -97,6 +97,10 @@ def directories(upper: str) -> list[str]:
     return sorted(places(upper).values())
 
 
+NO_REPOSITORY = b"gitdir: /nonexistent/this fork has no repository of its own\n"
+"""The content of a `.git` file that leads nowhere: git says that much, and looks no further up."""
+
+
 def dot_git_content(gitdir: str) -> bytes:
     """The content of the `.git` file that leads to *gitdir*."""
     return b"gitdir: " + os.fsencode(gitdir) + b"\n"

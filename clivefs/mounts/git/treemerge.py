@@ -159,7 +159,7 @@ class _Merging:
             kind = ConflictKind.DELETED_BY_OURS if ours is None else ConflictKind.DELETED_BY_THEIRS
             return self._conflict(path, kind, sides, ours or theirs)
         whole = _merged(base, ours, theirs)
-        if whole is not None:
+        if whole is not None and stat.S_IFMT(ours.mode) == stat.S_IFMT(theirs.mode):
             return whole  # one side has only moved it
         if not (_is_regular(ours) and _is_regular(theirs)):
             return self._conflict(path, ConflictKind.TYPE, sides, ours)

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from clivefs.mounts.host.calls import PATH_FLAGS, DirFds, HostFile, open_directory, proc_path, stat_at
-from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, host_inode_number, inode_number, refuse
+from clivefs.mounts.inodenumbers import host_inode_number, inode_number
+from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, refuse
 
 Identity = tuple[int, int]
 """Device and inode number on the host."""

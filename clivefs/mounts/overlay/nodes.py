@@ -1,7 +1,7 @@
 """Which node a file of an overlay is, in which layer its content lies, and how it is reached there.
 
-Everything that keeps `Node.parent`, `name`, `children` and `removed` of an overlay, and `OverlayNode.upper`,
-`lower` and `mark`, true lives in this file.
+Everything that keeps `OverlayNode.upper`, `lower` and `mark` true lives in this file; `known` has what keeps the names
+by which nodes are known.
 
 Invariants
 ----------
@@ -22,24 +22,25 @@ import copy
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
 from clivefs.mounts.host.calls import DirFds, open_directory, proc_path, stat_at
+from clivefs.mounts.inodenumbers import host_inode_number, inode_number
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.overlay.known import KnownNodes
 from clivefs.mounts.overlay.marks import Mark, MarkKind, split
 from clivefs.mounts.overlay.node import OverlayNode, UpperFile, directory_only, shown
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, host_inode_number, inode_number, refuse
+from clivefs.mounts.tree import Attr, NodeTable, Tree, refuse
 
 
-class OverlayNodes:
+class OverlayNodes(KnownNodes):
     """The nodes of one overlay."""
 
     def __init__(
         self, tree: Tree, lower: Lower, upper: Upper | None, table: NodeTable, entry: bytes, source: bytes
     ) -> None:
+        super().__init__(table)
         self._tree = tree
-        self._table = table
         self._entry = entry
         self.source = source
         self.lower = lower
@@ -174,10 +175,6 @@ class OverlayNodes:
                 return
 
     # From a name to its node
-
-    def known(self, directory: OverlayNode, name: bytes) -> OverlayNode | None:
-        node = directory.children.get(name) if directory.children else None
-        return node if isinstance(node, OverlayNode) else None
 
     def get(self, directory: OverlayNode, name: bytes, *, fetch: bool = True) -> tuple[OverlayNode, Attr]:
         """The node under *name*, made if it is not known, and its attributes. ENOENT; may be `Blocked`."""
@@ -318,57 +315,6 @@ class OverlayNodes:
             return inode_number(self._entry, self.source, identity, self.lower.path(ref))
         return host_inode_number(host, self._entry, self.source, identity, self.lower.path(ref))
 
-    # Places
-
-    def attach(self, directory: OverlayNode, name: bytes, node: OverlayNode) -> None:
-        """*name* leads to *node* now."""
-        if directory.children is None:
-            directory.children = {}
-        directory.children[name] = node
-        if node.removed:
-            node.removed = False
-            node.last = None
-            node.parent, node.name = directory, name
-        elif (node.parent, node.name) != (directory, name):
-            node.links = node.links or []
-            if (directory, name) not in node.links:
-                node.links.append((directory, name))
-
-    def detach(self, directory: OverlayNode, name: bytes, node: OverlayNode) -> None:
-        """*name* leads to *node* no more."""
-        if directory.children is not None and directory.children.get(name) is node:
-            del directory.children[name]
-            if not directory.children:
-                directory.children = None
-        if node.links and (directory, name) in node.links:
-            node.links.remove((directory, name))
-        elif node.parent is directory and node.name == name:
-            if node.links:
-                node.parent, node.name = node.links.pop()
-            else:
-                node.removed = True
-        node.links = node.links or None
-        if node.removed:
-            self._table.release(node)
-        self._table.release(directory)
-
-    def detach_below(self, top: OverlayNode) -> None:
-        """Everything known below the directory *top* has lost its name. Iterative."""
-        for node in self.known_below(top):
-            for directory, name in node.places():
-                self.detach(directory, name, node)
-
-    def known_below(self, top: OverlayNode) -> Iterator[OverlayNode]:
-        """The known nodes below *top*, the deepest first."""
-        found: list[OverlayNode] = []
-        waiting = [top]
-        while waiting:
-            for child in (waiting.pop().children or {}).values():
-                if isinstance(child, OverlayNode):
-                    found.append(child)
-                    waiting.append(child)
-        return reversed(found)
-
     def keep_lower(self, node: OverlayNode, lower: Lower) -> None:
         """*node*, which has no name any more, goes on reading from *lower*."""
         if node.lower is not None:
@@ -381,16 +327,9 @@ class OverlayNodes:
 
     def dropped(self, node: OverlayNode) -> None:
         """The table has forgotten *node*."""
-        for directory, name in node.links or ():
-            if directory.children is not None and directory.children.get(name) is node:
-                del directory.children[name]
-                if not directory.children:
-                    directory.children = None
-                self._table.release(directory)
+        self.forget(node)
         if node.is_dir and node.lower is not None and self.lower.live:
             self.lower.unwatch(node.lower)
-        node.links = None
-        node.removed = True
         if self._linked.get(node.upper) is node:
             del self._linked[node.upper]
         old = self._old_lowers.pop(node, None)
@@ -475,47 +414,7 @@ class OverlayNodes:
                 os.close(fd)
                 file.inner = UpperFile(old_fd)
 
-    def move(self, node: OverlayNode, old: tuple[OverlayNode, bytes], new: tuple[OverlayNode, bytes]) -> None:
-        """*node* has its name *new* instead of *old*. Whatever else led to *new* was detached before."""
-        directory, name = old
-        if directory.children is not None and directory.children.get(name) is node:
-            del directory.children[name]
-            if not directory.children:
-                directory.children = None
-        if node.links and old in node.links:
-            node.links.remove(old)
-            node.links = node.links or None
-        elif (node.parent, node.name) == old:
-            node.removed = True  # for as long as `attach` takes
-        self.attach(*new, node)
-
-    def swap(
-        self, one: OverlayNode, old: tuple[OverlayNode, bytes], two: OverlayNode, new: tuple[OverlayNode, bytes]
-    ) -> None:
-        """*one*, which was at *old*, is at *new*, and *two* the other way round."""
-        (first, name), (second, new_name) = old, new
-        for node, place in ((one, old), (two, new)):
-            if node.links and place in node.links:
-                node.links.remove(place)
-            elif (node.parent, node.name) == place:
-                node.removed = True
-        assert first.children is not None
-        assert second.children is not None
-        del first.children[name]
-        del second.children[new_name]
-        self.attach(second, new_name, one)
-        self.attach(first, name, two)
-
     # Durability
-
-    def names_to(self, directory: Node) -> list[bytes]:
-        """The components of the path of *directory*."""
-        names: list[bytes] = []
-        node: Node = directory
-        while node.parent is not None and node is not self.root:
-            names.append(node.name)
-            node = node.parent
-        return names[::-1]
 
     def sync_place(self, node: OverlayNode) -> None:
         """Make the names that lead to *node* survive a power loss. May run in a thread."""

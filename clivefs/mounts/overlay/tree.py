@@ -336,11 +336,12 @@ class OverlayTree(Tree):
         """
         return [each for step in self.reset_steps(paths) for each in step]
 
-    def reset_steps(self, paths: Iterable[bytes] | None = None) -> Iterator[list[Affected]]:
-        """As `reset`, one path after the other, so that others can have the loop between them."""
+    def reset_steps(self, paths: Iterable[bytes] | None = None, *, alone: bool = False) -> Iterator[list[Affected]]:
+        """As `reset`, one path after the other, so that others can have the loop between them; *alone*: they change
+        nothing here meanwhile."""
         self._changing()
         assert self._nodes.upper is not None
-        return reset(self._nodes, self._nodes.upper, paths)
+        return reset(self._nodes, self._nodes.upper, paths, alone=alone)
 
     def discarded(self) -> Callable[[], None] | None:
         """What deletes the files that resets took away: to be called in a thread, and followed by calls of

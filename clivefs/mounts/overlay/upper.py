@@ -349,8 +349,12 @@ class PathFds:
             with writable_for_us(fd):
                 return open_directory(fd, name)
 
-    def close(self) -> None:
+    def forget(self) -> None:
+        """Look for every directory anew: they may be elsewhere now."""
         self._fds.close()
+
+    def close(self) -> None:
+        self.forget()
         fd, self._tree_fd = self._tree_fd, -1
         if fd >= 0:
             os.close(fd)

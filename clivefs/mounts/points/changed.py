@@ -11,7 +11,8 @@ import errno
 import stat
 from collections.abc import Callable
 
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, inode_number, refuse
+from clivefs.mounts.inodenumbers import inode_number
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
 
 Ask = Callable[[bytes, bytes], Callable[[], bytes]]
 """(token, directory) to what makes the content, in a thread; called in the loop's."""

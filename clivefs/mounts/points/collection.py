@@ -3,6 +3,7 @@ any moment."""
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Collection
@@ -95,7 +96,12 @@ def collect(
                 )
         FAULTS.hit("gc.all-thinned")
         # Sealed first: what is in packs need not be looked through again and again.
-        sealed = seal(store, now_ms, progress, is_over=is_over) if not dry_run else Sealed(0, 0, 0, False)
+        sealed = Sealed(0, 0, 0, False)
+        if not dry_run:
+            try:
+                sealed = seal(store, now_ms, progress, is_over=is_over)
+            except OSError as error:  # what makes room comes after it
+                notes.append(_full(error, "history is not sealed"))
         repositories = Repositories()
         gone = frozenset[bytes]().union(*(each.ids for each in thinned))
         if sealed.unfinished:
@@ -120,8 +126,20 @@ def collect(
                 except (OSError, ClivefsError) as error:  # the rest need not wait for what is damaged
                     notes.append(f"not all repositories were looked at: {error}")
         unfinished = not dry_run and is_over()
-        given_back = 0 if dry_run or unfinished else store.compact()
+        given_back: int | None = 0
+        if not dry_run and not unfinished:
+            try:
+                given_back = store.compact()
+            except OSError as error:
+                notes.append(_full(error, "the database's file stays as large as it is"))
     return Collected(tuple(thinned), swept, sealed, repositories, given_back, tuple(notes), unfinished)
+
+
+def _full(error: OSError, what: str) -> str:
+    """That a full disk is in the way of *what*, for people; any other error is raised."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return f"{what}: {os.strerror(error.errno)}; `clivefs gc` does it when there is room"
 
 
 class _Over:

@@ -14,6 +14,7 @@ from clivefs.mounts.git.joined import JoinedObjects, blob_content
 from clivefs.mounts.git.treeeditor import Version, differences
 from clivefs.mounts.points.compare import NOTHING, Differs, File, State, compare
 from clivefs.mounts.points.index import IndexedPoint, Points
+from clivefs.mounts.points.metadata import RECORDS
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point
 from clivefs.objects.encode import EMPTY_TREE, MODE_GITLINK, MODE_TREE, TreeEntry
@@ -41,7 +42,7 @@ class PathFinder:
     """Looks paths up in trees. Trees that were read last are kept: neighbouring points share most of theirs."""
 
     def __init__(self, reader: JoinedObjects) -> None:
-        self._reader = reader
+        self.reader = reader
         self._trees: OrderedDict[bytes, dict[bytes, TreeEntry]] = OrderedDict()
 
     def find(self, tree: bytes, path: bytes) -> AtPath | None:
@@ -62,7 +63,7 @@ class PathFinder:
     def _entries(self, tree: bytes) -> dict[bytes, TreeEntry]:
         known = self._trees.get(tree)
         if known is None:
-            entries = () if tree == EMPTY_TREE else self._reader.read_tree(tree)
+            entries = () if tree == EMPTY_TREE else self.reader.read_tree(tree)
             known = self._trees[tree] = {entry.name: entry for entry in entries}
             if len(self._trees) > _TREES_MAX:
                 self._trees.popitem(last=False)
@@ -201,9 +202,28 @@ def changed_at(
             continue
         if before is not None and not point.more_paths and not any(_related(each, path) for each in point.paths):
             continue
-        is_same = finder.find(point.tree, path) == (finder.find(before.tree, path) if before is not None else None)
-        if not is_same or next(compare(reader, *states(step), path), None) is not None:
+        was, now = states(step)
+        if finder.find(was.tree, path) != finder.find(now.tree, path) or _recorded_otherwise(finder, was, now, path):
             yield step
+
+
+def _recorded_otherwise(finder: PathFinder, was: State, now: State, path: bytes) -> bool:
+    """Whether what git does not know of a path has changed. Looked into only where the metadata around it has, which
+    may be for its neighbours, or a time."""
+    if _recorded_of(finder, was, path) == _recorded_of(finder, now, path):
+        return False
+    return next(compare(finder.reader, was, now, path), None) is not None
+
+
+def _recorded_of(finder: PathFinder, state: State, path: bytes) -> tuple[AtPath | None, AtPath | None]:
+    """What the metadata has for the directory that *path* lies in, and for what is below *path*."""
+    if state.meta is None:
+        return None, None
+    *above, name = [b"=" + each for each in path.split(b"/")]
+    return (
+        finder.find(state.meta, b"/".join([*above, RECORDS])),
+        finder.find(state.meta, b"/".join([*above, name])),
+    )
 
 
 def _related(one: bytes, other: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -255,6 +256,92 @@ def test_a_crash_while_packs_are_made_anew_loses_nothing(store: Store) -> None:
 
 
 # Slices
+
+
+# A full disk
+
+
+def _full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _left_over(store: Store) -> list[bytes]:
+    """Objects that nothing leads to."""
+    with store.batch() as batch:
+        return [batch.blob(b"garbage %d" % number) for number in range(20)]
+
+
+@pytest.mark.parametrize("where", ["seal.fed", "seal.packed", "git"])
+def test_where_history_cannot_be_sealed_the_rest_is_collected(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Who collects as his disk is full wants what is of no use removed all the more."""
+    edited = Edited(store)
+    edited.save(sealing.POINTS_MIN)
+    before = everything(store)
+    gone = _left_over(store)
+    with monkeypatch.context() as patch:
+        if where == "git":
+            (tmp_path / "bin").mkdir()
+            fake = tmp_path / "bin/git"
+            fake.write_text("#!/bin/sh\ncat > /dev/null\necho 'fatal: write error: Out of diskspace' >&2\nexit 128\n")
+            fake.chmod(0o700)
+            patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        else:
+            FAULTS.plant(where, _full)
+        done = collection.collect(store, now_ms=edited.history.ms + 2 * HOUR)
+    assert "not sealed" in done.notes[0]
+    assert done.swept.objects == len(gone)
+    assert not any(store.has(oid) for oid in gone)
+    assert os.listdir(Path(store.path) / "packs") == ["sealed.git"]
+    assert everything(store) == before
+    FAULTS.clear()
+    assert collection.collect(store, now_ms=edited.history.ms + 2 * HOUR).sealed.objects > 1000
+    assert everything(store) == before
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 64 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small filesystem")
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def _fill(path: Path, free: int) -> None:
+    """Take all room but *free* bytes."""
+    room = os.statvfs(path.parent)
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_bsize - free)
+
+
+def test_a_full_disk_damages_nothing_wherever_it_is_full(small: Path) -> None:
+    with Store.open(small / "store") as store:
+        edited = Edited(store)
+        edited.save(120)
+        before = everything(store)
+        now_ms = edited.history.ms + 2 * HOUR
+        errors: list[OSError] = []
+        for free_kib in range(0, 2000, 200):
+            _fill(small / "filler", free_kib << 10)
+            try:
+                seal(store, now_ms, slice_objects=400)
+            except OSError as error:
+                errors.append(error)
+            (small / "filler").unlink()
+            assert everything(store) == before
+            assert fsck(store, roots=StoreRoots(store).fresh()) == []
+            assert os.listdir(small / "store/packs") == ["sealed.git"]
+        assert {error.errno for error in errors} == {errno.ENOSPC}
+        seal(store, now_ms)
+        assert everything(store) == before
+        assert sealed_points(store) == 120
 
 
 def test_each_slice_is_durable_and_a_killed_one_is_all_that_is_lost(store: Store) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points import collection
 from clivefs.mounts.points.export import session_refs, update
 from clivefs.mounts.points.index import IndexedPoint, Points
-from clivefs.mounts.points.names import MS_MAX
+from clivefs.mounts.points.names import MS_MAX, milliseconds
 from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.points.roots import StoreRoots
@@ -102,6 +104,69 @@ def test_to_thin_again_and_again_comes_to_the_same_as_once(minutes: list[int], d
         assert left == stays(left, now)
         assert set(left) <= set(before)
     assert left == stays(times, times[-1] + moments[-1] * MINUTE)
+
+
+_BORDERS = [
+    datetime(year, month, day, hour, tzinfo=UTC)
+    for year, month, day, hour in (
+        (2023, 1, 1, 0),  # of years
+        (2024, 1, 1, 0),
+        (2025, 1, 1, 0),
+        (2024, 2, 29, 0),  # of months, one with a leap day
+        (2024, 3, 1, 0),
+        (2024, 3, 31, 1),  # where clocks go forward in Europe, and back
+        (2024, 10, 27, 1),
+        (2024, 12, 31, 23),
+        (2024, 6, 15, 12),
+    )
+]
+_AROUND_BORDERS = st.builds(
+    lambda border, steps, off: milliseconds(border) + steps * HOUR + off,
+    st.sampled_from(_BORDERS),
+    st.integers(-2, 2),
+    st.sampled_from([-MINUTE, -1, 0, 1, MINUTE, 59 * MINUTE]),
+)
+_SPANS = st.sampled_from([None, 0, 3600, 86_400, 30 * 86_400, 366 * 86_400])
+
+
+@given(
+    st.lists(_AROUND_BORDERS, min_size=1, max_size=40, unique=True),
+    st.tuples(_SPANS, _SPANS, _SPANS, _SPANS),
+    st.sampled_from([0, 1, HOUR, DAY, 30 * DAY, YEAR, 3 * YEAR]) | st.integers(0, 4 * YEAR),
+    st.sampled_from(["UTC", "Europe/Berlin", "Pacific/Apia"]),
+)
+@settings(max_examples=300)
+def test_borders_are_those_of_utc_wherever_one_is(
+    times: list[int], spans: tuple[int | None, ...], age_ms: int, zone: str
+) -> None:
+    """By the calendar, and by nothing that the module goes by: a point stays while it is young enough for a rule of
+    which it is the last, of all or of its hour, day or year."""
+    times = sorted(times)
+    now = times[-1] + age_ms
+    keep = Keep(all=spans[0], hourly=spans[1], daily=spans[2], yearly=spans[3])
+    formats = ("%f", "%Y-%m-%d %H", "%Y-%m-%d", "%Y")
+    wanted = []
+    for number, ms in enumerate(times):
+        age_s = (now - ms) / 1000
+        rule = next((at for at, span in enumerate(spans) if span is None or age_s <= span), None)
+        after = times[number + 1] if number + 1 < len(times) else None
+        is_last = after is None or rule == 0
+        if not is_last and after is not None and rule is not None:
+            is_last = _shown(ms, formats[rule]) != _shown(after, formats[rule])
+        if after is None or (rule is not None and is_last):
+            wanted.append(ms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            assert stays(times, now, keep) == wanted
+        finally:
+            patch.undo()
+            time.tzset()
+
+
+def _shown(ms: int, how: str) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime(how)
 
 
 # What goes with them
@@ -286,6 +351,40 @@ def test_thinning_leaves_a_workspace_alone_whose_table_is_broken(store: Store, t
     assert "not thinned" in done.notes[0]
     (root / "Clive.toml").write_text('[workspace]\nname = "shop"\n[sessions]\nkeep = { all = "forever" }\n')
     assert collect(store, points[-1].ms + 40 * DAY).thinned[0].dropped == 0
+
+
+@pytest.mark.parametrize("edit", ["kept apart", "removed", "none"])
+def test_the_rule_is_that_of_the_edited_table(store: Store, tmp_path: Path, edit: str) -> None:
+    """Where edits of a workspace's own files are kept apart, its directory has what was in force long ago."""
+    points = record(store, 3, MINUTE)
+    root = tmp_path / "shop"
+    root.mkdir()
+    own = '[workspace]\nname = "shop"\nwrite = "overlay"\n'
+    (root / "Clive.toml").write_text(own)
+    upper = Path(store.directory(f"uppers/{WORKSPACE}/root"))
+    (upper / "tree").mkdir()
+    if edit == "kept apart":
+        (upper / "tree/Clive.toml").write_text(own + '[sessions]\nkeep = { all = "forever" }\n')
+    elif edit == "removed":
+        (upper / "marks").write_bytes(b"...Clive.toml...")
+    with store.batch() as batch:
+        batch.meta_put("workspaces", b"id/" + WORKSPACE.encode(), json.dumps({"path": str(root)}).encode())
+    done = collect(store, points[-1].ms + 40 * DAY)
+    if edit == "removed":
+        assert done.thinned == ()
+        assert "not thinned" in done.notes[0]
+    else:
+        assert done.thinned[0].dropped == (0 if edit == "kept apart" else 2)
+
+
+def test_an_edit_that_is_not_in_force_any_more_says_nothing(store: Store, tmp_path: Path) -> None:
+    points = record(store, 3, MINUTE)
+    (tmp_path / "Clive.toml").write_text('[workspace]\nname = "shop"\n')
+    tree = Path(store.directory(f"uppers/{WORKSPACE}/root/tree"))
+    (tree / "Clive.toml").write_text('[workspace]\nname = "shop"\n[sessions]\nkeep = { all = "forever" }\n')
+    with store.batch() as batch:
+        batch.meta_put("workspaces", b"id/" + WORKSPACE.encode(), json.dumps({"path": str(tmp_path)}).encode())
+    assert collect(store, points[-1].ms + 40 * DAY).thinned[0].dropped == 2
 
 
 def test_a_thinned_parent_is_missing_and_said_so(store: Store) -> None:
