@@ -235,6 +235,7 @@ def test_disk_comes_back_while_it_is_mounted(shop: Bench, tmp_path: Path) -> Non
 
 
 def test_a_list_of_sessions_tells_what_each_holds(shop: Bench) -> None:
+    shop.cli("snapshot")  # the first point, of what there was
     save(shop, "one\n" * 10_000)
     shop.cli("session", "new", "second")
     (shop.live / "more").write_bytes(os.urandom(50_000))

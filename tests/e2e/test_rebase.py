@@ -402,6 +402,7 @@ POINTS = (
     "gitdir.move.pointed",
     "gitdir.move.indexed",
     "rebase.lowered",
+    "overlay.put.done",
     "rebase.shown",
     "rebase.noted",
 )

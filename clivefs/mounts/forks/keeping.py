@@ -44,12 +44,7 @@ class Keeper:
             return
         found = _Found(live)
         for fork in self._forks():
-            context = fork.context(live)
-            if context is None:
-                continue
-            above, own_name = context
-            if not fork.has(above, own_name, found.by(fork)):
-                fork.inherited.note_absent(join(above.at, own_name))
+            _note_coming(fork, found)
 
     def changing(self, node: Node) -> None:
         """The content or the attributes of *node* are about to change."""
@@ -79,7 +74,7 @@ class Keeper:
             if not exchange:
                 self._keep_for(fork, found_new, leaving=True)
             if moves:
-                if _has(fork, old) or (exchange and _has(fork, new)):
+                if _has(fork, old) or (_has(fork, new) if exchange else _note_coming(fork, found_new)):
                     changes.append(functools.partial(fork.inherited.note_moved, old, new, exchanged=exchange))
                 continue
             self._keep_for(fork, found_old, leaving=False)
@@ -226,6 +221,19 @@ def _has(fork: ForkLower, live: bytes) -> bool:
     """Whether the fork may have inherited something at or below *live*."""
     at = fork.inherited.own_path(live)
     return bool(at) and not fork.inherited.is_absent(at or b"")
+
+
+def _note_coming(fork: ForkLower, live: _Found) -> bool:
+    """Something is about to come that the fork has not inherited: whether it has inherited another thing there. If not,
+    it is noted that nothing was there."""
+    context = fork.context(live.path)
+    if context is None:
+        return False
+    above, name = context
+    if fork.has(above, name, live.by(fork)):
+        return True
+    fork.inherited.note_absent(join(above.at, name))
+    return False
 
 
 def _is_directory(directory: Node, name: bytes) -> bool:

@@ -83,6 +83,28 @@ def test_it_stays_when_the_live_view_goes_on(world: World) -> None:
     fork.tree.close()
 
 
+@pytest.mark.parametrize("made", ["node_modules/.new", "src/new.o", "recorded"])
+@pytest.mark.parametrize("target", ["node_modules/new", "node_modules/a/b/new", "src/another.o", "node_modules/empty"])
+def test_a_directory_that_is_made_elsewhere_and_moved_into_place_is_no_part_of_it(
+    world: World, made: str, target: str
+) -> None:
+    fill(world)
+    (world.root / "node_modules/empty").mkdir()
+    fork = world.fork()
+    before = fork.all()
+    world.live.mkdir(made)
+    world.live.write(f"{made}/package.json", b"{}\n")
+    world.live.rename(made, target)
+    assert fork.all() == before
+    world.live.write(f"{target}/later.js", b"later\n")
+    world.live.rename(target, "node_modules/last")
+    assert fork.all() == before
+    fork.close()
+    again = world.fork(point=fork.point)
+    assert again.all() == before
+    again.close()
+
+
 def test_what_was_kept_is_kept_over_a_restart(world: World) -> None:
     fill(world)
     fork = world.fork()

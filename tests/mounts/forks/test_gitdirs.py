@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -105,3 +106,23 @@ def test_several_may_finish_one_at_once(tmp_path: Path, source: Path) -> None:
     assert not failed
     assert (gitdir / "index").read_bytes() == (source / ".git/index").read_bytes()
     assert sorted(os.listdir(gitdir.parent)) == ["0", "0.borrowed", "0.start", "places"]
+
+
+def test_where_links_cannot_be_made_the_index_is_copied_at_once(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    gitdir = _made(tmp_path, source)
+    assert gitdirs.is_finished(str(gitdir))
+    assert (gitdir / "index").read_bytes() == (source / ".git/index").read_bytes()
+
+
+@pytest.mark.parametrize("checkout", ["main", "--detach"])
+def test_head_is_what_git_says_of_it(tmp_path: Path, source: Path, checkout: str) -> None:
+    _git("checkout", "-q", checkout, cwd=source)
+    gitdir = _made(tmp_path, source)
+    for question in (["rev-parse", "HEAD"], ["rev-parse", "--symbolic-full-name", "HEAD"]):
+        assert _git(f"--git-dir={gitdir}", *question, cwd=source) == _git(*question, cwd=source)
