@@ -107,7 +107,7 @@ class Sessions:
         for _ in range(_ATTEMPTS_MAX):
             before = await self._recording.snapshot(live)
             left_out = self._recording.of(live).left_out()
-            plan = await trio.to_thread.run_sync(_plan, live, reader, before, point, paths, known, left_out)
+            plan = await trio.to_thread.run_sync(_plan, live, reader, before, point, paths, known, left_out, times)
             known = True
             if dry or not plan.differs:
                 result["changes"] += plan.told()
@@ -120,7 +120,7 @@ class Sessions:
             try:
                 applied = await self._changing.change(
                     live,
-                    [_target(each, times=times) for each in plan.differs],
+                    [*(_target(each, times=times) for each in plan.differs), *plan.touched],
                     reader,
                     before=before.oid,
                     origin=origin,
@@ -161,6 +161,8 @@ class _Plan(NamedTuple):
     """What is not, with the reason."""
     mounts: bool
     """Other entries are mounted then: what differs in those is to be looked at when they are."""
+    touched: list[Target]
+    """With times: directories that get theirs back, as what changes in them gives them another."""
 
     def told(self) -> list[dict[str, str]]:
         found = [(each.path, _status(each)) for each in self.differs]
@@ -182,20 +184,21 @@ def _plan(
     paths: list[bytes],
     known: bool,
     left_out: Set[bytes],
+    times: bool,
 ) -> _Plan:
     """How to go from the point *before*, which is now but for *left_out*, to *after* at *paths*. Not *known*:
     ClivefsError for a path that neither has. For threads."""
     states = State(before.tree, before.meta), State(after.tree, after.meta)
     found: dict[bytes, Differs] = {}
     for path in paths:
-        differs = {each.path: each for each in compare(reader, *states, path)}
+        differs = {each.path: each for each in compare(reader, *states, path, times=times)}
         if not differs and not known:
             _check_known(reader, states, after, path)
         found |= differs
     now, then = _entries(live.settings), _entries_at(live, reader, states[1])
     others = {path for path in now.keys() | then.keys() if now.get(path) != then.get(path)}
     mounts = CONFIG in found and bool(others) and live.root_tree.writable
-    plan = _Plan([], {}, mounts)
+    plan = _Plan([], {}, mounts, [])
     for path in sorted(found):
         entry = next((each for each in others if path == each or path.startswith(each + b"/")), None)
         if entry is not None and mounts:
@@ -208,6 +211,12 @@ def _plan(
             plan.left_alone[path] = "what it is now could not be recorded, so nothing would bring that back"
             continue
         plan.differs.append(found[path])
+    if times:
+        above = {each.path.rpartition(b"/")[0] for each in plan.differs} - found.keys() - {b""}
+        there = {path: file_at(reader, states[1], path) for path in above}
+        plan.touched.extend(
+            _target(Differs(path, file, file), times=True) for path, file in there.items() if file is not None
+        )
     return plan
 
 
@@ -261,6 +270,7 @@ def _target(differs: Differs, *, times: bool) -> Target:
             facts.gid if facts is not None else None,
             facts.xattrs if facts is not None else (),
             is_new=differs.before is None,
+            rdev=facts.rdev if facts is not None else 0,
         ),
         file.oid,
     )

@@ -53,6 +53,8 @@ class Wanted(NamedTuple):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     is_new: bool = False
     """Nothing is known to be there; what is, is in the way."""
+    rdev: int = 0
+    """Of a device."""
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
@@ -167,7 +169,7 @@ class Applying:
             self._add(wanted, name, node, None)
             return None
         if kind != stat.S_IFREG:
-            node, _ = self._tree.mknod(directory, name, wanted.mode, 0, self._owner)
+            node, _ = self._tree.mknod(directory, name, wanted.mode, wanted.rdev, self._owner)
             self._add(wanted, name, node, None)
             return None
         node, _, file = self._tree.create(directory, name, 0o600, os.O_RDWR | os.O_EXCL, self._owner)

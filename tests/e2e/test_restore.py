@@ -118,6 +118,32 @@ def test_times(edited: Bench) -> None:
     edited.check_sound()
 
 
+def test_times_of_files_that_differ_in_nothing_else(shop: Bench) -> None:
+    write_files(shop.live, {"d/same": "same\n", "d/other": "then\n", "alone": "same\n"})
+    for name, ns in (("d/same", 1), ("d/other", 2), ("d", 3), ("alone", 4)):
+        os.utime(shop.live / name, ns=(ns * 10**17, ns * 10**17))
+    then = snapshot(shop).name
+    old = {name: os.stat(shop.live / name).st_mtime_ns for name in ("d/same", "d/other", "d", "alone")}
+    write_files(shop.live, {"d/other": "now!\n"})
+    os.utime(shop.live / "alone")
+    os.utime(shop.live / "d/same")
+    assert shop.cli("restore", ".", "--at", then).stdout.splitlines()[:-1] == ["M d/other"]
+    shop.cli("restore", ".", "--at", then, "--times")
+    assert {name: os.stat(shop.live / name).st_mtime_ns for name in old} == old
+    assert "nothing differs" in shop.cli("restore", ".", "--at", then, "--times").stdout
+    shop.check_sound()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_is_the_same_device_again(shop: Bench) -> None:
+    os.mknod(shop.root / "null", 0o20644, os.makedev(1, 3))
+    then = snapshot(shop).name
+    (shop.live / "null").unlink()
+    shop.cli("restore", "null", "--at", then)
+    assert os.stat(shop.live / "null").st_rdev == os.makedev(1, 3)
+    shop.check_sound()
+
+
 def test_a_through_entry_is_really_changed_and_a_read_only_one_left_alone(bench: Bench) -> None:
     write_files(bench.base / "data", {"f": "1\n"})
     write_files(bench.base / "shown", {"g": "1\n"})

@@ -43,6 +43,12 @@ class File(NamedTuple):
             return False
         return _xattrs(self) == _xattrs(other)
 
+    def times_as(self, other: File | None) -> bool:
+        """Whether nothing says that its time is another than that of *other*."""
+        if other is None or self.facts is None or other.facts is None:
+            return True
+        return self.facts.mtime_ns == other.facts.mtime_ns
+
 
 def _xattrs(file: File) -> tuple[tuple[bytes, bytes], ...]:
     return file.facts.xattrs if file.facts is not None else ()
@@ -74,10 +80,13 @@ class _Directory(NamedTuple):
 _NOTHING = _Directory({}, {})
 
 
-def compare(reader: JoinedObjects, before: State, after: State, path: bytes = b"") -> Iterator[Differs]:
-    """What differs at and below *path*; a directory comes before what is in it. ObjectMissing, CorruptObject."""
+def compare(
+    reader: JoinedObjects, before: State, after: State, path: bytes = b"", *, times: bool = False
+) -> Iterator[Differs]:
+    """What differs at and below *path*, with *times* also what does in nothing else; a directory comes before what is
+    in it. ObjectMissing, CorruptObject."""
     one, two = _at(reader, before, path), _at(reader, after, path)
-    if path and not _same(one[0], two[0]):
+    if path and not _same(one[0], two[0], times):
         yield Differs(path, one[0], two[0])
     waiting = [(path, one[1], two[1])]
     while waiting:
@@ -88,7 +97,7 @@ def compare(reader: JoinedObjects, before: State, after: State, path: bytes = b"
         for name in sorted(old.files.keys() | new.files.keys()):
             below = directory + b"/" + name if directory else name
             was, now = old.files.get(name), new.files.get(name)
-            if not _same(was, now):
+            if not _same(was, now, times):
                 yield Differs(below, was, now)
             if name in old.trees or name in new.trees:
                 waiting.append((below, old.trees.get(name), new.trees.get(name)))
@@ -104,8 +113,10 @@ def children_at(reader: JoinedObjects, state: State, path: bytes) -> dict[bytes,
     return _load(reader, _at(reader, state, path)[1]).files
 
 
-def _same(one: File | None, other: File | None) -> bool:
-    return other is None if one is None else one.same_as(other)
+def _same(one: File | None, other: File | None, times: bool) -> bool:
+    if one is None:
+        return other is None
+    return one.same_as(other) and (not times or one.times_as(other))
 
 
 def _at(reader: JoinedObjects, state: State, path: bytes) -> tuple[File | None, tuple[bytes, bytes | None] | None]:
