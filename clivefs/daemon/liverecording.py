@@ -221,7 +221,7 @@ class LiveRecording:
         while True:
             async with self._mutex:
                 self._check_records()
-                left = await self._record_dirty(asked)
+                left = await self._record_dirty(asked, look=waiting is None)
                 if self._error is not None:
                     raise ClivefsError(
                         f"it cannot be recorded now: {self._error}",
@@ -314,14 +314,15 @@ class LiveRecording:
 
     # One recording
 
-    async def _record_dirty(self, asked: Asked | None) -> set[Dirty]:
+    async def _record_dirty(self, asked: Asked | None, *, look: bool = False) -> set[Dirty]:
         """Record what is dirty, or everything; what of it could not be read yet. Where *asked* there is a point in any
-        case. A failure is told in `describe`, and all is tried again later. To be called with the mutex held."""
+        case. *look*: also where nothing is known to be dirty, as what git tracks may be other files now. A failure is
+        told in `describe`, and all is tried again later. To be called with the mutex held."""
         if self._ended or self.session is None:
             return set()
         work = self._noticed.take()
         claimed, self._asked = self._asked, None
-        if not work and asked is None and claimed is None:
+        if not work and not look and asked is None and claimed is None:
             return set()
         if claimed is not None and asked is not None:
             asked = claimed._replace(message=asked.message)

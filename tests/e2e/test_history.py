@@ -78,3 +78,19 @@ def test_diff_of_a_path_that_is_gone(shop: Bench) -> None:
     assert wrong.returncode == 1
     assert "'pasing/note' is neither a time nor a point nor a session" in wrong.stderr
     shop.check_sound()
+
+
+def test_what_git_tracks_from_now_on_is_in_the_next_point(shop: Bench) -> None:
+    """Though an ignore rule matches it, and nobody writes to it."""
+    shop.run("git init -q . && echo '*.o' > .gitignore && echo 1 > a.o && echo 2 > b.o")
+    assert not (snapshot(shop) / "a.o").exists()
+    shop.run("git add -f a.o")
+    point = snapshot(shop)
+    assert (point / "a.o").read_text() == "1\n"
+    assert not (point / "b.o").exists()
+    commit = "git -c user.name=a -c user.email=a@example.org commit -q -m"
+    shop.run(f"git add . && {commit} one && git rm -q a.o && {commit} two")
+    assert not (snapshot(shop) / "a.o").exists()
+    shop.run("git checkout -q HEAD~1")
+    assert (snapshot(shop) / "a.o").read_text() == "1\n"
+    shop.check_sound()

@@ -180,10 +180,12 @@ class Recorder:
             if dirty is None or self._stood_on.get(part.prefix) != _stands_on(part):
                 own = {b"": True}
                 whole += 1
-            if not own:
-                continue
             tracked = self._tracked.setdefault(part.prefix, TrackedPaths())
             tracked.look_at(partial(open_git_file, part, part.index, b"index"))
+            for path, is_directory in tracked.come().items():
+                own[path] = own.get(path, False) or is_directory
+            if not own:
+                continue
             beside = {b"": self._user_ignore()}
             layers = Layers(part, self._exclude, tracked, self._hidden, obey=self._obey, beside=beside)
             try:

@@ -1,7 +1,8 @@
 """What git's index knows: those paths are recorded though an ignore rule matches them.
 
 The index is looked into only when something is ignored, and taken apart only when a plain search says that the
-path may be in it. Formats: gitformat-index(5), versions 2 to 4. A split index is read as what it holds itself.
+path may be in it. What is not tracked is kept in mind: `git checkout` writes the index after the files, and
+`git add -f` nothing else. Formats: gitformat-index(5), versions 2 to 4. A split index is read as what it holds itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 INDEX_BYTES_MAX = 512 << 20
+_REFUSED_MAX = 4096
+"""Paths that are kept in mind."""
+_SEARCHED_BYTES_MAX = 64 << 20
+"""For more to be searched through the index is taken apart, which takes as long."""
 _HEADER = struct.Struct(">4sLL")
 _STAT_BYTES = 60
 _EXTENDED = 0x4000
@@ -30,6 +35,10 @@ class TrackedPaths:
         self._content = b""
         self._files: set[bytes] | None = None
         self._directories: set[bytes] = set()
+        self._refused: dict[bytes, bool] = {}
+        """What was asked for and is not tracked, to whether it is a directory."""
+        self._refused_by: tuple[int, ...] | None = None
+        """The index that said so."""
 
     def look_at(self, open_index: Callable[[], int | None]) -> TrackedPaths:
         """Look again when next asked; *open_index* gives a descriptor, or None where there is no index."""
@@ -39,14 +48,42 @@ class TrackedPaths:
 
     def has(self, path: bytes) -> bool:
         """Whether the file *path* is tracked."""
-        return self._may_have(path) and path in self._parsed()
+        return (self._may_have(path) and path in self._parsed()) or self._refuse(path, is_directory=False)
 
     def has_below(self, directory: bytes) -> bool:
         """Whether some file below *directory* is tracked."""
-        if not self._may_have(directory + b"/"):
-            return False
-        self._parsed()
-        return directory in self._directories
+        if self._may_have(directory + b"/"):
+            self._parsed()
+            if directory in self._directories:
+                return True
+        return self._refuse(directory, is_directory=True)
+
+    def _refuse(self, path: bytes, *, is_directory: bool) -> bool:
+        if len(self._refused) >= _REFUSED_MAX and path not in self._refused:
+            del self._refused[next(iter(self._refused))]
+        self._refused[path] = is_directory
+        return False
+
+    def come(self) -> dict[bytes, bool]:
+        """What was asked for, was not tracked, and is now, to whether it is a directory. Told once."""
+        if not self._refused:
+            return {}
+        self._read()
+        if self._identity == self._refused_by:
+            return {}
+        self._refused_by = self._identity
+        known = self._files is not None or len(self._refused) * len(self._content) > _SEARCHED_BYTES_MAX
+        if not known and not any(self._may_have(path) for path in self._refused):
+            return {}
+        files = self._parsed()
+        come = {
+            path: is_directory
+            for path, is_directory in self._refused.items()
+            if path in (self._directories if is_directory else files)
+        }
+        for path in come:
+            del self._refused[path]
+        return come
 
     def _may_have(self, text: bytes) -> bool:
         self._read()

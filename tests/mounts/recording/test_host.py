@@ -101,6 +101,10 @@ def test_what_the_index_tracks_is_recorded_in_spite_of_the_rules(workspace: Work
     (workspace.root / "out/deep/not").write_text("changed")
     recorded = workspace.record(b"out/deep/kept", b"out/deep/not", b"b.log")
     assert recorded.paths == (b"out/deep/kept",)
+    git(workspace.root, "add", "-f", "b.log", "out/other")
+    git(workspace.root, "update-index", "--index-version", version)
+    assert workspace.record_all([]).paths == (b"b.log", b"out/other", b"out/other/not"), "nobody told of the files"
+    assert workspace.record_all([]).paths == ()
 
 
 def test_ignored_says_that_gitignore_does_not_count(tmp_path: Path) -> None:
