@@ -71,7 +71,7 @@ class LiveRecording:
     def __init__(self, live: LiveWorkspace, surroundings: Surroundings) -> None:
         self._live = live
         self._around = surroundings
-        self._noticed = Noticed(surroundings.owner, surroundings.tell_open)
+        self._noticed = Noticed(surroundings.owner, surroundings.tell_open, surroundings.being_written)
         self._maker = PointMaker(live, surroundings, self._noticed.outside.watch)
         self.points = self._maker.points
         self.session: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ import trio
 from clivefs.mounts.applying import within
 from clivefs.mounts.assembly.entry import Mounted
 from clivefs.mounts.assembly.recorded import LivePart, live_part
-from clivefs.mounts.journal import Journal
+from clivefs.mounts.journal import Journal, places_of
 from clivefs.mounts.recording.outside import OutsideWatch
 from clivefs.mounts.recording.parts import Dirty, Part, join
-from clivefs.mounts.tree import Owner, Tree
+from clivefs.mounts.tree import Node, Owner, Tree
 
 QUIET_S = 0.025
 BEHIND_S = 0.25
@@ -46,10 +46,14 @@ class Work(NamedTuple):
 class Noticed:
     """Notices what changes in one workspace, and when. For the loop's thread."""
 
-    def __init__(self, owner: Owner, tell_open: Callable[[], None]) -> None:
-        """*tell_open*: has the journals told of what was written to files that are still open."""
+    def __init__(
+        self, owner: Owner, tell_open: Callable[[], None], being_written: Callable[[], Iterable[Node]]
+    ) -> None:
+        """*tell_open*: has the journals told of what was written to files that are still open; *being_written*: which
+        those are."""
         self._owner = owner
         self._tell_open = tell_open
+        self._being_written = being_written
         self.outside = OutsideWatch()
         self._parts: dict[bytes, LivePart] = {}
         self._left = Work({}, True, False, False)
@@ -163,7 +167,7 @@ class Noticed:
         self.hear()  # so that the echo of what the journals tell of is not looked at once more
         self.is_noted = False
         if self._left.dirty:
-            self._tell_open()  # what was heard of a file that is open may have come through the mount
+            self._leave_open_files()
         left, self._left = self._left, Work({}, False, False, False)
         by_mount = left.by_mount
         for prefix, part in self._parts.items():
@@ -177,6 +181,15 @@ class Noticed:
             if changes.everything:
                 left.dirty[Dirty(prefix, b"", True)] = None
         return left._replace(by_mount=by_mount)
+
+    def _leave_open_files(self) -> None:
+        """What is heard of a file that somebody writes to through the mount is the echo of that: its journal is told
+        when he closes it, or after a few seconds. A save is not recorded while it is half done."""
+        for node in self._being_written():
+            for prefix, part in self._parts.items():
+                if part.tree is node.tree:
+                    for path in places_of(node):
+                        self._left.dirty.pop(Dirty(prefix, path), None)
 
     def give_back(self, work: Work) -> None:
         """*work* was not recorded."""

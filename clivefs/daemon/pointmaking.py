@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from clivefs.mounts.recording.parts import Dirty, Part
 from clivefs.mounts.recording.recorder import Recorded, Recorder
 from clivefs.mounts.recording.scan import Watch
 from clivefs.mounts.recording.statcache import Shown, StatCache
-from clivefs.mounts.tree import Owner
+from clivefs.mounts.tree import Node, Owner
 from clivefs.objects.encode import EMPTY_TREE
 from clivefs.objects.store import Store
 
@@ -39,6 +39,8 @@ class Surroundings(NamedTuple):
     hidden: Hidden
     tell_open: Callable[[], None]
     """Has the journals told of what was written to files that are still open."""
+    being_written: Callable[[], Iterable[Node]]
+    """Which files those are."""
     asked_s: Callable[[], float]
     """When somebody last asked the mount something, by the monotonic clock."""
     user_ignore: str

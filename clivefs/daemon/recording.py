@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -17,7 +17,7 @@ from clivefs.mounts.points.index import IndexedPoint
 from clivefs.mounts.points.moments import Moment
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.layers import Hidden
-from clivefs.mounts.tree import Owner
+from clivefs.mounts.tree import Node, Owner
 from clivefs.objects.store import Store
 
 _OPEN_S = 3.0
@@ -35,14 +35,15 @@ class Recording:
         *,
         hidden: Hidden,
         tell_open: Callable[[], None],
+        being_written: Callable[[], Iterable[Node]],
         asked_s: Callable[[], float],
         user_ignore: str,
     ) -> None:
-        """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open.
-        *asked_s*: when somebody last asked the mount something, by the monotonic clock. *user_ignore*: see
-        `Settings`."""
+        """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open;
+        *being_written*: which those are. *asked_s*: when somebody last asked the mount something, by the monotonic
+        clock. *user_ignore*: see `Settings`."""
         self._surroundings = Surroundings(
-            store, owner, mountpoint, socket.gethostname(), hidden, tell_open, asked_s, user_ignore
+            store, owner, mountpoint, socket.gethostname(), hidden, tell_open, being_written, asked_s, user_ignore
         )
         self._of: dict[str, LiveRecording] = {}
         self._nursery: trio.Nursery | None = None

@@ -148,6 +148,7 @@ class Daemon:
             settings.mountpoint,
             hidden=self.workspaces.hidden.is_hidden,
             tell_open=self.operations.tell_open,
+            being_written=self.operations.being_written,
             asked_s=lambda: self.transport.asked_s,
             user_ignore=settings.user_ignore,
         )

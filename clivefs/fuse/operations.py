@@ -325,6 +325,10 @@ class Operations:
         for opened in self._files.values():
             self._tell(opened)
 
+    def being_written(self) -> list[Node]:
+        """The files that are open and of which the journals were not told yet what was written."""
+        return [opened.node for opened in self._files.values() if opened.written]
+
     # Directories
 
     def opendir(self, nodeid: int) -> int:

@@ -65,7 +65,7 @@ class Journal:
             self._left_names.update(_paths_of(node, self._names.pop(node)))
         if node in self._nodes:
             del self._nodes[node]
-            self._left.update(_places(node))
+            self._left.update(places_of(node))
 
     def __bool__(self) -> bool:
         return bool(self._names or self._nodes or self._left_names or self._left or self._everything)
@@ -83,7 +83,7 @@ class Journal:
     def peek(self) -> Taken:
         """All of it; the journal stays as it is."""
         names = self._left_names.union(*(_paths_of(directory, found) for directory, found in self._names.items()))
-        paths = names.union(self._left, *(_places(node) for node in self._nodes))
+        paths = names.union(self._left, *(places_of(node) for node in self._nodes))
         return Taken(frozenset(paths), frozenset(names), self._everything)
 
 
@@ -95,7 +95,8 @@ def _paths_of(directory: Node, names: Iterable[bytes]) -> list[bytes]:
     return [above + b"/" + name for name in names] if above else list(names)
 
 
-def _places(node: Node) -> list[bytes]:
+def places_of(node: Node) -> list[bytes]:
+    """Every path of *node* in its tree."""
     if node.removed:
         return []
     if node.parent is None:

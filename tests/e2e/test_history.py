@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 import pytest
@@ -93,4 +94,19 @@ def test_what_git_tracks_from_now_on_is_in_the_next_point(shop: Bench) -> None:
     assert not (snapshot(shop) / "a.o").exists()
     shop.run("git checkout -q HEAD~1")
     assert (snapshot(shop) / "a.o").read_text() == "1\n"
+    shop.check_sound()
+
+
+def test_a_slow_save_is_one_point(shop: Bench) -> None:
+    """In a directory that is written through too, whose own events tell of the file while it is empty."""
+    for name in ("plain.txt", "over/one.txt"):
+        before = snapshot(shop)
+        with open(shop.live / name, "w") as file:
+            time.sleep(0.5)
+            file.write("half")
+            file.flush()
+            time.sleep(0.5)
+            file.write(" whole\n")
+        told = listed(shop, "--since", before.name, name)
+        assert [(shop.live / ".clive/at" / each["name"] / name).read_text() for each in told] == ["half whole\n"]
     shop.check_sound()
