@@ -118,9 +118,14 @@ class LiveChanges:
         finally:
             with trio.CancelScope(shield=True):
                 for applying in applyings.values():
-                    while await _waiting(applying.let_go):
-                        await trio.lowlevel.checkpoint()
-                    await trio.to_thread.run_sync(applying.sweep, self._trash.take)
+                    try:
+                        for name in await trio.to_thread.run_sync(applying.rescue):
+                            log.warning("%s: a directory took the place of a file just then: it is %s", live.name, name)
+                        while await _waiting(applying.let_go):
+                            await trio.lowlevel.checkpoint()
+                        await trio.to_thread.run_sync(applying.sweep, self._trash.take)
+                    except OSError as error:  # `finish` tries once more
+                        log.warning("%s: old files are left for now: %s", live.name, error)
                     self._trash.wake()
                     FAULTS.hit("apply.swept")
                     self._caches.forget_names(await _waiting(applying.finish))
@@ -145,12 +150,14 @@ class LiveChanges:
             raise ChangedMeanwhile
         from_ns = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)  # what files' change times are taken from
         for path, applying in applyings.items():
-            affected = applying.publish()
-            self._caches.forget_names(each for each in affected if self._may_be_known(each))
-            journal = _tree(live, path).journal
-            if journal is not None:
-                for parent, name, _ in affected:
-                    journal.name(parent, name)
+            try:
+                applying.publish()
+            finally:  # whatever of it was done
+                self._caches.forget_names(each for each in applying.affected if self._may_be_known(each))
+                journal = _tree(live, path).journal
+                if journal is not None:
+                    for parent, name, _ in applying.affected:
+                        journal.name(parent, name)
         files = {key: made for applying in applyings.values() for key, made in applying.made.items()}
         shown(Shown(from_ns, time.time_ns(), files))
 

@@ -93,6 +93,8 @@ def _config_among(live: LiveWorkspace, targets: Sequence[Target], reader: Joined
         old = new = ownconfig.read_text(live)
         if CONFIG in wanted:
             new = _text(wanted[CONFIG], reader, live.settings.file)
+        if new == old and LOCK not in wanted:
+            return None  # its permissions are others, say
         check_stays(live, config.parse(new, file=live.settings.file, root=live.root))
         locked: lockfile.Lock | None = None
         if LOCK in wanted:

@@ -127,7 +127,7 @@ class LiveRecording:
                 await self._noticed.wait_for_quiet()
                 if self.session is not None:
                     async with self._mutex:
-                        await self._record_dirty(None)
+                        await self._record_dirty(None, open_too=False)
 
     async def _follow_settings(self) -> None:
         """Begin or end, as `[sessions] record` says."""
@@ -314,13 +314,14 @@ class LiveRecording:
 
     # One recording
 
-    async def _record_dirty(self, asked: Asked | None, *, look: bool = False) -> set[Dirty]:
+    async def _record_dirty(self, asked: Asked | None, *, look: bool = False, open_too: bool = True) -> set[Dirty]:
         """Record what is dirty, or everything; what of it could not be read yet. Where *asked* there is a point in any
-        case. *look*: also where nothing is known to be dirty, as what git tracks may be other files now. A failure is
-        told in `describe`, and all is tried again later. To be called with the mutex held."""
+        case. *look*: also where nothing is known to be dirty, as what git tracks may be other files now. *open_too*:
+        see `Noticed.take`. A failure is told in `describe`, and all is tried again later. To be called with the mutex
+        held."""
         if self._ended or self.session is None:
             return set()
-        work = self._noticed.take()
+        work = self._noticed.take(open_too=open_too)
         claimed, self._asked = self._asked, None
         if not work and not look and asked is None and claimed is None:
             return set()

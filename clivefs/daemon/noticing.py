@@ -162,13 +162,20 @@ class Noticed:
             if not (self.is_noted and any(part.tree.journal for part in self._parts.values())):
                 self.note()
 
-    def take(self) -> Work:
-        """What is dirty now; it is not known here any more, but while `parts_of` it is in use."""
+    def take(self, *, open_too: bool) -> Work:
+        """What is dirty now; it is not known here any more, but while `parts_of` it is in use. *open_too*: also files
+        that somebody writes to through the mount. Otherwise what is heard of those is most likely the echo of that, and
+        stays: their journals are told when he closes them, or after a few seconds, so no save is half recorded."""
         self.hear()  # so that the echo of what the journals tell of is not looked at once more
         self.is_noted = False
-        if self._left.dirty:
-            self._leave_open_files()
-        left, self._left = self._left, Work({}, False, False, False)
+        held: dict[Dirty, None] = {}
+        if self._left.dirty and open_too:
+            self._tell_open()  # what was heard of them may have come through the mount
+        elif self._left.dirty:
+            held = {each: None for each in self._open_files() if each in self._left.dirty}
+        left, self._left = self._left, Work(held, False, False, False)
+        for each in held:
+            del left.dirty[each]
         by_mount = left.by_mount
         for prefix, part in self._parts.items():
             journal = part.tree.journal
@@ -182,14 +189,11 @@ class Noticed:
                 left.dirty[Dirty(prefix, b"", True)] = None
         return left._replace(by_mount=by_mount)
 
-    def _leave_open_files(self) -> None:
-        """What is heard of a file that somebody writes to through the mount is the echo of that: its journal is told
-        when he closes it, or after a few seconds. A save is not recorded while it is half done."""
+    def _open_files(self) -> Iterator[Dirty]:
         for node in self._being_written():
             for prefix, part in self._parts.items():
                 if part.tree is node.tree:
-                    for path in places_of(node):
-                        self._left.dirty.pop(Dirty(prefix, path), None)
+                    yield from (Dirty(prefix, path) for path in places_of(node))
 
     def give_back(self, work: Work) -> None:
         """*work* was not recorded."""

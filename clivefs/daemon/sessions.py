@@ -28,7 +28,7 @@ from clivefs.mounts.points.facts import point_facts
 from clivefs.mounts.points.moments import Moment
 from clivefs.mounts.points.objects import past_objects
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.points.undo import Position, note_position, redone, undone
+from clivefs.mounts.points.undo import Position, note_pair, note_position, redone, undone
 from clivefs.objects.store import Store
 
 _ATTEMPTS_MAX = 8
@@ -134,14 +134,14 @@ class Sessions:
                 after = await self._recording.snapshot(live)
                 result["after"] = point_facts(after)
                 if first is not None:
-                    position = Position(after.oid, after.oid, (), first.oid)
-                    await trio.to_thread.run_sync(note_position, self._store, live.id, position)
+                    await trio.to_thread.run_sync(note_pair, self._store, live.id, after.oid, first.oid)
                 return result
             first = before  # What is mounted is what it was then; what differs in that comes now, in another point.
         raise ClivefsError(
             "what is to be changed is being written to all the time",
             place=live.name,
-            remedy="end what writes there first; nothing was changed",
+            remedy="end what writes there first; "
+            + ("nothing was changed" if first is None else "until now only what is mounted was changed"),
         )
 
 

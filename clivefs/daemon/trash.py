@@ -29,7 +29,10 @@ class Trash:
 
     def take(self, parent_fd: int, name: bytes) -> bool:
         """Take the directory *name* away from where it is, if that is possible. For threads; `wake` then."""
-        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
         try:
             os.rename(name, os.urandom(8).hex().encode(), src_dir_fd=parent_fd, dst_dir_fd=fd)
         except OSError:  # another filesystem, most likely

@@ -36,6 +36,8 @@ STAGING = b".clive-new-"
 _BEGUN = b".begun"
 _REMOVED_MAX = 64
 """Old files that are removed before others have their turn."""
+_COMPARED_BYTES_MAX = 1 << 20
+"""Of a file that is in the way, to see whether it is the very file that is to be there."""
 _LISTED_MIN = 8
 """For so many changes in a directory its names are listed; for fewer they are looked up."""
 
@@ -107,6 +109,10 @@ class Applying:
         self._steps: list[Step] = []
         self.made: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         """Of the regular files that `make` has made, as `statcache.Shown` has them."""
+        self.affected: list[Affected] = []
+        """What `publish` has changed by now."""
+        self._taken = False
+        """The staging directory is elsewhere."""
         self._new: set[bytes] = set()
         self._there: dict[bytes, int] = {}
         """What `check` found at the path of each step: a kind, 0 for nothing."""
@@ -221,14 +227,38 @@ class Applying:
         self._staging()
         self._there = self._look()
         leaving = {step.path for step in self._steps if not stat.S_ISDIR(step.mode)}
+        same: set[bytes] = set()
         for step in self._steps:
             there = self._there[step.path]
             if there and step.path in self._new and not (stat.S_ISDIR(there) and stat.S_ISDIR(step.mode)):
-                raise refuse(errno.EEXIST, step.path)
+                if not self._is_the_same(step):
+                    raise refuse(errno.EEXIST, step.path)
+                same.add(step.path)
             if step.mode and stat.S_ISDIR(self._there[step.path]) and not stat.S_ISDIR(step.mode):
                 directory = self._directory(step.path)
                 if directory is not None:
                     self._refuse_kept(directory, step.path, leaving)
+        self._steps = [step for step in self._steps if step.path not in same]
+
+    def _is_the_same(self, step: Step) -> bool:
+        """Whether a file that nothing is known of has the content that it is to have."""
+        parent = self._directory(step.path.rpartition(b"/")[0])
+        found = self._child(parent, step.path.rpartition(b"/")[2]) if parent is not None else None
+        staged = self._child(self._staging(), step.staged) if step.staged else None
+        if found is None or staged is None or stat.S_IFMT(found[1].mode) != stat.S_IFMT(staged[1].mode):
+            return False
+        if stat.S_ISLNK(found[1].mode):
+            return self._tree.readlink(found[0]) == self._tree.readlink(staged[0])
+        if not stat.S_ISREG(found[1].mode) or found[1].size != staged[1].size or found[1].size > _COMPARED_BYTES_MAX:
+            return False
+        return self._content(found[0], found[1].size) == self._content(staged[0], staged[1].size)
+
+    def _content(self, node: Node, size: int) -> bytes:
+        file = self._tree.open(node, os.O_RDONLY)
+        try:
+            return bytes(file.read(0, size))
+        finally:
+            file.close()
 
     def _look(self) -> dict[bytes, int]:
         """What is at the path of each step: a kind, 0 for nothing."""
@@ -267,7 +297,7 @@ class Applying:
     def publish(self) -> list[Affected]:
         """Do it: one span, which begins with `check` unless this is resumed. What was done before a crash is found
         done."""
-        affected: list[Affected] = []
+        affected = self.affected
         self._directories.clear()
         if self._begun_ns is None:
             self._tree.rename(self._tree.root, self.staging, self._tree.root, self._begun, 0)
@@ -355,7 +385,7 @@ class Applying:
 
     def _is_of_others(self, attr: Attr) -> bool:
         """Whether somebody has changed a file after the crash that we finish the work of."""
-        return self._begun_ns is not None and attr.mtime_ns > self._begun_ns
+        return self._begun_ns is not None and max(attr.mtime_ns, attr.ctime_ns) > self._begun_ns
 
     def _make_directories(self, path: bytes, affected: list[Affected]) -> Node:
         node = self._directory(path)
@@ -373,21 +403,27 @@ class Applying:
         node = self._directory(step.path)
         if node is None:
             return
+        if step.xattrs is not None:
+            self._set_xattrs(node, dict(step.xattrs))
         attr = self._tree.getattr(node)
         if stat.S_IMODE(attr.mode) != stat.S_IMODE(step.mode):
             self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(step.mode)), None)
-        if step.xattrs is not None:
-            self._set_xattrs(node, dict(step.xattrs))
         if step.mtime_ns is not None:
             self._tree.setattr(node, SetAttr(mtime_ns=step.mtime_ns), None)
 
     def _set_xattrs(self, node: Node, wanted: dict[bytes, bytes]) -> None:
         """Let *node* have these user attributes and no others."""
-        there = {name for name in self._tree.listxattr(node) if name.startswith(b"user.")}
-        for name in there - wanted.keys():
+        names = [name for name in self._tree.listxattr(node) if name.startswith(b"user.")]
+        there = {name: self._tree.getxattr(node, name) for name in names}
+        if there == wanted:
+            return
+        mode = stat.S_IMODE(self._tree.getattr(node).mode)
+        if not mode & 0o200:  # only who may write sets attributes; the permissions come afterwards
+            self._tree.setattr(node, SetAttr(mode=mode | 0o200), None)
+        for name in there.keys() - wanted.keys():
             self._tree.removexattr(node, name)
         for name, value in wanted.items():
-            if name not in there or self._tree.getxattr(node, name) != value:
+            if there.get(name) != value:
                 self._tree.setxattr(node, name, value)
 
     def _directory(self, path: bytes) -> Node | None:
@@ -419,6 +455,11 @@ class Applying:
 
     # The end
 
+    def rescue(self) -> list[str]:
+        """Move directories out of the staging directory, which others have put in the place of a file in the moment
+        before it changed places with the new one; where they are now, below the tree's root. For a thread."""
+        return [os.fsdecode(name) for name in self._host.rescue()] if self._host is not None else []
+
     def let_go(self) -> bool:
         """Remove some of the old files on the host that a node is known of; whether there are more."""
         if self._host is None or self._stage is None:
@@ -434,12 +475,15 @@ class Applying:
         if self._host is None or self._stage is None:
             return
         known = frozenset(self._stage.children or ())  # there are some again where others look into it
-        if known or not self._host.give((self._begun, self.staging), take):
+        self._taken = not known and self._host.give((self._begun, self.staging), take)
+        if not self._taken:
             self._host.sweep(known)
 
     def finish(self) -> list[Affected]:
         """Remove the staging directory and what is left in it, and let go of everything."""
         affected: list[Affected] = []
+        if not self._taken:
+            self.rescue()
         for name in (self.staging, self._begun):
             found = self._child(self._tree.root, name)
             if found is None:

@@ -41,17 +41,17 @@ class HostStaging:
     ) -> os.stat_result:
         """Make a regular file, which *write* fills by its descriptor; its stat, but for times and permissions that were
         asked for. *mode*: permission bits. *owner*: user and group, where they are to be others. OSError."""
-        fd = os.open(name, _FLAGS, mode & 0o777, dir_fd=self._fd)
+        fd = os.open(name, _FLAGS, mode & 0o777 | 0o200, dir_fd=self._fd)  # attributes are set by who may write
         try:
             write(fd)
             st = os.fstat(fd)
             uid, gid = self._ids(st, *owner)
             if (uid, gid) != (_KEEP, _KEEP):
                 os.chown(fd, uid, gid)
-            if stat.S_IMODE(st.st_mode) != mode or mode & 0o6000:  # an ACL, or what chown(2) takes away
-                os.chmod(fd, mode)
             for attribute, value in xattrs:
                 os.setxattr(fd, attribute, value)
+            if stat.S_IMODE(st.st_mode) != mode or mode & 0o6000:  # an ACL, or what chown(2) takes away
+                os.chmod(fd, mode)
             if mtime_ns is not None:
                 os.utime(fd, ns=(st.st_atime_ns, mtime_ns))
             return st
@@ -73,6 +73,25 @@ class HostStaging:
             return os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_ino
         except FileNotFoundError:
             return 0
+
+    def rescue(self) -> list[bytes]:
+        """Move directories, which are nothing of ours, out to where this one is; their names there. For a thread."""
+        own = os.open(proc_path(self._fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        kept: list[bytes] = []
+        try:
+            with os.scandir(own) as listing:
+                names = [os.fsencode(entry.name) for entry in listing if entry.is_dir(follow_symlinks=False)]
+            if names:
+                parent = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=own)
+                try:
+                    for name in names:
+                        kept.append(b"clive-kept-" + os.urandom(6).hex().encode())
+                        os.rename(name, kept[-1], src_dir_fd=own, dst_dir_fd=parent)
+                finally:
+                    os.close(parent)
+        finally:
+            os.close(own)
+        return kept
 
     def give(self, names: Sequence[bytes], take: Callable[[int, bytes], bool]) -> bool:
         """Give the directory away, which has one of *names*, with all that is in it; whether *take* took it (told the

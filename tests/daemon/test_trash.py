@@ -51,4 +51,6 @@ def test_what_cannot_be_moved_is_left(place: Path) -> None:
     parent = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
     assert not Trash(os.fspath(place / "trash")).take(parent, b"task")
     assert os.listdir(place / "trash") == []
+    (place / "trash").rmdir()
+    assert not Trash(os.fspath(place / "trash")).take(parent, b"task")
     os.close(parent)

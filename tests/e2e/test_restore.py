@@ -222,6 +222,17 @@ def test_a_name_that_there_never_was_is_told_beside_others(edited: Bench) -> Non
     assert {each["path"]: each["status"] for each in told["changes"]}["d/link"] == "T"
 
 
+def test_a_file_that_is_ignored_now_but_the_same_is_in_nobodys_way(shop: Bench) -> None:
+    (shop.live / "a.log").write_text("recorded\n")
+    snapshot(shop)
+    (shop.live / ".gitignore").write_text("*.log\n")
+    snapshot(shop)
+    shop.cli("undo")
+    assert not (shop.live / ".gitignore").exists()
+    assert (snapshot(shop) / "a.log").read_text() == "recorded\n"
+    shop.check_sound()
+
+
 def test_open_files_keep_what_they_opened(edited: Bench) -> None:
     spoil(edited)
     with open(edited.live / "plain.txt") as held:

@@ -107,9 +107,29 @@ def test_what_lies_in_an_entry_of_then_is_brought_back_in_one_command(attached: 
     assert contents(attached.live) == then
     assert {"path": "data/mine/work.txt", "status": "M"} in told["changes"]
     assert (attached.base / "mine/work.txt").read_text() == "mine\n"
+    for command in ("undo", "redo", "undo"):
+        attached.cli(command)
+        assert entries(attached).keys() == ({"lib/thing"} if command == "undo" else {"data/mine", "lib/thing"})
+    attached.cli("redo")
+    (attached.live / "plain.txt").write_text("later\n")
+    snapshot(attached)
+    attached.cli("undo")
+    assert contents(attached.live) == then
     attached.cli("undo")
     assert entries(attached).keys() == {"lib/thing"}
     attached.check_sound()
+
+
+def test_permissions_of_the_config_come_back(bench: Bench) -> None:
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.mount()
+    then = id_of(bench)
+    (bench.live / "Clive.toml").chmod(0o600)
+    snapshot(bench)
+    bench.cli("restore", ".", "--at", then)
+    assert (bench.root / "Clive.toml").stat().st_mode & 0o777 == 0o644
+    assert "nothing differs" in bench.cli("restore", ".", "--at", then).stdout
+    bench.check_sound()
 
 
 def test_a_path_in_an_entry_that_was_not_there_is_refused(attached: Bench) -> None:

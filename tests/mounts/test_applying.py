@@ -268,6 +268,65 @@ def test_old_files_go_as_a_whole_where_they_can(tmp_path: Path, takes: bool, kno
     tree.close()
 
 
+class IntrudedTree(HostTree):
+    """A host tree in which somebody puts a directory in the place of a file just before that changes places."""
+
+    intruder: Path | None = None
+
+    def rename(self, src: Node, name: bytes, dst: Node, new_name: bytes, flags: int) -> None:
+        if new_name == b"f3" and self.intruder is not None:
+            (self.intruder / "f3").unlink()
+            (self.intruder / "f3").mkdir()
+            (self.intruder / "f3/precious").write_text("nobody has recorded it")
+        super().rename(src, name, dst, new_name, flags)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_a_directory_that_came_just_then_is_not_removed(tmp_path: Path, count: int) -> None:
+    place, trash = tmp_path / "tree", tmp_path / "trash"
+    place.mkdir()
+    trash.mkdir()
+    table = NodeTable()
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    tree = IntrudedTree(fd, table, entry=b"test", writable=True, hidden=lambda identity, name: False)
+    for number in range(count):
+        (place / f"f{number}").write_text("old")
+    applying = Applying(tree, table, OWNER)
+    assert applying.takes_files_of_threads()
+    for number in range(count):
+        applying.make(Wanted(b"f%d" % number, FILE), bytes(20), writer(b"new"))
+    applying.check()
+    tree.intruder = place
+    applying.publish()
+    (kept,) = applying.rescue()
+    while applying.let_go():
+        pass
+    applying.sweep(lambda parent, name: os.rename(name, trash / "taken", src_dir_fd=parent) is None)
+    applying.finish()
+    assert (place / kept / "precious").read_text() == "nobody has recorded it"
+    assert (place / "f3").read_text() == "new"
+    assert not [name for name in os.listdir(place) if name.startswith(os.fsdecode(STAGING))]
+    tree.close()
+
+
+def test_the_very_file_is_not_in_the_way(tree: Tree) -> None:
+    apply(tree, {b"same": (FILE, b"content"), b"other": (FILE, b"content")})
+    table: NodeTable = tree.table  # type: ignore[attr-defined]
+    node = tree.lookup(tree.root, b"same")[0]
+    applying = Applying(tree, table, OWNER)
+    applying.stage(Wanted(b"same", FILE, is_new=True), b"content")
+    applying.check()
+    applying.publish()
+    applying.finish()
+    assert tree.lookup(tree.root, b"same")[0] is node
+    applying = Applying(tree, table, OWNER)
+    applying.stage(Wanted(b"other", FILE, is_new=True), b"another")
+    with pytest.raises(FileExistsError):
+        applying.check()
+    applying.finish()
+    assert content(tree) == {b"same": (FILE, b"content"), b"other": (FILE, b"content")}
+
+
 def test_steps_of_an_older_version_are_read() -> None:
     """They have no inode numbers."""
     steps = decode_steps(msgspec.msgpack.encode([1, b".clivefs-new-x", [[b"a", FILE, None, b"0"]]]))

@@ -8,6 +8,7 @@ long as the newest point is the one that the last undo or redo made: whatever el
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from clivefs.base.errors import ClivefsError
@@ -18,6 +19,8 @@ from clivefs.mounts.points.point import Point
 from clivefs.objects.interface import ObjectStore
 
 _NAMESPACE = "undo"
+_PAIRS = "undo-pairs"
+_PAIRS_MAX = 100
 
 
 class Position(NamedTuple):
@@ -29,8 +32,6 @@ class Position(NamedTuple):
     """The point whose state it is."""
     redo: tuple[bytes, ...]
     """What can be taken back, the next one last."""
-    before: bytes | None = None
-    """What the next undo leads to, where that is not the point before `at`: a restore was more than one point."""
 
 
 def note_position(store: ObjectStore, workspace_id: str, position: Position) -> None:
@@ -39,7 +40,6 @@ def note_position(store: ObjectStore, workspace_id: str, position: Position) -> 
         "after": position.after.hex(),
         "at": position.at.hex(),
         "redo": [oid.hex() for oid in position.redo],
-        "before": position.before.hex() if position.before is not None else None,
     }
     with store.batch() as batch:
         batch.meta_put(_NAMESPACE, workspace_id.encode(), json.dumps(record).encode())
@@ -51,9 +51,21 @@ def _position(store: ObjectStore, workspace_id: str, head: Point) -> Position:
         facts = json.loads(record)
         if facts["after"] == head.oid.hex():
             redo = tuple(bytes.fromhex(oid) for oid in facts["redo"])
-            before = bytes.fromhex(facts["before"]) if facts.get("before") else None
-            return Position(head.oid, bytes.fromhex(facts["at"]), redo, before)
+            return Position(head.oid, bytes.fromhex(facts["at"]), redo)
     return Position(head.oid, head.oid, ())
+
+
+def note_pair(store: ObjectStore, workspace_id: str, after: bytes, before: bytes) -> None:
+    """Remember that going from the point *before* to *after* was one command, with another point in between, which no
+    undo leads to; durable. The last `_PAIRS_MAX` of a workspace are known."""
+    pairs = [*_pairs(store, workspace_id).items(), (after, before)][-_PAIRS_MAX:]
+    with store.batch() as batch:
+        batch.meta_put(_PAIRS, workspace_id.encode(), json.dumps([[a.hex(), b.hex()] for a, b in pairs]).encode())
+
+
+def _pairs(store: ObjectStore, workspace_id: str) -> dict[bytes, bytes]:
+    record = store.meta_get(_PAIRS, workspace_id.encode())
+    return {bytes.fromhex(a): bytes.fromhex(b) for a, b in json.loads(record)} if record is not None else {}
 
 
 def undone(
@@ -64,10 +76,9 @@ def undone(
     position = _position(store, workspace_id, head)
     redo = list(position.redo)
     point = points.load(position.at)
-    skipping = position.before if position.before is not None and points.by_oid(position.before) else None
+    pairs = _pairs(store, workspace_id)
     for _ in range(count):
-        before = points.load(skipping) if skipping is not None else _changed_before(points, reader, point)
-        skipping = None
+        before = _changed_before(points, reader, point, pairs)
         if before is None:
             raise ClivefsError(
                 "there is nothing to undo" if point.oid == position.at else "there are not so many points before",
@@ -78,11 +89,12 @@ def undone(
     return point, tuple(redo)
 
 
-def _changed_before(points: Points, reader: JoinedObjects, point: Point) -> Point | None:
+def _changed_before(points: Points, reader: JoinedObjects, point: Point, pairs: Mapping[bytes, bytes]) -> Point | None:
     """The nearest point before *point* that is another state, not counting times."""
     before: Point | None = point
     while before is not None and _is_same(reader, before, point):
-        before = points.before(before)
+        paired = pairs.get(before.oid)
+        before = points.load(paired) if paired is not None and points.by_oid(paired) else points.before(before)
     return before
 
 

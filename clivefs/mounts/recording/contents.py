@@ -75,15 +75,16 @@ class Contents:
         link = _link(group, st.st_ino) if st.st_nlink > 1 and group is not None else 0
         kind = stat.S_IFMT(mode)
         if kind == stat.S_IFREG:
-            if row is None or not row.tells_of(st):
-                known, kept = self._shown(st), None
-                if known is not None and is_settled(st, self._clock.now_ns()):
-                    kept = known
-            else:
-                known = kept = row
+            known = row if row is not None and row.tells_of(st) else None
+            shown = self._shown(st) if known is None else None
             if known is not None and self._store.has(known.oid):
-                oid, row = known.oid, kept
+                oid = known.oid
                 xattrs = _of_file(lambda: read_xattrs(xattr_path(dir_fd, name))) if known.has_xattrs else ()
+            elif shown is not None and self._store.has(shown.oid):
+                oid = shown.oid
+                xattrs = _of_file(lambda: read_xattrs(xattr_path(dir_fd, name)))
+                settled = is_settled(st, self._clock.now_ns())
+                row = shown._replace(has_xattrs=1 if xattrs else 0) if settled else None
             else:
                 st, oid, xattrs, row = self._content(dir_fd, name, st, row)
                 mode = st.st_mode

@@ -73,10 +73,11 @@ class Row(NamedTuple):
 
 class Shown(NamedTuple):
     """Files that we made where nobody else can reach, with content that we know, and that were then shown by renames:
-    `Applying.publish`. By (st_dev, st_ino): size, mtime in ns, and object name. None has user extended attributes.
+    `Applying.publish`. By (st_dev, st_ino): size, mtime in ns, and object name.
 
-    The renames changed the change times, to between *from_ns* and *until_ns*. A file whose change time lies there is
-    as we made it, unless somebody has written to it in that very moment and set size and time back."""
+    The renames changed the change times, to between *from_ns* and *until_ns*. A file whose change time lies there has
+    the content that we made it with, unless somebody has written to it in that very moment and set size and time back.
+    Its attributes may be others: to set them changes neither."""
 
     from_ns: int
     until_ns: int
@@ -167,7 +168,7 @@ class StatCache:
             self._shown = shown
 
     def shown(self, st: os.stat_result) -> Row | None:
-        """The row of a file with this stat that was just shown; told once."""
+        """The row of a file with this stat that was just shown, but for its attributes; told once."""
         shown = self._shown
         if not shown.files or not shown.from_ns <= st.st_ctime_ns <= shown.until_ns:
             return None

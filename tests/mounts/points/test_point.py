@@ -43,7 +43,7 @@ def a_point(**changes: object) -> Point:
 
 
 paths = st.binary(max_size=30).filter(lambda path: 0 not in path)
-messages = st.text(st.characters(exclude_characters="\0"), max_size=60)
+messages = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
