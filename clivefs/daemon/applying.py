@@ -104,7 +104,7 @@ class LiveChanges:
         shown: Callable[[Shown], None],
     ) -> Applied:
         by_tree, refused = _by_tree(live, targets)
-        applyings = {path: Applying(_tree(live, path), self._view.table, self._view.owner) for path in by_tree}
+        applyings = {path: self._applying(_tree(live, path)) for path in by_tree}
         await self._keep(live, applyings)  # without steps: what is left of the staging is to be removed
         try:
             for path, parts in by_tree.items():
@@ -135,6 +135,9 @@ class LiveChanges:
         left_alone = {path for path, _ in refused}
         done = tuple(target.wanted.path for target in targets if target.wanted.path not in left_alone)
         return Applied(done, tuple(refused))
+
+    def _applying(self, tree: Tree) -> Applying:
+        return Applying(tree, self._view.table, self._view.owner, elsewhere=self._trash.make)
 
     def _publish(
         self,

@@ -91,10 +91,20 @@ class Applying:
     """One set of changes on its way into *tree*. Methods run in the thread of the tree; they may raise `Blocked` before
     they have changed anything, and OSError."""
 
-    def __init__(self, tree: Tree, table: NodeTable, owner: Owner, *, staging: bytes | None = None) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        table: NodeTable,
+        owner: Owner,
+        *,
+        staging: bytes | None = None,
+        elsewhere: Callable[[int, bytes], bool] = lambda parent, name: False,
+    ) -> None:
+        """*elsewhere* makes the staging directory, if it can: see `Tree.adopt`."""
         self._tree = tree
         self._table = table
         self._owner = owner
+        self._elsewhere = elsewhere
         self.staging = staging or STAGING + os.urandom(6).hex().encode()
         self._begun = self.staging + _BEGUN
         self._begun_ns: int | None = None
@@ -121,7 +131,9 @@ class Applying:
 
     def _staging(self) -> Node:
         if self._stage is None:
-            self._stage = self._tree.mkdir(self._tree.root, self.staging, 0o700, self._owner)[0]
+            root = self._tree.root
+            made = self._tree.adopt(root, self.staging, self._elsewhere)
+            self._stage = made or self._tree.mkdir(root, self.staging, 0o700, self._owner)[0]
             self._hold(self._stage)
             self._open_host()
         return self._stage

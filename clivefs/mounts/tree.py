@@ -359,6 +359,12 @@ class Tree(ABC):
         once, in a thread."""
         return _nothing
 
+    def adopt(self, directory: Node, name: bytes, make: Callable[[int, bytes], bool]) -> Node | None:
+        """Have *make* put a directory called *name*, that was made elsewhere, into *directory*, whose descriptor it is
+        told; None where the tree is none of the host's, or where what is made in that would be other than what is
+        made here, or where *make* says no."""
+        return None
+
     def host_directory(self, directory: Node) -> int | None:
         """A descriptor, the caller's to close, of the host directory that *directory* is, for a tree that takes in what
         others make there; None where names are more than what the host has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,4 +54,14 @@ def test_what_cannot_be_moved_is_left(place: Path) -> None:
     assert os.listdir(place / "trash") == []
     (place / "trash").rmdir()
     assert not Trash(os.fspath(place / "trash")).take(parent, b"task")
+    os.close(parent)
+
+
+def test_a_directory_is_made_for_its_owner_alone(place: Path) -> None:
+    trash = Trash(os.fspath(place / "trash"))
+    parent = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    assert trash.make(parent, b"new")
+    assert stat.S_IMODE((place / "new").stat().st_mode) == 0o700
+    (place / "full-already").write_text("")
+    assert not trash.make(parent, b"full-already")
     os.close(parent)

@@ -309,6 +309,34 @@ def test_a_directory_that_came_just_then_is_not_removed(tmp_path: Path, count: i
     tree.close()
 
 
+@pytest.mark.parametrize("group_goes_on", [False, True])
+def test_a_staging_directory_that_was_made_elsewhere(tmp_path: Path, group_goes_on: bool) -> None:
+    """Not where it would hand on something else to what is made in it."""
+    place, store = tmp_path / "tree", tmp_path / "store"
+    place.mkdir()
+    store.mkdir()
+    place.chmod(0o2755 if group_goes_on else 0o755)
+    table = NodeTable()
+    tree = host_tree(place, table)
+    made: list[bytes] = []
+
+    def elsewhere(parent: int, name: bytes) -> bool:
+        made.append(name)
+        (store / "made").mkdir(mode=0o700)
+        os.rename(store / "made", name, dst_dir_fd=parent)
+        return True
+
+    applying = Applying(tree, table, OWNER, elsewhere=elsewhere)
+    assert applying.takes_files_of_threads()
+    applying.make(Wanted(b"a", FILE), bytes(20), writer(b"new"))
+    applying.check()
+    applying.publish()
+    applying.finish()
+    assert made == ([] if group_goes_on else [applying.staging])
+    assert {path.name: path.read_text() for path in place.iterdir()} == {"a": "new"}
+    tree.close()
+
+
 def test_the_very_file_is_not_in_the_way(tree: Tree) -> None:
     apply(tree, {b"same": (FILE, b"content"), b"other": (FILE, b"content")})
     table: NodeTable = tree.table  # type: ignore[attr-defined]

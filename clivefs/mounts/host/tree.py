@@ -490,6 +490,14 @@ class HostTree(Tree):
 
         return sync
 
+    def adopt(self, directory: Node, name: bytes, make: Callable[[int, bytes], bool]) -> Node | None:
+        parent, dir_fd = self._to_change(directory, name, errno.EEXIST)
+        inherited = {"system.posix_acl_default", "security.selinux"} & set(os.listxattr(proc_path(dir_fd)))
+        if inherited or os.fstat(dir_fd).st_mode & stat.S_ISGID or not make(dir_fd, name):
+            return None
+        self._watch.moved(parent, name)
+        return self.lookup(parent, name)[0]
+
     def host_directory(self, directory: Node) -> int | None:
         assert isinstance(directory, HostNode)
         if directory.identity is None:
