@@ -44,13 +44,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON (docs/json.md)")
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """`-w`, `--at` and `--store`: which workspace."""
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    """`-w`."""
     parser.add_argument(
         "-w",
         "--workspace",
         metavar="NAME",
         help="the mounted workspace of this name (default: the one that the current directory is in)",
     )
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """`-w`, `--at` and `--store`: which workspace."""
+    add_workspace(parser)
     parser.add_argument("--at", metavar="MOUNTPOINT", help="the mountpoint that shows it, where several do")
     add_store(parser)

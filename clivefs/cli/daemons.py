@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ ANSWER_BYTES_MAX = 256 << 20
 ANSWER_S = {"status": 15.0, "unmount": 60.0, "leave": 60.0}
 """How long a daemon may take for what needs neither network nor much reading; other requests may take long.
 Every command asks for the status first, so none waits for ever for a daemon that is stuck."""
+ENDING_S_MAX = 10.0
+"""How long the kernel may take to take a killed daemon apart."""
 
 
 class DaemonGone(ClivefsError):
@@ -42,11 +45,10 @@ class Daemon(NamedTuple):
     def ask(self, command: str, progress: Callable[[str], None] | None = None, **args: Any) -> Any:
         """The result of *command*. Raises what the daemon answers as ClivefsError or UsageError, and
         `DaemonGone` where it does not run any more."""
-        with contextlib.closing(self._connect()) as connection, connection.makefile("rwb") as stream:
+        with contextlib.closing(self._connect()) as connection, connection.makefile("rb") as stream:
             connection.settimeout(ANSWER_S.get(command))
-            stream.write(json.dumps({"command": command, "args": args}).encode() + b"\n")
             try:
-                stream.flush()
+                connection.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
                 for answer in _answers(stream):
                     if "progress" in answer:
                         if progress is not None:
@@ -73,6 +75,31 @@ class Daemon(NamedTuple):
         except DaemonGone:
             return False
         return True
+
+    def serves(self) -> bool:
+        """It answers, as one that is alive does. One that is being killed still takes connections and never answers:
+        then this waits until it has ended, so that another can take its place. Raises ClivefsError where it is stuck.
+        """
+        if not self.alive():
+            return False
+        try:
+            self.ask("status")
+        except DaemonGone:
+            self._wait_for_end()
+            return False
+        return True
+
+    def _wait_for_end(self) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:  # it has ended, or cannot be seen from here
+            return
+        try:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(ENDING_S_MAX * 1000)
+        finally:
+            os.close(pidfd)
 
     def _connect(self) -> socket.socket:
         # A socket's path may have 107 bytes only; through the directory's descriptor any path is short enough.

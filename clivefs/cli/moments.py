@@ -22,12 +22,7 @@ _MOMENT = re.compile(r"-\d")
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """`-w`, `--mountpoint` and `--store`, for commands whose `--at` is a moment; and moments such as `-5m`."""
-    parser.add_argument(
-        "-w",
-        "--workspace",
-        metavar="NAME",
-        help="the mounted workspace of this name (default: the one that the current directory is in)",
-    )
+    calls.add_workspace(parser)
     parser.add_argument("--mountpoint", dest="at", metavar="MOUNTPOINT", help="where it is mounted, if at several")
     calls.add_store(parser)
     accept_moments(parser)

@@ -31,10 +31,9 @@ from clivefs.daemon.largefiles import LargeFiles
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.noticing import QUIET_S, Noticed, Work
 from clivefs.daemon.pointmaking import Asked, PointMaker, Surroundings
-from clivefs.mounts.applying import within
 from clivefs.mounts.points.index import IndexedPoint
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.recording.parts import Dirty, join
+from clivefs.mounts.recording.parts import Dirty, join, within
 from clivefs.mounts.recording.recorder import DEFER_BYTES, Recorded
 from clivefs.mounts.recording.statcache import Shown
 

@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 import trio
 
-from clivefs.mounts.applying import within
 from clivefs.mounts.assembly.entry import Mounted
 from clivefs.mounts.assembly.recorded import LivePart, live_part
 from clivefs.mounts.journal import Journal, places_of
 from clivefs.mounts.recording.outside import OutsideWatch
-from clivefs.mounts.recording.parts import Dirty, Part, join
+from clivefs.mounts.recording.parts import Dirty, Part, join, within
 from clivefs.mounts.tree import Node, Owner, Tree
 
 QUIET_S = 0.025

@@ -165,7 +165,7 @@ class _Plan(NamedTuple):
     """With times: directories that get theirs back, as what changes in them gives them another."""
 
     def told(self) -> list[dict[str, str]]:
-        found = [(each.path, _status(each)) for each in self.differs]
+        found = [(each.path, each.status) for each in self.differs]
         return [{"path": os.fsdecode(path), "status": status} for path, status in found]
 
     def refused(self) -> list[dict[str, str]]:
@@ -245,15 +245,6 @@ def _check_known(reader: JoinedObjects, states: tuple[State, State], after: Poin
             place=os.fsdecode(path),
             remedy="`clivefs log` shows what was recorded",
         )
-
-
-def _status(differs: Differs) -> str:
-    """As git says: what applying it does to the path."""
-    if differs.before is None:
-        return "A"
-    if differs.after is None:
-        return "D"
-    return "M" if stat.S_IFMT(differs.before.mode) == stat.S_IFMT(differs.after.mode) else "T"
 
 
 def _target(differs: Differs, *, times: bool) -> Target:

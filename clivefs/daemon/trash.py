@@ -15,6 +15,8 @@ import logging
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -41,31 +43,21 @@ class Trash:
     def take(self, parent_fd: int, name: bytes) -> bool:
         """Take the directory *name* away from where it is, if that is possible. For threads; `wake` then."""
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            os.rename(name, os.urandom(8).hex().encode(), src_dir_fd=parent_fd, dst_dir_fd=fd)
+            with _opened(self._path) as fd:
+                os.rename(name, _new_name(), src_dir_fd=parent_fd, dst_dir_fd=fd)
         except OSError:  # another filesystem, most likely
             return False
-        finally:
-            os.close(fd)
         return True
 
     def make(self, parent_fd: int, name: bytes) -> bool:
         """Make a directory for its owner alone, called *name* in *parent_fd*; whether that was possible."""
+        made = _new_name()
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            made = os.urandom(8).hex().encode()
-            os.mkdir(made, 0o700, dir_fd=fd)
-            os.rename(made, name, src_dir_fd=fd, dst_dir_fd=parent_fd)
+            with _opened(self._path) as fd:
+                os.mkdir(made, 0o700, dir_fd=fd)
+                os.rename(made, name, src_dir_fd=fd, dst_dir_fd=parent_fd)
         except OSError:  # what was made goes with the rest
             return False
-        finally:
-            os.close(fd)
         return True
 
     def wake(self) -> None:
@@ -93,17 +85,25 @@ class Trash:
 def _mark_as_top(path: str) -> None:
     """As far as the filesystem knows such a thing."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        flags = struct.unpack("i", fcntl.ioctl(fd, _GET_FLAGS, struct.pack("i", 0)))[0]
-        if not flags & _TOP_DIRECTORY:
-            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("i", flags | _TOP_DIRECTORY))
+        with _opened(path) as fd:
+            flags = struct.unpack("i", fcntl.ioctl(fd, _GET_FLAGS, struct.pack("i", 0)))[0]
+            if not flags & _TOP_DIRECTORY:
+                fcntl.ioctl(fd, _SET_FLAGS, struct.pack("i", flags | _TOP_DIRECTORY))
     except OSError as error:
         log.debug("%s is no top directory: %s", path, error)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
     finally:
         os.close(fd)
+
+
+def _new_name() -> bytes:
+    return os.urandom(8).hex().encode()
 
 
 def _politely() -> None:

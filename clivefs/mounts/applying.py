@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -166,9 +166,8 @@ class Applying:
             mtime_ns=wanted.mtime_ns,
         )
         self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name, st.st_ino))
-        if not wanted.xattrs:
-            mtime_ns = wanted.mtime_ns if wanted.mtime_ns is not None else st.st_mtime_ns
-            self.made[st.st_dev, st.st_ino] = (st.st_size, mtime_ns, oid)
+        mtime_ns = wanted.mtime_ns if wanted.mtime_ns is not None else st.st_mtime_ns
+        self.made[st.st_dev, st.st_ino] = (st.st_size, mtime_ns, oid)
 
     def stage(self, wanted: Wanted, content: bytes | None = None) -> OpenFile | None:
         """Take *wanted* up. *content*: a symlink's target, a file's bytes. For a regular file without it the open
@@ -544,17 +543,3 @@ class Applying:
     def is_left(self) -> bool:
         """Whether it was not finished."""
         return self._stage is not None
-
-
-def decode_steps(record: bytes) -> Steps:
-    """What `encode_steps` made."""
-    return msgspec.msgpack.decode(record, type=Steps)
-
-
-def encode_steps(steps: Steps) -> bytes:
-    return msgspec.msgpack.encode(steps)
-
-
-def within(paths: Iterable[bytes], path: bytes) -> bool:
-    """Whether *path* is one of *paths* or below one; b"" is above everything."""
-    return any(not each or path == each or path.startswith(each + b"/") for each in paths)

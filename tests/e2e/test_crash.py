@@ -183,6 +183,33 @@ def test_a_dead_mount_that_somebody_works_in_is_cleared(stormy: Bench) -> None:
         sleeper.wait()
 
 
+@pytest.mark.parametrize("command", ["mount", "unmount"])
+def test_a_daemon_that_dies_when_it_is_asked(stormy: Bench, command: str) -> None:
+    """It takes the connection, as one that is being killed does for a moment, and never answers."""
+    pid, name = stormy.daemon_pid(), next(stormy.store.glob("run/*.sock")).name
+
+    def connections() -> int:
+        return sum(line.endswith(f"/{name}") for line in Path("/proc/net/unix").read_text().splitlines()) - 1
+
+    before = connections()
+    os.kill(pid, signal.SIGSTOP)
+    words = [sys.executable, "-P", "-m", "clivefs.cli", command]
+    words += [str(stormy.root), "--at", str(stormy.mountpoint)] if command == "mount" else [str(stormy.mountpoint)]
+    asking = subprocess.Popen(
+        words, env=stormy.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=stormy.root
+    )
+    try:
+        until(lambda: connections() >= before + 2 or asking.poll() is not None, "a question after a first connection")
+        os.kill(pid, signal.SIGKILL)
+        told, wrong = asking.communicate(timeout=60)
+    finally:
+        asking.kill()
+        asking.wait()
+    assert asking.returncode == 0, wrong
+    assert ("mounted: " if command == "mount" else "cleared the dead mount") in told
+    assert stormy.is_mounted() == (command == "mount")
+
+
 def test_unmount_clears_a_dead_mount(stormy: Bench) -> None:
     kill(stormy)
     status = stormy.cli("status", check=False)

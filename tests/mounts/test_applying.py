@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.applying import STAGING, Applying, Wanted, decode_steps, encode_steps
+from clivefs.mounts.applying import STAGING, Applying, Steps, Wanted
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.overlay.tree import OverlayTree
@@ -65,6 +65,10 @@ def writer(content: bytes) -> Callable[[int], None]:
     return write
 
 
+def decoded(record: bytes) -> Steps:
+    return msgspec.msgpack.decode(record, type=Steps)
+
+
 def apply(tree: Tree, wanted: dict[bytes, tuple[int, bytes | None]], *, crash_after: str = "") -> None:
     table: NodeTable = tree.table  # type: ignore[attr-defined]
     applying = Applying(tree, table, OWNER)
@@ -79,11 +83,11 @@ def apply(tree: Tree, wanted: dict[bytes, tuple[int, bytes | None]], *, crash_af
             file.write(0, content)
             applying.staged(Wanted(path, mode), file)
     applying.check()
-    record = encode_steps(applying.steps)
+    record = msgspec.msgpack.encode(applying.steps)
     if crash_after:
         if crash_after == "publish":
             applying.publish()
-        again = Applying.resume(tree, table, OWNER, decode_steps(record))
+        again = Applying.resume(tree, table, OWNER, decoded(record))
         again.publish()
         again.finish()
         return
@@ -213,7 +217,7 @@ def test_a_crash_between_two_files(tmp_path: Path, renames: int) -> None:
     for name in (b"a", b"b", b"c"):
         applying.make(Wanted(name, FILE), bytes(20), writer(b"new " + name))
     applying.check()
-    record = encode_steps(applying.steps)
+    record = msgspec.msgpack.encode(applying.steps)
     tree.renames_left = renames
     if renames < 4:
         with pytest.raises(Killed):
@@ -221,7 +225,7 @@ def test_a_crash_between_two_files(tmp_path: Path, renames: int) -> None:
     else:
         applying.publish()
     tree.renames_left = 1_000_000
-    again = Applying.resume(tree, table, OWNER, decode_steps(record))
+    again = Applying.resume(tree, table, OWNER, decoded(record))
     if again.has_begun:
         again.publish()
     again.finish()
@@ -357,7 +361,7 @@ def test_the_very_file_is_not_in_the_way(tree: Tree) -> None:
 
 def test_steps_of_an_older_version_are_read() -> None:
     """They have no inode numbers."""
-    steps = decode_steps(msgspec.msgpack.encode([1, b".clivefs-new-x", [[b"a", FILE, None, b"0"]]]))
+    steps = decoded(msgspec.msgpack.encode([1, b".clivefs-new-x", [[b"a", FILE, None, b"0"]]]))
     assert (steps.steps[0].staged, steps.steps[0].inode) == (b"0", 0)
 
 

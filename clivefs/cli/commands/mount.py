@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from clivefs.base.errors import ClivefsError
@@ -46,10 +47,11 @@ def run(call: Call) -> int:
     store = call.store
     point = mountpoint.resolve(call.absolute(args.at or call.around.mountpoint))
     daemon = daemons.daemon_at(store, point)
-    roots = _roots(call, daemon)
+    served = daemon is not None and daemon.serves()
+    roots = _roots(call, () if daemon is None or served else daemon.roots)
     mountpoint.check_store(store, roots)
     mountpoint.check_machine(allow_other=args.allow_other)
-    if daemon is not None and daemon.alive():
+    if daemon is not None and served:
         if args.foreground:
             raise ClivefsError(
                 f"a daemon serves this mountpoint already (process {daemon.pid})",
@@ -73,13 +75,13 @@ def run(call: Call) -> int:
     return _tell(call, daemon, roots, names)
 
 
-def _roots(call: Call, daemon: daemons.Daemon | None) -> list[str]:
+def _roots(call: Call, of_the_dead: Sequence[str]) -> list[str]:
     """The workspaces to mount, absolute and without links, each once: those that are named, else the one that the
     current directory is in, else those of a daemon that has died."""
     if call.args.directories:
         return list(dict.fromkeys(mountpoint.workspace_root(call.absolute(each)) for each in call.args.directories))
     here = call.around.directory
-    left = [] if daemon is None or daemon.alive() else [root for root in daemon.roots if _is_workspace(root)]
+    left = [root for root in of_the_dead if _is_workspace(root)]
     mount = locate.mount_over(here)
     if mount is None:
         root = locate.enclosing_root(here)

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(call: Call) -> int:
     point, name = _target(call)
     daemon = daemons.daemon_at(call.store, point)
-    if daemon is None or not daemon.alive():
+    if daemon is None or not daemon.serves():
         return _clear(call, point, name, daemon)
     if name is not None:
         served = [each["name"] for each in locate.workspaces_of(daemon)]

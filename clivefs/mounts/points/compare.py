@@ -54,6 +54,15 @@ def _xattrs(file: File) -> tuple[tuple[bytes, bytes], ...]:
     return file.facts.xattrs if file.facts is not None else ()
 
 
+def change_status(before: int | None, after: int | None) -> str:
+    """`A`, `D`, `M`, or `T` where the kind changed, as git says, of a path with these modes; None: nothing is there."""
+    if before is None:
+        return "A"
+    if after is None:
+        return "D"
+    return "M" if stat.S_IFMT(before) == stat.S_IFMT(after) else "T"
+
+
 class Differs(NamedTuple):
     """A path that two states do not have alike; None where nothing is. Submodules are left out."""
 
@@ -63,12 +72,10 @@ class Differs(NamedTuple):
 
     @property
     def status(self) -> str:
-        """`A`, `D`, `M`, or `T` where the kind changed, as git says."""
-        if self.before is None:
-            return "A"
-        if self.after is None:
-            return "D"
-        return "M" if stat.S_IFMT(self.before.mode) == stat.S_IFMT(self.after.mode) else "T"
+        """See `change_status`."""
+        return change_status(
+            self.before.mode if self.before is not None else None, self.after.mode if self.after is not None else None
+        )
 
 
 class _Directory(NamedTuple):

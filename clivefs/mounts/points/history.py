@@ -12,7 +12,7 @@ from clivefs.mounts.edits.diff import Changed
 from clivefs.mounts.edits.diff import Version as FileVersion
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
 from clivefs.mounts.git.treeeditor import Version, differences
-from clivefs.mounts.points.compare import NOTHING, Differs, File, State, compare
+from clivefs.mounts.points.compare import NOTHING, Differs, File, State, change_status, compare
 from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.points.metadata import RECORDS
 from clivefs.mounts.points.names import MS_MAX
@@ -81,12 +81,10 @@ class Difference(NamedTuple):
 
     @property
     def status(self) -> str:
-        """`A`, `D`, `M`, or `T` where the kind changed, as git says."""
-        if self.before is None:
-            return "A"
-        if self.after is None:
-            return "D"
-        return "M" if self.before.mode & 0o170000 == self.after.mode & 0o170000 else "T"
+        """See `change_status`."""
+        return change_status(
+            self.before.mode if self.before is not None else None, self.after.mode if self.after is not None else None
+        )
 
 
 def differences_at(reader: JoinedObjects, before: bytes, after: bytes, path: bytes = b"") -> Iterator[Difference]:

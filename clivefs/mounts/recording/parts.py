@@ -84,6 +84,11 @@ def join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory and name else directory or name
 
 
+def within(paths: Iterable[bytes], path: bytes) -> bool:
+    """Whether *path* is one of *paths* or below one; b"" is above everything."""
+    return any(not each or path == each or path.startswith(each + b"/") for each in paths)
+
+
 def copy_marks(root: Mark, paths: Iterable[bytes] | None) -> Mark:
     """The marks that bear on *paths* (on everything when None), for another thread: those on the way to each path and
     those below it. Costs what it copies, so that a span of the loop can afford it."""
