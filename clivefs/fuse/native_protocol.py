@@ -194,11 +194,11 @@ def attr_out(entry: Entry) -> bytes:
     return data[24:32] + data[36:40] + b"\0\0\0\0" + data[_ATTR_OFFSET:]
 
 
-def dirent(name: bytes, entry: Entry, position: int) -> bytes:
-    """`struct fuse_dirent` with its name and padding."""
-    kind = stat.S_IFMT(entry.attr.mode) >> 12 if entry.attr is not None else 0
+def dirent(name: bytes, number: int, mode: int, position: int) -> bytes:
+    """`struct fuse_dirent` with its name and padding. Number and mode are 0 where they are not known."""
     length = len(name)
-    return DIRENT.pack(entry.nodeid or UNKNOWN_INO, position, length, kind) + name + b"\0" * (-length & 7)
+    header = DIRENT.pack(number or UNKNOWN_INO, position, length, stat.S_IFMT(mode) >> 12)
+    return header + name + b"\0" * (-length & 7)
 
 
 def dirent_size(name: bytes) -> int:

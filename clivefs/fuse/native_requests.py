@@ -282,21 +282,16 @@ class Requests:
     def _readdir(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
         handle, offset, size = wire.READ_IN.unpack_from(body)
         parts: list[bytes] = []
-        listed: list[int] = []
 
-        def add(name: bytes, entry: Entry, position: int) -> bool:
+        def add(name: bytes, number: int, mode: int, position: int) -> bool:
             nonlocal size
             size -= wire.dirent_size(name)
             if size < 0:
                 return False
-            parts.append(wire.dirent(name, entry, position))
-            if name not in DOTS and entry.nodeid:
-                listed.append(entry.nodeid)
+            parts.append(wire.dirent(name, number, mode, position))
             return True
 
-        self._ops.readdir(handle, offset, add)
-        for each in listed:
-            self._ops.forget(each, 1)  # names alone give the kernel no references
+        self._ops.readdir_names(handle, offset, add)
         return b"".join(parts)
 
     def _readdirplus(self, nodeid: int, body: bytes, uid: int, gid: int) -> bytes:
@@ -309,7 +304,8 @@ class Requests:
             if size < 0:
                 return False
             parts.append(wire.NO_ENTRY if name in DOTS or not entry.nodeid else wire.entry_out(entry))
-            parts.append(wire.dirent(name, entry, position))
+            mode = entry.attr.mode if entry.attr is not None else 0
+            parts.append(wire.dirent(name, entry.nodeid, mode, position))
             return True
 
         self._ops.readdir(handle, offset, add)

@@ -16,14 +16,16 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
-from clivefs.fuse.listing import DirHandle, OpenedDirectory, by_position, in_order
+from clivefs.fuse.listing import DOTS, DirHandle, Listing, OpenedDirectory, by_position, in_order
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.host.calls import IS_ROOT
 from clivefs.mounts.tree import Attr, Blocked, Node, OpenFile, Owner, SetAttr, refuse
 from clivefs.mounts.view import View, written
+
+T = TypeVar("T")
 
 CACHE_S = 86_400.0
 DEGRADED_CACHE_S = 1.0
@@ -52,13 +54,15 @@ class Opened(NamedTuple):
 class OpenHandle:
     """One open file description of the kernel."""
 
-    __slots__ = ("file", "node", "written")
+    __slots__ = ("file", "node", "untold", "written")
 
     def __init__(self, node: Node, file: OpenFile) -> None:
         self.node = node
         self.file = file
         self.written = False
         """Since the tree's journal was told of it."""
+        self.untold = False
+        """That was so when `tell_long_open` looked last, and the journal was not told since."""
 
 
 class Statfs(NamedTuple):
@@ -317,13 +321,22 @@ class Operations:
     @staticmethod
     def _tell(opened: OpenHandle) -> None:
         if opened.written:
-            opened.written = False
+            opened.written = opened.untold = False
             written(opened.node)
 
     def tell_open(self) -> None:
         """Tell the journals of what was written to files that are still open."""
         for opened in self._files.values():
             self._tell(opened)
+
+    def tell_long_open(self) -> None:
+        """The same, but for those that were first written to since this was last asked: a save is over soon, and told
+        of whole."""
+        for opened in self._files.values():
+            if opened.untold:
+                self._tell(opened)
+            else:
+                opened.untold = opened.written
 
     def being_written(self) -> list[Node]:
         """The files that are open and of which the journals were not told yet what was written."""
@@ -358,39 +371,41 @@ class Operations:
         """Give *add* the names from position *offset* on, with their attributes and the position after each,
         until it refuses one. Every accepted name but the dots is one more reference of the kernel; not so one
         without attributes (number 0), which cannot be had though the name is there."""
+        directory, listing, first = self._rest(handle, offset)
+        for name, node, position in _dots(directory, listing, first):
+            if not add(name, Entry(node.nodeid, Attr(stat.S_IFDIR, 0, 0, uid=0, gid=0), 0.0, 0.0), position):
+                return
+        for name, found, position in _found(self.view.lister(directory), listing, first):
+            if found is None:
+                if not add(name, Entry(0, None, 0.0, 0.0), position):
+                    return
+                continue
+            node, attr = found
+            if not add(name, self._shown(node, attr), position):
+                self._table.release(node)
+                return
+            node.lookups += 1
+
+    def readdir_names(self, handle: int, offset: int, add: Callable[[bytes, int, int, int], bool]) -> None:
+        """As `readdir`, for who wants no attributes: *add* gets name, inode number, mode (of which the file type
+        counts) and position; number and mode are 0 where they cannot be had. No name is a reference."""
+        directory, listing, first = self._rest(handle, offset)
+        for name, node, position in _dots(directory, listing, first):
+            if not add(name, node.nodeid, stat.S_IFDIR, position):
+                return
+        for name, found, position in _found(self.view.numberer(directory), listing, first):
+            number, mode = found or (0, 0)
+            if not add(name, number, mode, position):
+                return
+
+    def _rest(self, handle: int, offset: int) -> tuple[Node, Listing, int]:
+        """An open directory, its listing, and where in that position *offset* is."""
         opened = self._directories[handle]
         directory = self._table.get(opened.nodeid)
         if opened.listing is None or offset == 0:
             names = self.view.names(directory)
             opened.listing = by_position(names) if opened.by_position else in_order(names)
-        names, positions = opened.listing
-        first = opened.listing.index_after(offset)
-        listed = self.view.lister(directory)
-        for index in range(first, len(names)):
-            name, position = names[index], positions[index]
-            if index < 2:
-                dot = directory if index == 0 or directory.parent is None else directory.parent
-                entry = Entry(dot.nodeid, Attr(stat.S_IFDIR, 0, 0, uid=0, gid=0), 0.0, 0.0)
-                if not add(name, entry, position):
-                    return
-                continue
-            try:
-                node, attr = listed(name)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ESTALE):
-                    continue  # gone since the listing was made
-                # In a directory that may be read but not searched, for one.
-                if not add(name, Entry(0, None, 0.0, 0.0), position):
-                    return
-                continue
-            except Blocked:
-                if index == first:
-                    raise
-                return  # what was added is sent; the rest is asked for again
-            if not add(name, self._shown(node, attr), position):
-                self._table.release(node)
-                return
-            node.lookups += 1
+        return directory, opened.listing, opened.listing.index_after(offset)
 
     def releasedir(self, handle: int) -> None:
         opened = self._directories.pop(handle)
@@ -417,6 +432,32 @@ class Operations:
             opened.file.close()
         self._files.clear()
         self._directories.clear()
+
+
+def _dots(directory: Node, listing: Listing, first: int) -> Iterator[tuple[bytes, Node, int]]:
+    """The dots of a listing from index *first* on, the directories that they are, and the positions after them."""
+    for index, node in enumerate((directory, directory.parent or directory)):
+        if index >= first:
+            yield listing.names[index], node, listing.positions[index]
+
+
+def _found(look: Callable[[bytes], T], listing: Listing, first: int) -> Iterator[tuple[bytes, T | None, int]]:
+    """The other names from index *first* on, what *look* tells of each, and the positions after them. None: there is
+    nothing to be had though the name is there. Raises `Blocked` for the first name, and ends before a later one."""
+    names, positions = listing
+    for index in range(max(first, len(DOTS)), len(names)):
+        found: T | None
+        try:
+            found = look(names[index])
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                continue  # gone since the listing was made
+            found = None  # in a directory that may be read but not searched, for one
+        except Blocked:
+            if index == first:
+                raise
+            return  # what was told is sent; the rest is asked for again
+        yield names[index], found, positions[index]
 
 
 def _privileges(mode: int) -> int:

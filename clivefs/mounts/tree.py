@@ -281,6 +281,11 @@ class Tree(ABC):
         """`listed` for many names of *directory*, to be used within one span."""
         return functools.partial(self.listed, directory)
 
+    def numberer(self, directory: Node) -> Callable[[bytes], tuple[int, int]] | None:
+        """Where a tree can tell them without making nodes: the inode number and the file type (`S_IFMT`) of names of
+        *directory*, to be used within one span."""
+        return None
+
     @abstractmethod
     def getattr(self, node: Node) -> Attr:
         """The attributes of a node, also of a removed one that somebody holds. ESTALE when it is gone."""

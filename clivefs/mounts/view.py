@@ -284,6 +284,23 @@ class View:
             return functools.partial(self.listed, directory)
         return directory.tree.lister(directory)
 
+    def numberer(self, directory: Node) -> Callable[[bytes], tuple[int, int]]:
+        """The inode number and the mode (of which only the file type counts) of many names of one directory in a row;
+        nothing stays in memory of what nobody else holds."""
+        if not (directory.mounts or isinstance(directory, Bridge | SyntheticDirectory)):
+            numbered = directory.tree.numberer(directory)
+            if numbered is not None:
+                return numbered
+        listed, release = self.lister(directory), self.table.release
+
+        def number(name: bytes) -> tuple[int, int]:
+            node, attr = listed(name)
+            number = node.nodeid
+            release(node)
+            return number, attr.mode
+
+        return number
+
     def entries(self, directory: Node) -> list[DirEntry]:
         """The names of a directory: those of its layer, with the mount entries over them; never `.clive`."""
         real = self._real(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,39 @@ def test_listing_fetches_nothing_and_what_has_no_size_is_not_remembered() -> Non
     assert (entry.attr.size, entry.attr_timeout_s) == (12, CACHE_S)
 
 
+def test_names_are_listed_as_with_attributes_and_are_no_references(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    workspace = kernel.lookup(b"w").nodeid
+    handle = kernel.operations.opendir(workspace)
+    full: dict[bytes, tuple[int, int, int]] = {}
+
+    def add(name: bytes, entry: Entry, position: int) -> bool:
+        assert entry.attr is not None
+        full[name] = entry.nodeid, stat.S_IFMT(entry.attr.mode), position
+        return True
+
+    kernel.operations.readdir(handle, 0, add)
+    for name in full.keys() - {b".", b".."}:
+        kernel.operations.forget(full[name][0], 1)
+    before = len(kernel.operations.view.table)
+    short: dict[bytes, tuple[int, int, int]] = {}
+    asked = 0
+
+    def two(name: bytes, number: int, mode: int, position: int) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            return False
+        short[name] = number, stat.S_IFMT(mode), position
+        return True
+
+    while asked != 0 or not short:
+        asked = 0
+        kernel.operations.readdir_names(handle, max((told[2] for told in short.values()), default=0), two)
+    assert short == full
+    assert len(kernel.operations.view.table) == before
+
+
 def test_a_directory_that_changes_is_listed_as_of_its_rewind(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     workspace = kernel.lookup(b"w").nodeid
@@ -258,6 +292,29 @@ def test_what_was_written_is_told_at_flush_and_only_then(tmp_path: Path) -> None
     kernel.operations.setattr(number, SetAttr(size=0), None)
     assert journal.take().paths == {b"a"}
     assert len(calls) == 3
+
+
+def test_what_is_written_to_a_file_that_stays_open_is_told_at_the_second_look(tmp_path: Path) -> None:
+    """At the first it may be new: a save that is not over is not to be half recorded."""
+    kernel = Kernel(tmp_path)
+    number = kernel.lookup(b"w", b"a").nodeid
+    kernel.view.table.get(number).tree.journal = journal = Journal(lambda: None)
+    writer = kernel.operations.open(number, os.O_WRONLY | os.O_TRUNC)
+    for _ in range(3):  # as long as he goes on
+        kernel.operations.tell_long_open()
+        assert not journal
+        kernel.operations.write(writer.handle, 0, b"x")
+        kernel.operations.tell_long_open()
+        assert journal.take().paths == {b"a"}
+        kernel.operations.tell_long_open()
+        assert not journal, "nothing was written since"
+        kernel.operations.write(writer.handle, 0, b"x")
+    kernel.operations.tell_long_open()
+    kernel.operations.flush(writer.handle)
+    assert journal.take().paths == {b"a"}
+    kernel.operations.write(writer.handle, 0, b"x")
+    kernel.operations.tell_long_open()
+    assert not journal, "it was told when he flushed"
 
 
 def test_names_are_told_where_they_are_when_asked(tmp_path: Path) -> None:

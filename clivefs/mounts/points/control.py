@@ -148,6 +148,23 @@ class PastControl(Tree):
     def lister(self, directory: Node) -> Callable[[bytes], tuple[Node, Attr]]:
         return functools.partial(self.listed, directory)
 
+    def numberer(self, directory: Node) -> Callable[[bytes], tuple[int, int]] | None:
+        assert isinstance(directory, _Directory)
+        if not directory.session:
+            return None
+        known = directory.children or {}
+
+        def number(name: bytes) -> tuple[int, int]:
+            ms = parse_point_name(name.decode()) if name not in known and name not in LINKS else None
+            if ms is not None:
+                return directory.number_of(ms), stat.S_IFDIR
+            node, attr = self.listed(directory, name)
+            told = node.nodeid, attr.mode
+            self._table.release(node)
+            return told
+
+        return number
+
     def _get(self, directory: Node, name: bytes, *, listed: bool) -> tuple[Node, Attr]:
         """The child of that name. *listed*: it was just found in the index."""
         assert isinstance(directory, _Directory)

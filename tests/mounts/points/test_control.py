@@ -116,6 +116,31 @@ def test_a_listing_tells_nothing_that_could_be_wrong(world: World) -> None:
     assert (known.nodeid, known.attr.mode, known.attr_timeout_s) == (listed.nodeid, stat.S_IFDIR | 0o750, CACHE_S)
 
 
+def test_listing_names_gives_the_numbers_that_lookups_give_and_keeps_nothing(world: World) -> None:
+    points = [world.record(state(b"%d" % number)) for number in range(3)]
+    directory = world.entry("sessions/work").nodeid
+    held = world.entry(f"sessions/work/{points[1].name}")  # the others are in nobody's hands
+    before = len(world.table)
+    listed: dict[bytes, tuple[int, int]] = {}
+
+    def add(name: bytes, number: int, mode: int, position: int) -> bool:
+        listed[name] = number, stat.S_IFMT(mode)
+        return True
+
+    handle = world.operations.opendir(directory)
+    world.operations.readdir_names(handle, 0, add)
+    world.operations.releasedir(handle)
+    assert len(world.table) == before
+    assert listed.pop(b".")[0] == directory
+    del listed[b".."]
+    assert listed[points[1].name.encode()][0] == held.nodeid
+    assert set(listed) == {b"start", b"latest", *(point.name.encode() for point in points)}
+    for name, told in listed.items():
+        found = world.operations.lookup(directory, name)
+        assert found.attr is not None
+        assert told == (found.nodeid, stat.S_IFMT(found.attr.mode)), name
+
+
 def test_the_past_has_no_control_directory(world: World) -> None:
     point = world.record(state(b"x"))
     for path in (f"sessions/work/{point.name}/.clive", f"sessions/work/{point.name}/.git", "sessions/.clive"):
