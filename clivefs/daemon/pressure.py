@@ -8,8 +8,9 @@ files known longest are taken from the kernel, which then forgets their inodes; 
 from __future__ import annotations
 
 from clivefs.mounts.host.nodes import HostNode
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.node import OverlayNode
-from clivefs.mounts.tree import Node, NodeTable
+from clivefs.mounts.tree import Node
 
 NODES_MAX = 200_000
 _KEPT = 0.8

@@ -50,13 +50,14 @@ from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.operations import Operations
 from clivefs.mounts.git import command as gitcommand
 from clivefs.mounts.host.watch import Outside, Watcher
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.points.pins import SUFFIX as PINS
 from clivefs.mounts.points.pins import Pins
 from clivefs.mounts.published import clients as packageclients
 from clivefs.mounts.published import fetch as downloads
 from clivefs.mounts.renumbered import Renumbered
 from clivefs.mounts.resolve import FS_TYPE
-from clivefs.mounts.tree import Node, NodeTable, Owner
+from clivefs.mounts.tree import Node, Owner
 from clivefs.mounts.view import View
 from clivefs.objects.store import Store
 

@@ -30,7 +30,8 @@ import msgspec
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import RENAME_EXCHANGE
 from clivefs.mounts.hoststaging import HostStaging
-from clivefs.mounts.tree import Attr, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Node, OpenFile, Owner, SetAttr, Tree, refuse
 
 STAGING = b".clive-new-"
 _BEGUN = b".begun"

@@ -12,7 +12,8 @@ import os
 import stat
 from collections.abc import Callable
 
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, SetAttr, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, SetAttr, Tree, refuse
 
 
 class DetachedTree(Tree):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from clivefs.mounts.inodenumbers import inode_number
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, Tree, refuse
 
 N = TypeVar("N", bound=Node)
 

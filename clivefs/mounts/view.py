@@ -15,20 +15,9 @@ import stat
 from collections.abc import Callable, Mapping
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.synthetic import Bridge, SyntheticDirectory, SyntheticTree
-from clivefs.mounts.tree import (
-    Attr,
-    Blocked,
-    DirEntry,
-    Node,
-    NodeTable,
-    OpenFile,
-    Owner,
-    SetAttr,
-    Tree,
-    check_name,
-    refuse,
-)
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Owner, SetAttr, Tree, check_name, refuse
 
 CONTROL = b".clive"
 PRIVATE_XATTR = b"user.clive."

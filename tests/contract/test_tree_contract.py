@@ -17,8 +17,9 @@ import pytest
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable, Owner, SetAttr, Tree
+from clivefs.mounts.tree import Owner, SetAttr, Tree
 from tests.contract.driver import Failed, both, outcome
 from tests.contract.plain_driver import PlainDriver
 from tests.contract.tree_driver import TreeDriver

@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from clivefs.mounts.tree import Attr, Blocked, Node, NodeTable, OpenFile, Owner, SetAttr, Tree
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Blocked, Node, OpenFile, Owner, SetAttr, Tree
 from tests.contract.driver import Driver, Facts, File, facts
 
 RETRIES_MAX = 20

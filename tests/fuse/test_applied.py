@@ -14,7 +14,8 @@ from clivefs.fuse.applied import NOWHERE, WINGS, AppliedOperations, Look, Script
 from clivefs.fuse.operations import CACHE_S, Operations
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.host.watch import Watcher
-from clivefs.mounts.tree import NodeTable, Owner, SetAttr
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Owner, SetAttr
 from clivefs.mounts.view import View
 
 OWNER = Owner(os.geteuid(), os.getegid())

@@ -20,8 +20,9 @@ from clivefs.fuse import native_protocol as wire
 from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.operations import Operations
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Attr, Blocked, Node, NodeTable, Owner
+from clivefs.mounts.tree import Attr, Blocked, Node, Owner
 from clivefs.mounts.view import View
 
 ROOT = 1

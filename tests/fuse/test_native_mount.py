@@ -20,8 +20,9 @@ from clivefs.fuse.native import NativeTransport
 from clivefs.fuse.native_requests import Handler, Later
 from clivefs.fuse.operations import Operations
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable, Owner
+from clivefs.mounts.tree import Owner
 from clivefs.mounts.view import View
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="there is no /dev/fuse")

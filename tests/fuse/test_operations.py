@@ -14,8 +14,9 @@ from clivefs.fuse.operations import CACHE_S, DEGRADED_CACHE_S, Entry, Operations
 from clivefs.mounts.journal import Journal
 from clivefs.mounts.lower import LowerRef
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Attr, Blocked, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Attr, Blocked, Owner, SetAttr
 from clivefs.mounts.view import View
 
 OWNER = Owner(os.geteuid(), os.getegid())

@@ -10,10 +10,11 @@ import trio
 import trio.testing
 
 from clivefs.fuse.waiting import Jobs, Writes
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.node import OverlayFile, OverlayNode
 from clivefs.mounts.overlay.standstill import Standstill
 from clivefs.mounts.synthetic import SyntheticTree
-from clivefs.mounts.tree import Blocked, NodeTable, OpenFile, Owner
+from clivefs.mounts.tree import Blocked, OpenFile, Owner
 
 WRITERS = 60
 LIMIT_S = 20.0

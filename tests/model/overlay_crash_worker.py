@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from clivefs.base.ports import FAULTS
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable
 from tests.contract.driver import Failed, outcome
 from tests.contract.tree_driver import TreeDriver
 from tests.model.overlay_worlds import make_lower, random_operation

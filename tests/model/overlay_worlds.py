@@ -11,8 +11,8 @@ from typing import Any
 
 from clivefs.base.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable
 from tests.contract.driver import Failed, outcome
 from tests.contract.plain_driver import PlainDriver
 from tests.contract.tree_driver import TreeDriver

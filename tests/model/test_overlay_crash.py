@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable
 from tests.contract.driver import outcome
 from tests.contract.plain_driver import PlainDriver
 from tests.contract.tree_driver import TreeDriver

@@ -17,8 +17,9 @@ from hypothesis.stateful import invariant, rule
 
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import NodeTable, Tree
+from clivefs.mounts.tree import Tree
 from tests.contract.plain_driver import PlainDriver
 from tests.contract.tree_driver import TreeDriver
 from tests.contract.tree_rules import PATHS, TreeRules

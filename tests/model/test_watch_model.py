@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from clivefs.base.syscalls import RENAME_EXCHANGE, rename_at
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.host.watch import Watcher
-from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Node, Owner, SetAttr
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)

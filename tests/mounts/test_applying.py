@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from clivefs.mounts.applying import STAGING, Applying, Steps, Wanted
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Node, NodeTable, Owner, Tree
+from clivefs.mounts.tree import Node, Owner, Tree
 
 OWNER = Owner(os.geteuid(), os.getegid())
 FILE = stat.S_IFREG | 0o644

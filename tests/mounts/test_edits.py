@@ -23,10 +23,11 @@ from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.git.treemerge import Labels
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.overlay.upper import Upper
 from clivefs.mounts.patch.apply import apply_patch
-from clivefs.mounts.tree import NodeTable, Owner
+from clivefs.mounts.tree import Owner
 from clivefs.objects.fsck import fsck
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.memory import MemoryStore

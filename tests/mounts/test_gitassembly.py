@@ -14,8 +14,9 @@ from clivefs.mounts.assembly.assembly import Assembly
 from clivefs.mounts.assembly.entry import Mounted, Prepared, State
 from clivefs.mounts.config.config import MountEntry
 from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.published.member import ArchiveLimits
-from clivefs.mounts.tree import Blocked, NodeTable, Owner
+from clivefs.mounts.tree import Blocked, Owner
 from clivefs.mounts.view import View
 from clivefs.objects.store import Store
 from tests.mounts.stockgit import git

@@ -16,7 +16,8 @@ import pytest
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.host.tree import HostTree
-from clivefs.mounts.tree import NodeTable, Owner, SetAttr
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Owner, SetAttr
 from tests.contract.tree_driver import TreeDriver
 
 OWNER = Owner(os.geteuid(), os.getegid())

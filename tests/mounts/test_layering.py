@@ -19,8 +19,9 @@ from clivefs.mounts.edits.write import carry_out, keep_times, read_file, show_fi
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.git.treeeditor import TreeEditor
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Node, Owner, SetAttr
 from clivefs.objects.store import Store
 from tests.mounts.gitworlds import World, done, fresh, put_world, text
 

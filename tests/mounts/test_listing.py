@@ -13,8 +13,9 @@ from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Attr, Node, NodeTable, Owner, SetAttr, Tree
+from clivefs.mounts.tree import Attr, Node, Owner, SetAttr, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.encode import TreeEntry, encode_tree
 from clivefs.objects.memory import MemoryStore

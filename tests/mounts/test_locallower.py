@@ -13,8 +13,9 @@ import pytest
 
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.host.watch import Watcher
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import DirEntry, NodeTable
+from clivefs.mounts.tree import DirEntry
 
 
 @pytest.fixture

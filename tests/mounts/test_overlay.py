@@ -15,9 +15,10 @@ import pytest
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.overlay.upper import PathFds
-from clivefs.mounts.tree import Blocked, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Blocked, Owner, SetAttr
 from tests.contract.driver import Failed, outcome
 from tests.contract.tree_driver import TreeDriver
 

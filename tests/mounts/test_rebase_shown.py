@@ -21,9 +21,10 @@ from clivefs.mounts.git.joined import blob_content
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.git.treemerge import Labels
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Node, Owner, SetAttr
 from clivefs.objects.memory import MemoryStore
 from tests.mounts.gitworlds import World, done, edited, fresh, get_world, put_world, text, worlds
 

@@ -11,9 +11,10 @@ from clivefs.mounts.git.attributes import GitAttributes
 from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.lower import LowerRef
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.edits import Affected
 from clivefs.mounts.overlay.tree import OverlayTree
-from clivefs.mounts.tree import Blocked, Node, NodeTable, Owner
+from clivefs.mounts.tree import Blocked, Node, Owner
 from clivefs.objects.store import Store
 from tests.mounts.gitworlds import World, put_world, text
 

@@ -11,9 +11,10 @@ import pytest
 
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.renumbered import Renumbered
-from clivefs.mounts.tree import Node, NodeTable, Owner, SetAttr
+from clivefs.mounts.tree import Node, Owner, SetAttr
 from clivefs.mounts.view import View
 
 OWNER = Owner(os.geteuid(), os.getegid())

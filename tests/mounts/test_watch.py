@@ -18,7 +18,7 @@ from clivefs.base import syscalls
 from clivefs.mounts.host import watch as watch_module
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.host.watch import Outside, Watcher
-from clivefs.mounts.tree import NodeTable
+from clivefs.mounts.nodetable import NodeTable
 from tests.contract.tree_driver import TreeDriver
 
 

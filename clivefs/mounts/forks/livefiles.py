@@ -14,7 +14,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 
 from clivefs.mounts.host.calls import xattr_path
-from clivefs.mounts.tree import Attr, Blocked, Node, NodeTable, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Blocked, Node, Tree, refuse
 
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.ELOOP)
 """What is answered for a file that is not there, or may not be reached."""

@@ -23,11 +23,12 @@ from clivefs.mounts.forks.livefiles import GONE, LiveFiles, Trees, host_xattrs, 
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.host.calls import HostFile
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.points.lower import PointLower, PointRef
 from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
 from clivefs.mounts.recording.layers import GITIGNORE, is_never
 from clivefs.mounts.recording.parts import join
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Tree, refuse
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Tree, refuse
 from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 
 DOT_GIT = b".git"

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 
 from clivefs.mounts.host.calls import PATH_FLAGS, DirFds, HostFile, open_directory, proc_path, stat_at
 from clivefs.mounts.inodenumbers import host_inode_number, inode_number
-from clivefs.mounts.tree import Attr, Node, NodeTable, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Node, Tree, refuse
 
 Identity = tuple[int, int]
 """Device and inode number on the host."""

@@ -21,7 +21,8 @@ from clivefs.mounts.host.calls import HostFile, host_flags, proc_path, stat_at, 
 from clivefs.mounts.host.nodes import HostNode, HostNodes, facts_of, identity_of
 from clivefs.mounts.host.reports import HostWatch
 from clivefs.mounts.host.watch import Watcher
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, SetAttr, Tree, refuse
 
 _USER = b"user."
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.node import OverlayNode
-from clivefs.mounts.tree import Node, NodeTable
+from clivefs.mounts.tree import Node
 
 
 class KnownNodes:

@@ -26,11 +26,12 @@ import stat
 from clivefs.mounts.host.calls import DirFds, open_directory, proc_path, stat_at
 from clivefs.mounts.inodenumbers import host_inode_number, inode_number
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.known import KnownNodes
 from clivefs.mounts.overlay.marks import Mark, MarkKind, split
 from clivefs.mounts.overlay.node import OverlayNode, UpperFile, directory_only, shown
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Attr, NodeTable, Tree, refuse
+from clivefs.mounts.tree import Attr, Tree, refuse
 
 
 class OverlayNodes(KnownNodes):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from clivefs.mounts.host.calls import change_at, get_xattr, list_xattrs, proc_path, remove_xattr, set_xattr
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.lower import Lower, LowerRef
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.copyup import Copy, dress
 from clivefs.mounts.overlay.edits import (
     Affected,
@@ -37,7 +38,7 @@ from clivefs.mounts.overlay.nodes import OverlayNodes
 from clivefs.mounts.overlay.settling import settle
 from clivefs.mounts.overlay.standstill import Standstill
 from clivefs.mounts.overlay.upper import Upper
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, SetAttr, Tree, refuse
+from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, SetAttr, Tree, refuse
 
 _USER = b"user."
 _UNKNOWN_TO_US = (b"security.", b"trusted.")

@@ -12,7 +12,8 @@ import stat
 from collections.abc import Callable
 
 from clivefs.mounts.inodenumbers import inode_number
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Owner, Tree, refuse
 
 Ask = Callable[[bytes, bytes], Callable[[], bytes]]
 """(token, directory) to what makes the content, in a thread; called in the loop's."""

@@ -28,12 +28,13 @@ from typing import Protocol
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.inodenumbers import inode_number
 from clivefs.mounts.lower import Lower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.points.expressions import GitRevision, find, needs_a_search
 from clivefs.mounts.points.index import IndexedPoint, Points, Session
 from clivefs.mounts.points.names import is_session_name, parse_point_name
 from clivefs.mounts.points.past import PastTop, PastTree
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
+from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Owner, Tree, refuse
 from clivefs.objects.errors import CorruptObject, ObjectMissing
 
 log = logging.getLogger(__name__)

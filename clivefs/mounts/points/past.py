@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from clivefs.mounts.inodenumbers import inode_number
 from clivefs.mounts.lower import Lower, LowerRef
-from clivefs.mounts.tree import Attr, DirEntry, Node, NodeTable, OpenFile, Owner, Tree, refuse
+from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, Tree, refuse
 
 CONTROL = b".clive"
 _NO_OPEN = {stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}

@@ -16,12 +16,13 @@ from clivefs.mounts.forks.recorded import ForkRecorder, ForkState, fork_part
 from clivefs.mounts.forks.tree import ForkTree
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.host.tree import HostTree
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.points.compare import State
 from clivefs.mounts.points.lower import PointLower
 from clivefs.mounts.recording.parts import HostLower, Part
 from clivefs.mounts.recording.recorder import Recorder
 from clivefs.mounts.recording.statcache import StatCache
-from clivefs.mounts.tree import Blocked, Node, NodeTable, Owner, SetAttr, Tree
+from clivefs.mounts.tree import Blocked, Node, Owner, SetAttr, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.store import Store
 

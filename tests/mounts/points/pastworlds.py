@@ -14,11 +14,12 @@ from clivefs.base.errors import ClivefsError
 from clivefs.fuse.operations import Entry, Operations
 from clivefs.mounts.lower import Lower
 from clivefs.mounts.memorylower import MemoryLower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.points.control import PastControl
 from clivefs.mounts.points.lower import PointLower, lower_of_point
 from clivefs.mounts.points.point import Point
-from clivefs.mounts.tree import Attr, Blocked, Node, NodeTable, Owner
+from clivefs.mounts.tree import Attr, Blocked, Node, Owner
 from clivefs.mounts.view import View
 from clivefs.objects.interface import ObjectStore
 from tests.mounts.points.pointworlds import (

@@ -18,9 +18,10 @@ from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import TreeSpace
 from clivefs.mounts.host.lower import LocalLower
 from clivefs.mounts.lower import Lower
+from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.recording.parts import Dirty, HostLower, Part, TreeLower, UpperLayer, copy_marks
-from clivefs.mounts.tree import NodeTable, Owner
+from clivefs.mounts.tree import Owner
 from clivefs.objects.memory import MemoryStore
 from tests.contract.driver import outcome
 from tests.contract.tree_driver import TreeDriver
