@@ -31,12 +31,19 @@ _SAVES = 60
 _QUIET_S = 0.025
 _EDITED = "d000/s00/f00007.txt"
 _TURNS = 3
+_FORKS = 5
 _OFF = "\n[sessions]\nrecord = false\n"
 
 
 def sessions_live(base: Path, size: Size) -> list[Row]:
     """The rows of recording, with a daemon."""
-    return [*_saves(base, size), *_untar(base, size), *_restore(base, size), *_long_past(base, size)]
+    return [
+        *_saves(base, size),
+        *_untar(base, size),
+        *_restore(base, size),
+        *_forks(base, size),
+        *_long_past(base, size),
+    ]
 
 
 @contextmanager
@@ -162,6 +169,30 @@ def _restore(base: Path, size: Size) -> list[Row]:
     return [
         Row(told, recorded, plain_s, "< 1.2x", recorded < 1.2 * plain_s),
         Row("the same, until the old files are removed; `git checkout`", statistics.median(removed), plain_s, "", None),
+    ]
+
+
+def _forks(base: Path, size: Size) -> list[Row]:
+    """Making forks of a ref in which nobody has used git yet, then the first command of git there."""
+    made: dict[int, float] = {}
+    asked = 0.0
+    for count in (100, size.many):
+        repository = inputs.many_files(base / f"forks-{count}", count)
+        with _bench(base / f"forked-{count}") as bench:
+            bench.table(big=f'git = "{repository}"\nref = "main"')
+            bench.mount()
+            times = []
+            for number in range(_FORKS):
+                times.append(seconds(lambda name=f"f{number}": bench.cli("fork", name)))  # type: ignore[misc]
+            made[count] = statistics.median(times)
+            asked = seconds(lambda: inputs.git("log", "-1", cwd=bench.live / ".clive/forks/f0/big"))
+            bench.unmount()
+    worktree = seconds(lambda: inputs.git("worktree", "add", "-q", "--detach", base / "worktree", cwd=repository))
+    small, large = made[100], made[size.many]
+    return [
+        Row(f"`fork` of a ref of {size.many:,} files; of 100 files", large, small, "< 1.5x", large < 1.5 * small),
+        Row("the same; `git worktree add`", large, worktree, "", None),
+        Row(f"the first `git log` in a fork of {size.many:,} files", asked, None, "", None),
     ]
 
 

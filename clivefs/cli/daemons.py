@@ -30,6 +30,15 @@ class DaemonGone(ClivefsError):
     """Nobody listens at the socket of a daemon."""
 
 
+class Left(KeyboardInterrupt):
+    """Ctrl-C, and what became of what was asked for: its result, or why it has none; neither where nobody said it."""
+
+    def __init__(self, result: Any = None, error: ClivefsError | None = None) -> None:
+        super().__init__()
+        self.result = result
+        self.error = error
+
+
 class Daemon(NamedTuple):
     """A daemon that says, or said, it serves a mountpoint."""
 
@@ -42,21 +51,21 @@ class Daemon(NamedTuple):
     names: tuple[str, ...] = ()
     """Their names, in the same order."""
 
-    def ask(self, command: str, progress: Callable[[str], None] | None = None, **args: Any) -> Any:
+    def ask(
+        self, command: str, progress: Callable[[str], None] | None = None, *, leave_s: float = 0, **args: Any
+    ) -> Any:
         """The result of *command*. Raises what the daemon answers as ClivefsError or UsageError, and
-        `DaemonGone` where it does not run any more."""
+        `DaemonGone` where it does not run any more. With *leave_s* Ctrl-C tells it that nobody wants this any more, and
+        waits that long for what became of it: `Left`."""
         with contextlib.closing(self._connect()) as connection, connection.makefile("rb") as stream:
             connection.settimeout(ANSWER_S.get(command))
             try:
                 connection.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
-                for answer in _answers(stream):
-                    if "progress" in answer:
-                        if progress is not None:
-                            progress(str(answer["progress"]))
-                    elif answer.get("ok"):
-                        return answer.get("result")
-                    else:
-                        raise failure(answer)
+                return _result(stream, progress)
+            except KeyboardInterrupt:
+                if not leave_s:
+                    raise
+                raise _left(connection, stream, leave_s) from None
             except TimeoutError:
                 raise ClivefsError(
                     f"its daemon (process {self.pid}) does not answer",
@@ -66,7 +75,8 @@ class Daemon(NamedTuple):
                 ) from None
             except (ConnectionError, ValueError) as error:
                 raise self._gone(f"broke off: {error}") from None
-        raise self._gone("ended before it answered")
+            except EOFError:
+                raise self._gone("ended before it answered") from None
 
     def alive(self) -> bool:
         """Somebody listens at its socket."""
@@ -138,6 +148,30 @@ def failure(answer: dict[str, Any]) -> ClivefsError:
     )
 
 
+def _result(stream: Any, progress: Callable[[str], None] | None) -> Any:
+    """The result that is answered; EOFError where there is none, and what `Daemon.ask` raises."""
+    for answer in _answers(stream):
+        if "progress" in answer:
+            if progress is not None:
+                progress(str(answer["progress"]))
+        elif answer.get("ok"):
+            return answer.get("result")
+        else:
+            raise failure(answer)
+    raise EOFError
+
+
+def _left(connection: socket.socket, stream: Any, leave_s: float) -> Left:
+    connection.settimeout(leave_s)
+    try:
+        connection.shutdown(socket.SHUT_WR)
+        return Left(result=_result(stream, None))
+    except ClivefsError as error:
+        return Left(error=error)
+    except (OSError, ValueError, EOFError):
+        return Left()
+
+
 def _answers(stream: Any) -> Iterator[dict[str, Any]]:
     while line := stream.readline(ANSWER_BYTES_MAX):
         answer = json.loads(line)
@@ -199,6 +233,22 @@ def daemons(store: str) -> list[Daemon]:
             if daemon is not None:
                 found.append(daemon)
     return sorted(found, key=lambda daemon: daemon.mountpoint)
+
+
+def live_run_directories() -> set[str]:
+    """Where the daemons that run now have their sockets: this user's, of whatever store; for root everybody's."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if b"clivefs.daemon" not in file.read(4096).split(b"\0"):
+                    continue
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    path = os.readlink(f"/proc/{pid}/fd/{fd}")
+                    if path.endswith(".lock") and os.path.exists(path.removesuffix("lock") + "sock"):
+                        found.add(os.path.dirname(path))
+    return found
 
 
 def forget(store: str, mountpoint: str) -> None:

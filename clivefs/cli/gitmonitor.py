@@ -22,7 +22,7 @@ _SCRIPT = """\
 # git's fsmonitor hook (githooks(5)): asks the clivefs mount which files have changed.
 # Written by `clivefs doctor --fix fsmonitor`. Where the mount is not there, git looks for itself.
 [ "$1" = 2 ] || exit 1
-exec timeout 5 cat -- {directory}/"${{2:-none}}"{suffix}
+exec timeout 5 cat -- {directory}/"${{2:-none}}"{suffix} 2>/dev/null
 """
 
 
@@ -52,8 +52,10 @@ def install(call: Call) -> Installed:
         raise UsageError("the hook cannot name this directory", place=top, remedy="rename it, without `:` and `@`")
     hook = os.path.join(git_dir, "hooks", HOOK)
     _write(hook, _SCRIPT.format(directory=shlex.quote(f"{place.shown_at}/.clive/changed"), suffix=shlex.quote(suffix)))
+    # git runs it in the top directory: so it is found in the mount and in the checkout itself, mounted or not.
+    command = os.path.relpath(hook, top) if os.path.dirname(git_dir) == top else hook
     for key, value in (
-        ("core.fsmonitor", hook),
+        ("core.fsmonitor", command),
         ("core.fsmonitorHookVersion", "2"),
         ("core.untrackedCache", "true"),
         ("fsmonitor.allowRemote", "true"),

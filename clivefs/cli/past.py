@@ -14,6 +14,8 @@ from clivefs.cli import locate, moments
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
 from clivefs.cli.locate import Workspace
+from clivefs.cli.output import visible
+from clivefs.cli.report import how_far
 from clivefs.mounts import identity
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.git.joined import JoinedObjects
@@ -26,6 +28,8 @@ from clivefs.mounts.points.point import Point
 from clivefs.objects.errors import StoreError
 from clivefs.objects.repository import Repository
 from clivefs.objects.store import Store
+
+_NAMED_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,16 @@ def opened_at(call: Call, place: Workspace) -> Iterator[Past]:
 
 
 def _settle(call: Call, place: Workspace, daemon: Daemon) -> None:
-    """Have everything recorded; what cannot be now is no reason not to show the past."""
+    """Have everything recorded; what cannot be now, or takes long, is no reason not to show the past."""
     try:
-        daemon.ask("snapshot", workspace=place.name)
+        point = daemon.ask("snapshot", workspace=place.name, needed=[])
     except ClivefsError as error:
         call.out.note(f"what was changed last is not in it: {error.message}")
+        return
+    reading = [f"{visible(each['path'])} ({how_far(each)})" for each in point.get("reading", ())]
+    if reading:
+        more = f" and {len(reading) - _NAMED_MAX:,} more" if reading[_NAMED_MAX:] else ""
+        call.out.note(f"not recorded yet as it is now, so not in it: {', '.join(reading[:_NAMED_MAX])}{more}")
 
 
 def line_of(point: Point) -> str:

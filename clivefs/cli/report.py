@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from clivefs.cli.output import Output, table
+from clivefs.cli.output import Output, size, table
 
 
 def entries(out: Output, workspace: dict[str, Any], *, indent: str = "  ", errors: bool = True) -> None:
@@ -49,6 +49,17 @@ def _recording(out: Output, recording: dict[str, Any], indent: str) -> None:
         out.line(f"{indent}recording is degraded: {recording['degraded']} (changes outside are seen within 10 s)")
     for each in recording.get("left_out", ()):
         out.line(f"{indent}! {each['path']} is not recorded: {each['why']}")
+    for each in recording.get("reading", ()):
+        out.line(f"{indent}{each['path']} is not recorded yet: {how_far(each)}")
+    for each in recording.get("busy", ()):
+        out.line(f"{indent}{each['path']} is written to all the time: not recorded as it is since {each['since']}")
+
+
+def how_far(reading: dict[str, Any]) -> str:
+    """How far the reading of a large file is, as in `recording.reading` of `status --json`."""
+    if not reading["size"]:
+        return "to be read soon"
+    return f"{size(reading['read'])} of {size(reading['size'])} read"
 
 
 def _has_left_its_lock(entry: dict[str, Any]) -> bool:

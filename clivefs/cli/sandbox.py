@@ -23,6 +23,7 @@ from clivefs.base.errors import ClivefsError
 _PROGRAM = "bwrap"
 _RESET = "--default-signal=INT,QUIT"
 _SCRATCH = ("/tmp", "/var/tmp")
+_RUN = "/run"
 _NAMES = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager/resolv.conf")
 """Where name servers are told."""
 
@@ -69,7 +70,7 @@ def make(
     os.close(made)
     words = [program, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--cap-drop", "ALL", "--seccomp", str(filter_fd)]
-    words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run"]
+    words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", _RUN]
     if os.geteuid() == 0:
         words += ["--remount-ro", "/proc"]
     for scratch in _SCRATCH:
@@ -80,18 +81,28 @@ def make(
     for each in readable:
         words += ["--ro-bind-try", each, each]
     for each in hidden:
-        words += ["--tmpfs", each]
+        if _is_seen(each, (*readable, *writable)):
+            words += ["--tmpfs", each]
     for each in writable:
         words += ["--bind-try", each, each]
     words += ["--chdir", directory, "--"]
     env = shutil.which("env", path=path)
     keys_ignored = env is not None and _resets_signals(env)
-    if env is not None and keys_ignored:
-        words += [env, _RESET]
+    if env is not None:  # also for the exit status where there is no such command
+        words += [env, _RESET] if keys_ignored else [env]
     sandbox = Sandbox(words, filter_fd, keys_ignored)
     _check(sandbox)
     os.lseek(filter_fd, 0, os.SEEK_SET)
     return sandbox
+
+
+def _is_seen(path: str, shown: Sequence[str]) -> bool:
+    """Whether the command would see *path*: where all is empty, what is *shown* there and below."""
+
+    def is_within(tops: Sequence[str]) -> bool:
+        return any(path == top or path.startswith(top + "/") for top in tops)
+
+    return not is_within((*_SCRATCH, _RUN, "/dev")) or is_within(shown)
 
 
 def _resets_signals(env: str) -> bool:

@@ -113,7 +113,7 @@ class Applier:
 
     def happened_in(self, directory: int) -> None:
         """Something happened in the directory of that number, nobody knows what."""
-        self._queue.folders.add(directory)
+        self._queue.add_folder(directory)
         self._asked.set()
 
     def strands(self) -> None:
@@ -209,7 +209,7 @@ class Applier:
             known = self._queue.take(watched)
             if not known:
                 watched = await self._look()
-                known, self._queue = self._queue, Queue()
+                known = self._queue.take_seen(watched)
             while known:
                 self._unfinished = known.folders | {directory for directory, _ in known.names}
                 plan = self._planner.plan(known, watched, ROUND_ACTS)
@@ -226,6 +226,7 @@ class Applier:
             return Watched(None)
         await trio.sleep_until(self._scan_at)
         began = trio.current_time()
+        self._queue.looks()
         answer = await self._ask({"scan": self._device, "not": [os.getpid()]})
         now = trio.current_time()
         self._scan_at = now + (now - began) * (_SCAN_SHARE - 1)

@@ -6,6 +6,7 @@ all of them, the record of what is to be done is made durable, and one span of t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -23,9 +24,12 @@ from clivefs.base.syscalls import CLOCK_REALTIME_COARSE
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.trash import Trash
-from clivefs.mounts.applying import Affected, Applying, Steps, Wanted
+from clivefs.mounts.applying import Applying
+from clivefs.mounts.attributes import dress
 from clivefs.mounts.git.joined import JoinedObjects
+from clivefs.mounts.host.watch import Outside
 from clivefs.mounts.recording.statcache import Shown
+from clivefs.mounts.steps import Affected, Step, Steps, Wanted
 from clivefs.mounts.tree import Blocked, Tree
 from clivefs.mounts.view import View
 from clivefs.objects.errors import ObjectTooLarge
@@ -42,6 +46,7 @@ _MADE_FILES = 256
 _GROUP_FILES = 64
 _GROUP_BYTES = 4 << 20
 _COPY_BYTES = 1 << 20
+_NOT_OURS = "it is another user's directory, who alone may change its permissions and attributes"
 
 
 class Target(NamedTuple):
@@ -58,7 +63,9 @@ class Applied(NamedTuple):
 
     done: tuple[bytes, ...]
     refused: tuple[tuple[bytes, str], ...]
-    """Those of trees that are not written, with the reason."""
+    """Those of trees that are not written, and directories of other users, with the reason."""
+    not_owned: tuple[bytes, ...] = ()
+    """Those that have all but the owner that they are to have: we may not give it."""
 
 
 class ChangedMeanwhile(Exception):
@@ -104,7 +111,7 @@ class LiveChanges:
         shown: Callable[[Shown], None],
     ) -> Applied:
         by_tree, refused = _by_tree(live, targets)
-        applyings = {path: self._applying(_tree(live, path)) for path in by_tree}
+        applyings = {path: self._applying(tree_of(live, path)) for path in by_tree}
         await self._keep(live, applyings)  # without steps: what is left of the staging is to be removed
         try:
             for path, parts in by_tree.items():
@@ -113,6 +120,7 @@ class LiveChanges:
             FAULTS.hit("apply.staged")
             await self._keep(live, applyings)
             FAULTS.hit("apply.recorded")
+            await trio.lowlevel.checkpoint()  # who asked for it may have left
             await _waiting(lambda: self._publish(live, applyings, still, shown))
             FAULTS.hit("apply.published")
         finally:
@@ -131,10 +139,31 @@ class LiveChanges:
                     self._caches.forget_names(await _waiting(applying.finish))
                 FAULTS.hit("apply.finished")
                 await self._keep(live, {})
+                self._forget_links(applyings)
         await self._caches.settled()
+        not_owned: list[bytes] = []
+        for entry, applying in applyings.items():
+            not_owned += (_in_workspace(entry, path) for path in applying.not_owned)
+            refused += ((_in_workspace(entry, path), _NOT_OURS) for path in applying.not_ours)
         left_alone = {path for path, _ in refused}
         done = tuple(target.wanted.path for target in targets if target.wanted.path not in left_alone)
-        return Applied(done, tuple(refused))
+        return Applied(done, tuple(refused), tuple(sorted(not_owned)))
+
+    async def dress(self, live: LiveWorkspace, wanted: Wanted) -> tuple[bool, bool]:
+        """Let a file of the workspace's own directory have all that *wanted* says but content: as
+        `attributes.dress`."""
+        tree = live.root_tree
+        step = Step(wanted.path, wanted.mode, wanted.mtime_ns, b"", xattrs=wanted.xattrs, owner=wanted.owner)
+
+        def change() -> tuple[bool, bool]:
+            node, _ = tree.lookup(tree.root, wanted.path)
+            done = dress(tree, node, step)
+            self._caches.forget_names([Affected(tree.root, wanted.path, node)])
+            if tree.journal is not None:
+                tree.journal.name(tree.root, wanted.path)
+            return done
+
+        return await _waiting(change)
 
     def _applying(self, tree: Tree) -> Applying:
         return Applying(tree, self._view.table, self._view.owner, elsewhere=self._trash.make)
@@ -157,12 +186,19 @@ class LiveChanges:
                 applying.publish()
             finally:  # whatever of it was done
                 self._caches.forget_names(each for each in applying.affected if self._may_be_known(each))
-                journal = _tree(live, path).journal
+                journal = tree_of(live, path).journal
                 if journal is not None:
                     for parent, name, _ in applying.affected:
                         journal.name(parent, name)
         files = {key: made for applying in applyings.values() for key, made in applying.made.items()}
         shown(Shown(from_ns, time.time_ns(), files))
+
+    def _forget_links(self, applyings: dict[str, Applying]) -> None:
+        """Have the kernel ask again about files that have lost one of several names."""
+        for applying in applyings.values():
+            for _, _, node in applying.affected:
+                if node is not None and node.lookups and not node.removed:
+                    self._caches.apply(Outside("attr", node.tree, None, None, node))
 
     def _may_be_known(self, affected: Affected) -> bool:
         """Whether the kernel can have the name in its caches, or hold what it led to."""
@@ -170,6 +206,13 @@ class LiveChanges:
         return self._view.kernel_node(affected.parent).lookups > 0 or (old is not None and old.lookups > 0)
 
     async def _stage(self, applying: Applying, targets: list[Target], reader: JoinedObjects) -> None:
+        alone, again = _by_file(targets)
+        await self._stage_files(applying, alone, reader)
+        for target, first in again:
+            if not await _waiting(partial(applying.link, target.wanted, first)):
+                await self._stage_files(applying, [target], reader)
+
+    async def _stage_files(self, applying: Applying, targets: list[Target], reader: JoinedObjects) -> None:
         if any(stat.S_ISREG(target.wanted.mode) for target in targets) and await _waiting(
             applying.takes_files_of_threads
         ):
@@ -196,7 +239,8 @@ class LiveChanges:
         with self._store.batch(wait=False) as batch:
             batch.meta_put(NAMESPACE, live.id.encode(), value)
         assert batch.future is not None
-        await trio.to_thread.run_sync(batch.future.result)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(batch.future.result)
 
     def resume(self, live: LiveWorkspace) -> None:
         """Finish what a crash has interrupted, before the workspace is used. May wait, so before the loop runs."""
@@ -209,7 +253,7 @@ class LiveChanges:
             if path and (entry is None or not entry.tree.writable):
                 log.warning("%s: an interrupted change of %s cannot be finished: it is not mounted", live.name, path)
                 continue
-            tree = _tree(live, path)
+            tree = tree_of(live, path)
             applyings[path] = _wait_for(partial(Applying.resume, tree, self._view.table, self._view.owner, steps))
         begun = any(each.has_begun for each in applyings.values())
         for path, applying in applyings.items():
@@ -231,7 +275,8 @@ def entry_of(live: LiveWorkspace, path: bytes) -> str:
     return best
 
 
-def _tree(live: LiveWorkspace, entry: str) -> Tree:
+def tree_of(live: LiveWorkspace, entry: str) -> Tree:
+    """The tree of the mount entry *entry*; empty: of the workspace's own directory."""
     return live.entries[entry].tree if entry else live.root_tree
 
 
@@ -241,14 +286,36 @@ def _by_tree(live: LiveWorkspace, targets: Sequence[Target]) -> tuple[dict[str, 
     refused: list[tuple[bytes, str]] = []
     for target in targets:
         entry = entry_of(live, target.wanted.path)
-        if not _tree(live, entry).writable:
+        if not tree_of(live, entry).writable:
             where = f"the mount entry {entry}" if entry else "the workspace's directory"
             refused.append((target.wanted.path, f"{where} is not written to"))
             continue
         below = target.wanted.path[len(os.fsencode(entry)) + 1 :] if entry else target.wanted.path
-        if below:
+        if below or target.wanted.mode:
             parts.setdefault(entry, []).append(Target(target.wanted._replace(path=below), target.oid))
     return parts, refused
+
+
+def _by_file(targets: list[Target]) -> tuple[list[Target], list[tuple[Target, bytes]]]:
+    """Those that are files of their own, and those that are to be one file with one of them, with the path of that."""
+    alone: list[Target] = []
+    again: list[tuple[Target, bytes]] = []
+    first: dict[tuple[Wanted, bytes | None], bytes] = {}
+    for target in targets:
+        wanted = target.wanted
+        if wanted.link and not stat.S_ISDIR(wanted.mode):
+            key = wanted._replace(path=b"", mtime_ns=None, is_new=False, had_links=False), target.oid
+            known = first.setdefault(key, wanted.path)
+            if known != wanted.path:
+                again.append((target, known))
+                continue
+        alone.append(target)
+    return alone, again
+
+
+def _in_workspace(entry: str, path: bytes) -> bytes:
+    """*path*, which is below a mount entry, as the workspace has it."""
+    return os.path.join(os.fsencode(entry), path) if entry else path
 
 
 def _groups(targets: list[Target]) -> list[list[Target]]:
@@ -326,6 +393,12 @@ async def _waiting_for(entry: str, call: Callable[[], None]) -> None:
         await _waiting(call)
     except OSError as error:
         name = os.fsdecode(error.filename) if error.filename else ""
+        if error.errno == errno.EACCES:
+            raise ClivefsError(
+                "it is a directory of another user, in which we may change nothing",
+                place=os.path.join(entry, name),
+                remedy="Name other paths, or have its owner let you write to it.",
+            ) from None
         raise ClivefsError(
             f"it is in the way: {error.strerror}",
             place=os.path.join(entry, name),

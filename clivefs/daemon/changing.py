@@ -8,8 +8,7 @@ everything that is mounted stays, and `status` tells why.
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -53,22 +52,39 @@ class Changing:
         before: bytes,
         origin: str,
         message: str,
+        begin: Callable[[], None] = lambda: None,
     ) -> Applied:
         """Let *live* show *targets*, planned for the point *before*; *reader* has their content. It is recorded as the
-        doing of *origin*, in a point called *message*. ChangedMeanwhile, ClivefsError, OSError: nothing has changed."""
+        doing of *origin*, in a point called *message*. ChangedMeanwhile, ClivefsError, OSError: nothing has changed.
+        *begin* is called just before something does: until then it may be cancelled."""
         recording = self._recording.of(live)
-        still = partial(recording.claim, before, {target.wanted.path for target in targets}, origin, message)
+        paths = {target.wanted.path for target in targets}
+
+        def still() -> bool:
+            if not recording.claim(before, paths, origin, message):
+                return False
+            begin()
+            return True
+
         found = await trio.to_thread.run_sync(_config_among, live, targets, reader)
         if found is None:
             return await self._changes.apply(live, targets, reader, still, recording.know)
         others = [target for target in targets if target.wanted.path != CONFIG]
+        own = next((target.wanted for target in targets if target.wanted.path == CONFIG), None)
         applied = Applied((), ())
+        owned = True
 
         async def change_files() -> None:
             nonlocal applied
             if others:
                 applied = await self._changes.apply(live, others, reader, still, recording.know)
 
+        async def dress_config() -> None:
+            nonlocal owned
+            if own is not None:
+                owned, _ = await self._changes.dress(live, own)
+
+        begin()  # a Clive.toml that is half changed is nothing to leave behind
         await self._following.edit(
             live,
             found.old,
@@ -78,9 +94,11 @@ class Changing:
             message=message,
             locked=found.locked,
             first=change_files,
+            last=dress_config,
         )
-        done = tuple(target.wanted.path for target in targets if target.wanted.path == CONFIG)
-        return Applied((*applied.done, *done), applied.refused)
+        done = (CONFIG,) if own is not None else ()
+        not_owned = () if owned else (CONFIG,)
+        return Applied((*applied.done, *done), applied.refused, (*applied.not_owned, *not_owned))
 
 
 def _config_among(live: LiveWorkspace, targets: Sequence[Target], reader: JoinedObjects) -> _Config | None:

@@ -1,8 +1,10 @@
 """The control socket: one JSON object a line, for the command line of the same user.
 
 A request is `{"command": NAME, "args": {...}}`; the answers are any number of `{"progress": TEXT}` and then
-`{"ok": true, "result": ...}` or `{"ok": false, "message", "place", "remedy", "also", "exit_code"}`. The socket lies in
-a directory that only its owner may enter and is 0600 itself; the peer's uid is checked as well.
+`{"ok": true, "result": ...}` or `{"ok": false, "message", "place", "remedy", "also", "exit_code"}`. Some commands end
+where who asked goes away, or says with an end of file that he asks no more and wants to know what became of it: see
+`serve`. The socket lies in a directory that only its owner may enter and is 0600 itself; the peer's uid is checked as
+well.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -63,11 +67,15 @@ def bind(directory: str, name: str) -> socket.socket:
 
 
 async def serve(
-    listener: socket.socket, commands: dict[str, Command], log_place: str = "what the daemon logged"
+    listener: socket.socket,
+    commands: dict[str, Command],
+    log_place: str = "what the daemon logged",
+    stoppable: Collection[str] = (),
 ) -> None:
     """Answer requests until cancelled; each connection carries any number of them, one after another.
 
-    *log_place* is where a person finds what was logged of an error that we did not expect.
+    *log_place* is where a person finds what was logged of an error that we did not expect. *stoppable*: commands that
+    are cancelled when nobody asks any more; one that is must have changed nothing. It shields what must not be.
     """
     async_listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
@@ -77,7 +85,7 @@ async def serve(
                 log.warning("refused a control connection of another user")
                 return
             try:
-                await _converse(stream, commands, log_place)
+                await _converse(stream, commands, log_place, stoppable)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("a control client went away")
             except Exception:  # the mount goes on, whatever one client makes of his connection
@@ -91,7 +99,9 @@ def _peer_uid(sock: trio.socket.SocketType) -> int:
     return int(uid)
 
 
-async def _converse(stream: trio.SocketStream, commands: dict[str, Command], log_place: str) -> None:
+async def _converse(
+    stream: trio.SocketStream, commands: dict[str, Command], log_place: str, stoppable: Collection[str]
+) -> None:
     sending = trio.Lock()
     answering = False
 
@@ -120,10 +130,44 @@ async def _converse(stream: trio.SocketStream, commands: dict[str, Command], log
             continue
         buffer = bytearray(rest)
         answering = True
-        answer = await _answer(line, commands, progress, log_place)
+        answering_it = partial(_answer, line, commands, progress, log_place)
+        if _command(line) in stoppable:
+            answer = await _while_asked(stream, buffer, answering_it)
+        else:
+            answer = await answering_it()
         async with sending:
             answering = False
             await send(answer)
+
+
+def _command(line: bytes) -> str:
+    """The name of the command that a request is for; empty for what is no request."""
+    try:
+        return str(json.loads(line)["command"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+async def _while_asked(
+    stream: trio.SocketStream, buffer: bytearray, answering: Callable[[], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """What *answering* gives, which is cancelled at the end of *stream*; what comes until then goes to *buffer*."""
+    answer = failure(ClivefsError("stopped; nothing was changed"))
+
+    async def listen(asked: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while chunk := await stream.receive_some(65536):
+                buffer.extend(chunk)
+                if len(buffer) > REQUEST_BYTES_MAX:
+                    return
+        asked.cancel()
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as asked:
+            nursery.start_soon(listen, asked)
+            answer = await answering()
+        nursery.cancel_scope.cancel()
+    return answer
 
 
 async def _answer(line: bytes, commands: dict[str, Command], progress: Progress, log_place: str) -> dict[str, Any]:

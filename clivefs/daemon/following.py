@@ -42,6 +42,8 @@ class _Edit(NamedTuple):
     message: str
     first: Callable[[], Awaitable[None]] | None = None
     """What else is changed, before it."""
+    last: Callable[[], Awaitable[None]] | None = None
+    """What else is changed of the file, after it."""
 
 
 class Following:
@@ -131,10 +133,12 @@ class Following:
         message: str,
         locked: lockfile.Lock | None = None,
         first: Callable[[], Awaitable[None]] | None = None,
+        last: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Let Clive.toml say *new* instead of *old*, and what is mounted be what it says: recorded as one point, which
         *origin* made. ClivefsError, and nothing changed, where the file is not *old* any more. *first* changes what
-        belongs to the same point; *locked* is what Clive.lock says when it has."""
+        belongs to the same point, *last* what is to be otherwise of the new file; *locked* is what Clive.lock says when
+        *first* has been called."""
 
         def parse() -> tuple[Workspace, lockfile.Lock]:
             settings = config.parse(new, file=live.settings.file, root=live.root)
@@ -144,7 +148,7 @@ class Following:
             settings, lock = await trio.to_thread.run_sync(parse)
             check_stays(live, settings)
             try:
-                await self._take(live, settings, lock, retry=retry, edit=_Edit(old, new, origin, message, first))
+                await self._take(live, settings, lock, retry=retry, edit=_Edit(old, new, origin, message, first, last))
             except BaseException:
                 self._reload_soon(live.name)  # what is in force is what is in the file
                 raise
@@ -171,6 +175,8 @@ class Following:
                         await edit.first()
                     if edit.new != edit.old:
                         await trio.to_thread.run_sync(ownconfig.save, live, edit.old, edit.new)
+                    if edit.last is not None:
+                        await edit.last()
                 except BaseException:
                     for each in prepared:
                         each.discard()
@@ -223,7 +229,7 @@ class Following:
             return head.oid
         if head is not None:
             with trio.move_on_after(_SETTLE_S), contextlib.suppress(ClivefsError):
-                return (await self._recording.snapshot(live)).oid
+                return (await self._recording.snapshot(live, needed=())).oid
         return None
 
     def _move(self, live: LiveWorkspace, mounted: Mounted, prepared: Prepared, before: bytes | None) -> None:

@@ -26,8 +26,8 @@ from clivefs.base.syscalls import (
     IN_MOVED_TO,
 )
 from clivefs.fuse.applied import NOWHERE, WINGS, Act, Look, Script
-from clivefs.mounts.applying import STAGING
 from clivefs.mounts.host.watch import CONTENT_MASK
+from clivefs.mounts.steps import STAGING
 from clivefs.mounts.tree import Blocked, Node
 from clivefs.mounts.view import View
 
@@ -83,6 +83,8 @@ class Queue:
         self.names: dict[Place, Happening] = {}
         self.folders: set[int] = set()
         """Directories in which more happened than can be remembered."""
+        self._new: set[Place | int] | None = None
+        """What of both came, or came again, since `looks`; None while nobody looks."""
 
     def __bool__(self) -> bool:
         return bool(self.names or self.folders)
@@ -94,6 +96,8 @@ class Queue:
         if name.startswith(STAGING):
             return
         place = (directory, name)
+        if self._new is not None:
+            self._new.add(place)
         before = self.names.get(place)
         if before is not None:
             if before.old or not old or stays:
@@ -102,7 +106,28 @@ class Queue:
         elif len(self.names) < QUEUE_MAX:
             self.names[place] = Happening(mask, old, kind, was)
         else:
-            self.folders.add(directory)
+            self.add_folder(directory)
+
+    def add_folder(self, directory: int) -> None:
+        """Note that something happened in the directory."""
+        if self._new is not None:
+            self._new.add(directory)
+        self.folders.add(directory)
+
+    def looks(self) -> None:
+        """Somebody begins to look who watches."""
+        self._new = set()
+
+    def take_seen(self, watched: Watched) -> Queue:
+        """What of it happened before `looks`, or is *watched* as was seen since; it is taken out. The rest waits for
+        another look: somebody may have begun to watch after he was looked at."""
+        new, self._new = self._new or set(), None
+        taken = self.take(watched)
+        for place in [each for each in self.names if each not in new]:
+            taken.names[place] = self.names.pop(place)
+        taken.folders = {each for each in self.folders if each in watched or each not in new}
+        self.folders -= taken.folders
+        return taken
 
     def take(self, watched: Watched) -> Queue:
         """What of it is known to be *watched*, which is taken out."""

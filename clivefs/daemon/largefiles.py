@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.mounts.assembly.recorded import LivePart
-from clivefs.mounts.recording.parts import Dirty, Part
+from clivefs.mounts.recording.parts import Dirty, Part, join
 from clivefs.mounts.recording.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,24 @@ _IDLE_S = 0.2
 """Without a change for so long, they are read."""
 _BUSY_S = 5.0
 """Where there is always a change, they are read after this."""
+_TELL_S = 1.0
+"""How often who waits is told how far they are."""
+
+Tell = Callable[[str], Awaitable[None]]
+
+
+class _Reading:
+    """One that is being read."""
+
+    def __init__(self) -> None:
+        self.since_s = time.monotonic()
+        self.count = 0
+        self.size = 0
+        """In bytes; 0 until it is its turn."""
+
+    def seen(self, count: int, size: int) -> None:
+        """From the thread that reads."""
+        self.count, self.size = count, size
 
 
 class LargeFiles:
@@ -32,7 +53,7 @@ class LargeFiles:
         """*last_s*: when something changed last, by the monotonic clock. *is_hurried*: whether somebody waits."""
         self._failed = failed
         self._last_s = last_s
-        self._pending: set[Dirty] = set()
+        self._pending: dict[Dirty, _Reading] = {}
         self._readers = trio.CapacityLimiter(_READERS)
         self._read = trio.Event()
         """Set when one of them has been; then there is another event for the next."""
@@ -41,6 +62,18 @@ class LargeFiles:
     def pending(self) -> frozenset[Dirty]:
         """Those that have not been read yet."""
         return frozenset(self._pending)
+
+    def since_s(self, dirty: Dirty) -> float:
+        """Since when one of them is being read, by the monotonic clock."""
+        return self._pending[dirty].since_s
+
+    def described(self, wanted: Collection[Dirty]) -> list[dict[str, Any]]:
+        """How far those of *wanted* are that are being read: `path`, and of its `size` in bytes those `read`. A size of
+        0: its turn is to come."""
+        found = [(join(each.prefix, each.path), self._pending[each]) for each in wanted if each in self._pending]
+        return [
+            {"path": os.fsdecode(path), "read": reading.count, "size": reading.size} for path, reading in sorted(found)
+        ]
 
     def start(
         self,
@@ -54,20 +87,20 @@ class LargeFiles:
         """Read the file *dirty* of *part*; *done* is called when it has been, and is to be recorded."""
         if dirty in self._pending:
             return
-        self._pending.add(dirty)
+        reading = self._pending[dirty] = _Reading()
         live_part.hold()
 
         async def read() -> None:
             try:
                 await self._wait_for_idle()
-                await trio.to_thread.run_sync(recorder.prepare, part, dirty.path, limiter=self._readers)
+                await trio.to_thread.run_sync(recorder.prepare, part, dirty.path, reading.seen, limiter=self._readers)
             except (OSError, ClivefsError) as error:
                 self._failed(error)
             except Exception:
                 log.exception("reading %r aside failed", dirty.path)
             finally:  # also when cancelled: no await in here
                 live_part.release()
-                self._pending.discard(dirty)
+                del self._pending[dirty]
                 done()
                 self._read.set()
                 self._read = trio.Event()
@@ -83,7 +116,24 @@ class LargeFiles:
                 return
             await trio.sleep(_IDLE_S / 4)
 
-    async def wait_for(self, wanted: set[Dirty]) -> None:
-        """Until all of *wanted* have been read."""
-        while wanted & self._pending:
-            await self._read.wait()
+    async def wait_for(self, wanted: set[Dirty], until_s: float = math.inf, tell: Tell | None = None) -> bool:
+        """Until all of *wanted* have been read, but no longer than *until_s* by the monotonic clock; whether they have
+        been. *tell* is told how far they are."""
+        while left := wanted & self._pending.keys():
+            rest_s = until_s - time.monotonic()
+            if rest_s <= 0:
+                return False
+            with trio.move_on_after(min(rest_s, _TELL_S)):
+                await self._read.wait()
+                continue
+            if tell is not None and rest_s > _TELL_S:
+                await tell(_told(self.described(left)))
+        return True
+
+
+def _told(described: list[dict[str, Any]]) -> str:
+    """The one that is the furthest from its end, for people."""
+    last = max(described, key=lambda each: int(each["size"]) - int(each["read"]))
+    more = f" and {len(described) - 1} more" if described[1:] else ""
+    done = f": {last['read'] / last['size']:.0%} read" if last["size"] else ""
+    return f"waiting for {last['path']}{more} to be recorded{done}"

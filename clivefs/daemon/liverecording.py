@@ -27,11 +27,14 @@ from typing import Any, NamedTuple
 import trio
 
 from clivefs.base.errors import ClivefsError
-from clivefs.daemon.largefiles import LargeFiles
+from clivefs.daemon.behind import Behind
+from clivefs.daemon.largefiles import LargeFiles, Tell
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.noticing import QUIET_S, Noticed, Work
 from clivefs.daemon.pointmaking import Asked, PointMaker, Surroundings
+from clivefs.daemon.recent import Recent
 from clivefs.mounts.points.index import IndexedPoint
+from clivefs.mounts.points.names import point_name
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.parts import Dirty, join, within
 from clivefs.mounts.recording.recorder import DEFER_BYTES, Recorded
@@ -46,6 +49,9 @@ _RESCAN_S = 10.0
 """How often everything is looked at where directories are not watched."""
 _BUSY_S = 5.0
 """How long a barrier waits for a file that is written to all the time."""
+_PATIENCE_S = 2.0
+"""How long a large file may be read before a barrier goes on without it that does not need it."""
+_ALL = (b"",)
 _PREPARED_MAX = 3
 """How often a barrier has a large file read that changed meanwhile."""
 _TURN_S = 2.0
@@ -62,6 +68,8 @@ class Settled(NamedTuple):
     point: Point
     busy: tuple[bytes, ...]
     """Files that are not in it as they are now, being written to all the time. Paths in the workspace."""
+    reading: tuple[dict[str, Any], ...]
+    """Large files that are not, as they are still being read, and were not needed: see `LargeFiles.described`."""
 
 
 class LiveRecording:
@@ -85,6 +93,7 @@ class LiveRecording:
         """When to try once more, by the monotonic clock."""
         self._error: str | None = None
         self._left_out: dict[bytes, str] = {}
+        self._behind = Behind()
         self._large = LargeFiles(self._failed, lambda: self._noticed.last_s, lambda: self._maker.pace.is_hurried)
         self._nursery: trio.Nursery | None = None
         self._ending = False
@@ -107,6 +116,12 @@ class LiveRecording:
         if self._left_out:
             told = list(self._left_out.items())[:_PATHS_TOLD]
             recording["left_out"] = [{"path": os.fsdecode(path), "why": why} for path, why in told]
+        reading = self._large.described(self._large.pending())
+        if reading:
+            recording["reading"] = reading[:_PATHS_TOLD]
+        behind = self._behind.files()[:_PATHS_TOLD]
+        if behind:
+            recording["busy"] = [{"path": os.fsdecode(path), "since": point_name(ms)} for path, ms in behind]
         if self._noticed.outside.degraded:
             recording["degraded"] = "watches"
         head = self.head.oid.hex() if self.head is not None else None
@@ -186,9 +201,9 @@ class LiveRecording:
                 with suppress(OSError, ClivefsError):
                     await trio.to_thread.run_sync(self._maker.end_session, session)
 
-    async def new_session(self, name: str | None) -> tuple[str, str]:
+    async def new_session(self, name: str | None, *, tell: Tell | None = None) -> tuple[str, str]:
         """End the session and start another; the names of the new and the old one. ClivefsError."""
-        await self.barrier(None)
+        await self.barrier(None, tell=tell)
         async with self._mutex:
             old = self.session
 
@@ -204,14 +219,17 @@ class LiveRecording:
 
     # The barrier
 
-    async def barrier(self, message: str | None) -> Settled:
+    async def barrier(
+        self, message: str | None, *, needed: Collection[bytes] = _ALL, tell: Tell | None = None
+    ) -> Settled:
         """Record all that is dirty; the newest point then, with *message* a new one. ClivefsError when it cannot be
-        recorded."""
+        recorded. Large files that are at, below or above none of the *needed* paths are not waited for long. *tell* is
+        told what is waited for. May be cancelled: it was no barrier then."""
         with self._maker.pace.hurried():
             await self._ready.wait()
-            return await self._settle(Asked("command:snapshot", message) if message is not None else None)
+            return await self._settle(Asked("command:snapshot", message) if message is not None else None, needed, tell)
 
-    async def _settle(self, asked: Asked | None) -> Settled:
+    async def _settle(self, asked: Asked | None, needed: Collection[bytes], tell: Tell | None) -> Settled:
         self._around.tell_open()
         busy_from = time.monotonic() + _BUSY_S
         prepared = 0
@@ -232,16 +250,27 @@ class LiveRecording:
                 waiting = left if waiting is None else waiting & left
                 head = self.head
             reading = waiting & self._large.pending()
-            if not waiting or (not reading and time.monotonic() > busy_from) or prepared >= _PREPARED_MAX:
+            now = time.monotonic()
+            until_s = {each: self._patience(each, needed) for each in reading}
+            wanted = {each for each in reading if until_s[each] > now}
+            if prepared >= _PREPARED_MAX or (not wanted and (waiting == reading or now > busy_from)):
                 break
-            if reading:
-                await self._large.wait_for(waiting)
-                prepared += 1
-            else:
+            if not wanted:
                 await trio.sleep(QUIET_S)
+            elif await self._large.wait_for(wanted, min(until_s[each] for each in wanted), tell):
+                prepared += 1
         assert head is not None
+        put_off = reading - wanted
+        described = self._large.described(put_off)
         point = await trio.to_thread.run_sync(self.points.load, head.oid)
-        return Settled(point, tuple(sorted(join(each.prefix, each.path) for each in waiting)))
+        busy = sorted(join(each.prefix, each.path) for each in waiting - put_off)
+        return Settled(point, tuple(busy), tuple(described))
+
+    def _patience(self, dirty: Dirty, needed: Collection[bytes]) -> float:
+        """Until when, by the monotonic clock, a barrier that needs these paths waits for a file that is being read."""
+        if _is_around(needed, [join(dirty.prefix, dirty.path)]):
+            return math.inf
+        return self._large.since_s(dirty) + _PATIENCE_S
 
     def _check_records(self) -> None:
         if not self._settings.record:
@@ -257,13 +286,23 @@ class LiveRecording:
 
     def is_still(self, oid: bytes, paths: Collection[bytes]) -> bool:
         """Whether the point *oid* is the newest, and nothing is known to have happened since at or around *paths*."""
-        return self._noticed.is_still(paths) and self.head is not None and self.head.oid == oid
+        if self.head is None or self.head.oid != oid or _is_around(paths, self._being_read()):
+            return False
+        return self._noticed.is_still(paths)
 
     def unrecorded(self) -> set[bytes] | None:
         """The paths that have changed since the newest point, as far as is known by now; a directory stands for all
         that is in it. None: it may be anything."""
         dirty = self._noticed.unrecorded()
-        return dirty if self.head is not None else None
+        return dirty | self._being_read() if self.head is not None and dirty is not None else None
+
+    def _being_read(self) -> set[bytes]:
+        return {join(each.prefix, each.path) for each in self._large.pending()}
+
+    @property
+    def recent(self) -> Recent:
+        """The paths that were dirty lately."""
+        return self._noticed.recent
 
     def hears_all(self) -> bool:
         """Whether all changes are heard of and recorded, but for what `left_out` names."""
@@ -347,6 +386,7 @@ class LiveRecording:
                 self._failed(error)
                 return set(work.dirty)
             self._succeeded(work, recorded, point)
+            self._behind.looked(None if work.whole else work.dirty, (*recorded.again, *recorded.deferred))
             for each in recorded.deferred:
                 if self._nursery is None or self._ending:
                     self._noticed.give_back(Work({each: None}, False, False, work.by_mount))
@@ -426,3 +466,10 @@ class LiveRecording:
                 self._noticed.close()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
+
+
+def _is_around(paths: Collection[bytes], others: Collection[bytes]) -> bool:
+    """Whether one of *others* is one of *paths*, or above or below one."""
+    if not others:
+        return False
+    return any(within(paths, each) for each in others) or any(within(others, each) for each in paths)

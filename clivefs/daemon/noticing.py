@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import trio
 
+from clivefs.daemon.recent import Recent
 from clivefs.mounts.assembly.entry import Mounted
 from clivefs.mounts.assembly.recorded import LivePart, live_part
 from clivefs.mounts.journal import Journal, places_of
@@ -58,6 +59,8 @@ class Noticed:
         self._left = Work({}, True, False, False)
         """Known to be dirty, beside what the journals and the watch have."""
         self._taken: Work | None = None
+        self.recent = Recent()
+        """What was taken."""
         self.is_noted = False
         """Whether something became dirty since the last `take`."""
         self.first_s = 0.0
@@ -163,18 +166,13 @@ class Noticed:
 
     def take(self, *, open_too: bool) -> Work:
         """What is dirty now; it is not known here any more, but while `parts_of` it is in use. *open_too*: also files
-        that somebody writes to through the mount. Otherwise what is heard of those is most likely the echo of that, and
-        stays: their journals are told when he closes them, or after a few seconds, so no save is half recorded."""
+        that somebody writes to through the mount. Otherwise those stay, also where they were made just now: their
+        journals are told when he closes them, or after a few seconds, so no save is half recorded."""
         self.hear()  # so that the echo of what the journals tell of is not looked at once more
         self.is_noted = False
-        held: dict[Dirty, None] = {}
         if self._left.dirty and open_too:
             self._tell_open()  # what was heard of them may have come through the mount
-        elif self._left.dirty:
-            held = {each: None for each in self._open_files() if each in self._left.dirty}
-        left, self._left = self._left, Work(held, False, False, False)
-        for each in held:
-            del left.dirty[each]
+        left, self._left = self._left, Work({}, False, False, False)
         by_mount = left.by_mount
         for prefix, part in self._parts.items():
             journal = part.tree.journal
@@ -186,6 +184,16 @@ class Noticed:
                 left.dirty[Dirty(prefix, path, path in changes.names)] = None
             if changes.everything:
                 left.dirty[Dirty(prefix, b"", True)] = None
+        if left.dirty and not open_too:
+            for each in self._open_files():
+                for dirty in (each, each._replace(recursive=True)):
+                    if dirty in left.dirty:
+                        del left.dirty[dirty]
+                        self._left.dirty[dirty] = None
+        if left.whole or left.rearranged:
+            self.recent.add_everything()
+        elif left.dirty:
+            self.recent.add(join(each.prefix, each.path) for each in left.dirty)
         return left._replace(by_mount=by_mount)
 
     def _open_files(self) -> Iterator[Dirty]:

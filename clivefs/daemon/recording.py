@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon.largefiles import Tell
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.liverecording import LiveRecording, Settled
 from clivefs.daemon.pointmaking import Surroundings
@@ -20,8 +21,9 @@ from clivefs.mounts.recording.layers import Hidden
 from clivefs.mounts.tree import Node, Owner
 from clivefs.objects.store import Store
 
-_OPEN_S = 3.0
-"""How often what was written to files that stay open is recorded."""
+_OPEN_S = 1.5
+"""How often files are looked for that somebody goes on writing to. What was written is recorded at the second look, or
+when the file is closed."""
 
 
 class Recording:
@@ -35,16 +37,19 @@ class Recording:
         *,
         hidden: Hidden,
         tell_open: Callable[[], None],
+        tell_long_open: Callable[[], None],
         being_written: Callable[[], Iterable[Node]],
         asked_s: Callable[[], float],
         user_ignore: str,
     ) -> None:
         """*hidden*: see `HostTree`. *tell_open*: has the journals told of what was written to files still open;
-        *being_written*: which those are. *asked_s*: when somebody last asked the mount something, by the monotonic
-        clock. *user_ignore*: see `Settings`."""
+        *tell_long_open*: the same, but for what is new since it was last asked; *being_written*: which files those are.
+        *asked_s*: when somebody last asked the mount something, by the monotonic clock. *user_ignore*: see
+        `Settings`."""
         self._surroundings = Surroundings(
             store, owner, mountpoint, socket.gethostname(), hidden, tell_open, being_written, asked_s, user_ignore
         )
+        self._tell_long_open = tell_long_open
         self._of: dict[str, LiveRecording] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -69,25 +74,37 @@ class Recording:
     async def _look_at_open_files(self) -> None:
         while True:
             await trio.sleep(_OPEN_S)
-            self._surroundings.tell_open()
+            self._tell_long_open()
 
     def of(self, live: LiveWorkspace) -> LiveRecording:
-        """What records *live*."""
-        return self._of[live.id]
+        """What records *live*. ClivefsError once it has left, or the daemon ends."""
+        try:
+            return self._of[live.id]
+        except KeyError:
+            raise ClivefsError("the recording has ended", place=live.name) from None
 
     def head_of(self, live: LiveWorkspace) -> IndexedPoint | None:
         """The newest point of *live*; None where there is none, or it has left."""
         recording = self._of.get(live.id)
         return recording.head if recording is not None else None
 
-    async def snapshot(self, live: LiveWorkspace, message: str | None = None) -> Point:
+    async def snapshot(
+        self, live: LiveWorkspace, *, needed: Collection[bytes] = (b"",), tell: Tell | None = None
+    ) -> Point:
         """The barrier: a durable point in which everything is that was written before this call, but for files that
-        are written to all the time."""
-        return (await self.of(live).barrier(message)).point
+        are written to all the time, and large ones not around *needed*: see `LiveRecording.barrier`."""
+        return (await self.settle(live, needed=needed, tell=tell)).point
 
-    async def settle(self, live: LiveWorkspace, message: str | None = None) -> Settled:
+    async def settle(
+        self,
+        live: LiveWorkspace,
+        message: str | None = None,
+        *,
+        needed: Collection[bytes] = (b"",),
+        tell: Tell | None = None,
+    ) -> Settled:
         """The same, and what is not in it."""
-        return await self.of(live).barrier(message)
+        return await self.of(live).barrier(message, needed=needed, tell=tell)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -114,10 +131,17 @@ class Recording:
         oid = bytes.fromhex(point)
         return await trio.to_thread.run_sync(load)
 
-    async def found(self, live: LiveWorkspace, moment: Moment) -> Point:
-        """The point that is meant, now that everything is recorded; within `reading` it stays. ClivefsError that says
-        what would have been right."""
-        await self.snapshot(live)
+    async def found(
+        self,
+        live: LiveWorkspace,
+        moment: Moment,
+        *,
+        needed: Collection[bytes] = (b"",),
+        tell: Tell | None = None,
+    ) -> Point:
+        """The point that is meant, now that everything is recorded (see `snapshot`); within `reading` it stays.
+        ClivefsError that says what would have been right."""
+        await self.snapshot(live, needed=needed, tell=tell)
 
         def load() -> Point:
             points = self.of(live).points

@@ -32,7 +32,7 @@ from clivefs.daemon.changing import Changing
 from clivefs.daemon.collecting import Collecting, Standing
 from clivefs.daemon.commands import Commands
 from clivefs.daemon.following import Following
-from clivefs.daemon.forks.commands import Forking
+from clivefs.daemon.forks.commands import STOPPABLE_FORKING, Forking
 from clivefs.daemon.forks.shown import ShownForks
 from clivefs.daemon.happenings import kind_of_node
 from clivefs.daemon.invalidation import Invalidator
@@ -40,7 +40,7 @@ from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.lock import Held, Lock
 from clivefs.daemon.pasts import Pasts
 from clivefs.daemon.recording import Recording
-from clivefs.daemon.sessions import Sessions
+from clivefs.daemon.sessions import STOPPABLE, Sessions
 from clivefs.daemon.settings import Settings
 from clivefs.daemon.trash import Trash
 from clivefs.daemon.watching import Watching
@@ -149,6 +149,7 @@ class Daemon:
             settings.mountpoint,
             hidden=self.workspaces.hidden.is_hidden,
             tell_open=self.operations.tell_open,
+            tell_long_open=self.operations.tell_long_open,
             being_written=self.operations.being_written,
             asked_s=lambda: self.transport.asked_s,
             user_ignore=settings.user_ignore,
@@ -160,11 +161,9 @@ class Daemon:
         self.collecting = Collecting(store, self._heads, self._may_collect)
         self.pasts = Pasts(store, self.view, unpacked, pins)
         self.watching = Watching(
-            store,
             self.view,
             self.workspaces,
             self.recording,
-            self.pasts.reader,
             look_outside=self._look_outside,
             drain=self.invalidator.drain,
         )
@@ -284,7 +283,8 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._signals)
-                nursery.start_soon(control.serve, self._listener, commands.table(), self._settings.log_place)
+                stoppable = (*STOPPABLE, *STOPPABLE_FORKING)
+                nursery.start_soon(control.serve, self._listener, commands.table(), self._settings.log_place, stoppable)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self.applier.run)
                 nursery.start_soon(self._tick)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import itertools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -15,13 +14,8 @@ from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.detached import DetachedTree
-from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.changed import ChangedTree
-from clivefs.mounts.points.compare import State, compare
-from clivefs.mounts.points.index import IndexedPoint, Points
 from clivefs.mounts.view import CONTROL, View
-from clivefs.objects.errors import StoreError
-from clivefs.objects.store import Store
 
 NAME = b"changed"
 ALL = b"/"
@@ -40,22 +34,18 @@ class Watching:
 
     def __init__(
         self,
-        store: Store,
         view: View,
         workspaces: Workspaces,
         recording: Recording,
-        reader: Callable[[], JoinedObjects],
         *,
         look_outside: Callable[[], None],
         drain: Callable[[float], bool],
     ) -> None:
         """*look_outside*: has the kernel told of what has changed outside by now; *drain*: waits until it is, in a
         thread."""
-        self._store = store
         self._view = view
         self._workspaces = workspaces
         self._recording = recording
-        self._reader = reader
         self._look_outside = look_outside
         self._drain = drain
         self._shown: dict[str, ChangedTree] = {}
@@ -95,49 +85,34 @@ class Watching:
         return base64.b64encode(await trio.to_thread.run_sync(make)).decode()
 
     def _ask(self, live: LiveWorkspace, token: bytes, directory: bytes) -> Callable[[], bytes]:
-        """What makes the answer: points up to the newest, and all that is known to have changed since. Who has it sees
-        those changes through the mount too."""
+        """What makes the answer: all that is known to have changed since the token, or to be about to be recorded. Who
+        has it sees those changes through the mount too."""
         self._look_outside()
-        head = self._recording.head_of(live)
         recording = self._recording.of(live)
         dirty = recording.unrecorded()
         unrecorded = directory.partition(b"/")[0] == CONTROL  # a fork, or the past
         # What [sessions] exclude names is not recorded, though git may track it.
-        if unrecorded or head is None or dirty is None or not recording.hears_all() or live.settings.sessions.exclude:
-            return lambda: token + b"\0" + ALL + b"\0"
-        reader = self._reader()
-        dirty |= {path for path in recording.left_out() if path.rpartition(b"/")[2] != b".git"}
-        make = functools.partial(_changed, self._store, reader, live.id, head, dirty, token, directory)
-        return lambda: make() if self._drain(_DRAIN_S) else token + b"\0" + ALL + b"\0"
+        if unrecorded or dirty is None or not recording.hears_all() or live.settings.sessions.exclude:
+            return lambda: _answer(token, None, directory)
+        recent = recording.recent
+        prefix = f"{_TOKEN}{live.id}.{recent.instance}.".encode()
+        number = token.removeprefix(prefix)
+        since = recent.since(int(number)) if number != token and number.isdigit() else None
+        paths = None if since is None else since | dirty | recording.left_out()
+        answer = _answer(prefix + b"%d" % recent.turn, paths, directory)
+        return lambda: answer if self._drain(_DRAIN_S) else _answer(token, None, directory)
 
 
-def _changed(
-    store: Store,
-    reader: JoinedObjects,
-    workspace_id: str,
-    head: IndexedPoint,
-    dirty: Collection[bytes],
-    token: bytes,
-    directory: bytes,
-) -> bytes:
-    prefix = f"{_TOKEN}{workspace_id}."
-    new = f"{prefix}{head.seq}".encode()
-    paths = set(dirty)
-    number = token.removeprefix(prefix.encode())
-    if number == token or not number.isdigit() or b"" in paths:
-        return new + b"\0" + ALL + b"\0"
-    points = Points(store, workspace_id)
-    before = points.by_seq(int(number))
-    if before is None or before.seq > head.seq:
-        return new + b"\0" + ALL + b"\0"
-    try:
-        one, other = points.load(before.oid), points.load(head.oid)
-        found = compare(reader, State(one.tree, one.meta), State(other.tree, other.meta), directory)
-        paths |= {each.path for each in itertools.islice(found, _PATHS_MAX + 1)}
-    except StoreError:
-        return new + b"\0" + ALL + b"\0"
+def _answer(token: bytes, paths: Collection[bytes] | None, directory: bytes) -> bytes:
+    """*token* and those of *paths* that are below *directory*; None: anything may have changed."""
+    if paths is None or any(not path or directory == path or directory.startswith(path + b"/") for path in paths):
+        return token + b"\0" + ALL + b"\0"
     below = directory + b"/" if directory else b""
-    if len(paths) > _PATHS_MAX or any(directory == path or directory.startswith(path + b"/") for path in paths):
-        return new + b"\0" + ALL + b"\0"
-    mine = sorted(path[len(below) :] for path in paths if path.startswith(below))
-    return b"\0".join((new, *mine, b""))
+    mine = sorted(path[len(below) :] for path in paths if path.startswith(below) and not _is_gits(path))
+    if len(mine) > _PATHS_MAX:
+        return token + b"\0" + ALL + b"\0"
+    return b"\0".join((token, *mine, b""))
+
+
+def _is_gits(path: bytes) -> bool:
+    return b"/.git/" in b"/" + path + b"/"

@@ -100,8 +100,12 @@ def unmount(mountpoint: str, fd: int) -> None:
     poll.register(fd, 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))
     os.close(fd)  # first: what waits for an answer gets an error instead
-    if gone:
-        return
+    if not gone:
+        take_away(mountpoint)
+
+
+def take_away(mountpoint: str) -> None:
+    """Take the mount away, if it is still there: it may be detached, and kept alive by who is in it."""
     if os.geteuid() == 0 and _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH) == 0:
         return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):

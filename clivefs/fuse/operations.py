@@ -254,7 +254,9 @@ class Operations:
                 raise
             # Others have just made it outside: the kernel looks the name up again and opens it, if that is permitted.
             raise refuse(errno.ESTALE, name) from None
-        return self._opened(node, file), self._made(parent, name, self._entry(node, attr))
+        opened = self._opened(node, file)
+        self._files[opened.handle].written = True  # somebody is about to
+        return opened, self._made(parent, name, self._entry(node, attr))
 
     def open(self, nodeid: int, flags: int, *, drop_privileges: bool = False) -> Opened:
         node = self._table.get(nodeid)

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
+from clivefs.fuse import native_mount
 from clivefs.fuse.applied import AppliedOperations
 from clivefs.fuse.native_protocol import UNKNOWN_INO
 from clivefs.fuse.operations import Entry, Opened, Operations
@@ -314,7 +315,7 @@ class Pyfuse3Transport:
     def __init__(self, operations: Operations) -> None:
         self._handlers = _Handlers(operations)
         self._turns = Turns()
-        self._mounted = False
+        self._mountpoint: str | None = None
 
     @property
     def asked_s(self) -> float:
@@ -343,7 +344,7 @@ class Pyfuse3Transport:
         waiting.lowlevel = _LowLevel(self._turns)  # type: ignore[assignment]
         pyfuse3.trio = waiting  # type: ignore[attr-defined]
         pyfuse3.init(self._handlers, mountpoint, options)
-        self._mounted = True
+        self._mountpoint = mountpoint
 
     async def serve(self) -> None:
         """Answer requests until the mount ends, from outside or by `stop`."""
@@ -355,9 +356,10 @@ class Pyfuse3Transport:
 
     def unmount(self) -> None:
         """Take the mount away, if it is still there."""
-        if self._mounted:
-            self._mounted = False
-            pyfuse3.close(unmount=True)
+        if self._mountpoint is not None:
+            mountpoint, self._mountpoint = self._mountpoint, None
+            pyfuse3.close(unmount=False)  # libfuse would complain where it was detached and somebody is in it still
+            native_mount.take_away(mountpoint)
 
     @staticmethod
     def invalidate_inode(nodeid: int, attributes_only: bool) -> None:

@@ -23,69 +23,24 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
-
-import msgspec
 
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import RENAME_EXCHANGE
+from clivefs.mounts.alike import same_content
+from clivefs.mounts.attributes import dress, give, shown_mode
+from clivefs.mounts.directories import Directories
+from clivefs.mounts.host.calls import IS_ROOT
 from clivefs.mounts.hoststaging import HostStaging
 from clivefs.mounts.nodetable import NodeTable
+from clivefs.mounts.steps import STAGING, Affected, Step, Steps, Wanted
 from clivefs.mounts.tree import Attr, Node, OpenFile, Owner, SetAttr, Tree, refuse
 
-STAGING = b".clive-new-"
 _BEGUN = b".begun"
 _REMOVED_MAX = 64
 """Old files that are removed before others have their turn."""
-_COMPARED_BYTES_MAX = 1 << 20
-"""Of a file that is in the way, to see whether it is the very file that is to be there."""
+_NO_LINK = (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 _LISTED_MIN = 8
 """For so many changes in a directory its names are listed; for fewer they are looked up."""
-
-
-class Wanted(NamedTuple):
-    """What is to be at a path below the tree's root."""
-
-    path: bytes
-    mode: int
-    """As in st_mode, with the kind; 0: nothing."""
-    mtime_ns: int | None = None
-    """None: the moment of applying."""
-    uid: int | None = None
-    gid: int | None = None
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    is_new: bool = False
-    """Nothing is known to be there; what is, is in the way."""
-    rdev: int = 0
-    """Of a device."""
-
-
-class Step(msgspec.Struct, array_like=True, frozen=True):
-    """One change of `publish`. `staged`: the name of the new file in the staging directory, if one was made; `inode`:
-    its number on the host, if a thread made it there; `xattrs`: of a directory, all that it is to have."""
-
-    path: bytes
-    mode: int
-    mtime_ns: int | None
-    staged: bytes
-    inode: int = 0
-    xattrs: tuple[tuple[bytes, bytes], ...] | None = None
-
-
-class Steps(msgspec.Struct, array_like=True, frozen=True):
-    """What `publish` does, for `msgspec.msgpack`; version 1."""
-
-    version: int
-    staging: bytes
-    steps: tuple[Step, ...]
-
-
-class Affected(NamedTuple):
-    """A name that may mean something else now: the kernel must forget it."""
-
-    parent: Node
-    name: bytes
-    node: Node | None = None
 
 
 class Applying:
@@ -103,15 +58,13 @@ class Applying:
     ) -> None:
         """*elsewhere* makes the staging directory, if it can: see `Tree.adopt`."""
         self._tree = tree
-        self._table = table
         self._owner = owner
         self._elsewhere = elsewhere
         self.staging = staging or STAGING + os.urandom(6).hex().encode()
         self._begun = self.staging + _BEGUN
         self._begun_ns: int | None = None
         """Of one that is resumed: when publishing began, if it did."""
-        self._held: list[Node] = []
-        self._directories: dict[bytes, Node] = {}
+        self._directories = Directories(tree, table)
         self._stage: Node | None = None
         self._host: HostStaging | None = None
         """The staging directory, where threads may make files in it."""
@@ -125,6 +78,12 @@ class Applying:
         self._taken = False
         """The staging directory is elsewhere."""
         self._new: set[bytes] = set()
+        self._staged: dict[bytes, Step] = {}
+        """Those that others may be linked to, by path."""
+        self.not_owned: set[bytes] = set()
+        """What could not be given the owner that it is to have."""
+        self.not_ours: set[bytes] = set()
+        """Directories of others, who alone may change their attributes and permissions."""
         self._there: dict[bytes, int] = {}
         """What `check` found at the path of each step: a kind, 0 for nothing."""
 
@@ -135,7 +94,7 @@ class Applying:
             root = self._tree.root
             made = self._tree.adopt(root, self.staging, self._elsewhere)
             self._stage = made or self._tree.mkdir(root, self.staging, 0o700, self._owner)[0]
-            self._hold(self._stage)
+            self._directories.hold(self._stage)
             self._open_host()
         return self._stage
 
@@ -154,19 +113,16 @@ class Applying:
         """`stage` a regular file, which *write* fills by its descriptor with the blob *oid*: for a thread, while nobody
         else stages."""
         assert self._host is not None
-        if wanted.is_new:
-            self._new.add(wanted.path)
         name = b"%d" % len(self._steps)
-        as_wanted = self._owner.uid == 0
-        st = self._host.make(
+        st, owned = self._host.make(
             name,
             stat.S_IMODE(wanted.mode),
             write,
-            owner=(wanted.uid, wanted.gid) if as_wanted else (None, None),
+            owner=wanted.owner,
             xattrs=wanted.xattrs,
             mtime_ns=wanted.mtime_ns,
         )
-        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name, st.st_ino))
+        self._take(wanted, name, st.st_ino, owned=owned)
         mtime_ns = wanted.mtime_ns if wanted.mtime_ns is not None else st.st_mtime_ns
         self.made[st.st_dev, st.st_ino] = (st.st_size, mtime_ns, oid)
 
@@ -174,11 +130,21 @@ class Applying:
         """Take *wanted* up. *content*: a symlink's target, a file's bytes. For a regular file without it the open
         file to be filled: the caller writes to it and calls `staged`."""
         kind = stat.S_IFMT(wanted.mode)
-        if wanted.is_new:
-            self._new.add(wanted.path)
         if kind in (0, stat.S_IFDIR):
-            xattrs = wanted.xattrs if kind else None
-            self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, b"", xattrs=xattrs))
+            if wanted.is_new:
+                self._new.add(wanted.path)
+            xattrs, owner = (wanted.xattrs, wanted.owner) if kind else (None, None)
+            self._steps.append(
+                Step(
+                    wanted.path,
+                    wanted.mode,
+                    wanted.mtime_ns,
+                    b"",
+                    xattrs=xattrs,
+                    owner=owner,
+                    had_links=wanted.had_links,
+                )
+            )
             return None
         name = b"%d" % len(self._steps)
         directory = self._staging()
@@ -191,7 +157,7 @@ class Applying:
             self._add(wanted, name, node, None)
             return None
         node, _, file = self._tree.create(directory, name, 0o600, os.O_RDWR | os.O_EXCL, self._owner)
-        self._hold(node)
+        self._directories.hold(node)
         if content is None:
             return file
         self._write(file, content)
@@ -215,13 +181,43 @@ class Applying:
     def _add(self, wanted: Wanted, name: bytes, node: Node, file: OpenFile | None) -> None:
         for attribute, value in wanted.xattrs:
             self._tree.setxattr(node, attribute, value)
-        if wanted.uid is not None and self._owner.uid == 0:
-            self._tree.setattr(node, SetAttr(uid=wanted.uid, gid=wanted.gid), file)
+        owned = give(self._tree, node, wanted.owner, file) if wanted.owner is not None else True
         if not stat.S_ISLNK(wanted.mode):
-            self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(wanted.mode)), file)
+            self._tree.setattr(node, SetAttr(mode=shown_mode(wanted.mode, owned=owned)), file)
         if wanted.mtime_ns is not None:
             self._tree.setattr(node, SetAttr(mtime_ns=wanted.mtime_ns), None)
-        self._steps.append(Step(wanted.path, wanted.mode, wanted.mtime_ns, name))
+        self._take(wanted, name, 0, owned=owned)
+
+    def link(self, wanted: Wanted, first: bytes) -> bool:
+        """`stage` what is to be one file with what was staged for the path *first*, and so has all that that has; False
+        where the host makes no hard link of it. Where files are made by threads, for one."""
+        step = self._staged[first]
+        name = b"%d" % len(self._steps)
+        inode = 0
+        try:
+            if step.inode:
+                assert self._host is not None
+                inode = self._host.link(step.staged, name)
+            else:
+                directory = self._staging()
+                self._tree.link(self._tree.lookup(directory, step.staged)[0], directory, name)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        self._take(wanted, name, inode, owned=first not in self.not_owned)
+        return True
+
+    def _take(self, wanted: Wanted, name: bytes, inode: int, *, owned: bool) -> None:
+        """The file for *wanted* is in the staging directory, as *name*."""
+        step = Step(wanted.path, wanted.mode, wanted.mtime_ns, name, inode, had_links=wanted.had_links)
+        self._steps.append(step)
+        if wanted.link:
+            self._staged[wanted.path] = step
+        if wanted.is_new:
+            self._new.add(wanted.path)
+        if not owned:
+            self.not_owned.add(wanted.path)
 
     @property
     def steps(self) -> Steps:
@@ -247,46 +243,51 @@ class Applying:
                     raise refuse(errno.EEXIST, step.path)
                 same.add(step.path)
             if step.mode and stat.S_ISDIR(self._there[step.path]) and not stat.S_ISDIR(step.mode):
-                directory = self._directory(step.path)
+                directory = self._directories.at(step.path)
                 if directory is not None:
                     self._refuse_kept(directory, step.path, leaving)
         self._steps = [step for step in self._steps if step.path not in same]
+        self._steps += self._closed()
+
+    def _closed(self) -> list[Step]:
+        """Steps that close directories again which `publish` has to open, as we may not change them: where we are not
+        root, and names are what the host has. EACCES for those of others."""
+        told = {step.path for step in self._steps}
+        closed = self._directories.closed(self._changed_in())
+        return [Step(path, stat.S_IFDIR | mode, None, b"") for path, mode in closed.items() if path not in told]
+
+    def _changed_in(self) -> set[bytes]:
+        """The directories in which names change and where that may be refused."""
+        if IS_ROOT or self._host is None:
+            return set()
+        return {step.path.rpartition(b"/")[0] for step in self._steps if step.staged or not step.mode}
 
     def _is_the_same(self, step: Step) -> bool:
         """Whether a file that nothing is known of has the content that it is to have."""
-        parent = self._directory(step.path.rpartition(b"/")[0])
-        found = self._child(parent, step.path.rpartition(b"/")[2]) if parent is not None else None
-        staged = self._child(self._staging(), step.staged) if step.staged else None
-        if found is None or staged is None or stat.S_IFMT(found[1].mode) != stat.S_IFMT(staged[1].mode):
-            return False
-        if stat.S_ISLNK(found[1].mode):
-            return self._tree.readlink(found[0]) == self._tree.readlink(staged[0])
-        if not stat.S_ISREG(found[1].mode) or found[1].size != staged[1].size or found[1].size > _COMPARED_BYTES_MAX:
-            return False
-        return self._content(found[0], found[1].size) == self._content(staged[0], staged[1].size)
-
-    def _content(self, node: Node, size: int) -> bytes:
-        file = self._tree.open(node, os.O_RDONLY)
-        try:
-            return bytes(file.read(0, size))
-        finally:
-            file.close()
+        head, _, name = step.path.rpartition(b"/")
+        parent = self._directories.at(head)
+        found = self._directories.child(parent, name) if parent is not None else None
+        staged = self._directories.child(self._staging(), step.staged) if step.staged else None
+        return found is not None and staged is not None and same_content(self._tree, found, staged)
 
     def _look(self) -> dict[bytes, int]:
         """What is at the path of each step: a kind, 0 for nothing."""
         there: dict[bytes, int] = {}
         by_directory: dict[bytes, list[bytes]] = {}
         for step in self._steps:
+            if not step.path:
+                there[b""] = stat.S_IFDIR  # the root
+                continue
             by_directory.setdefault(step.path.rpartition(b"/")[0], []).append(step.path)
         for head, paths in by_directory.items():
-            parent = self._directory(head)
+            parent = self._directories.at(head)
             kinds = self._kinds(parent) if parent is not None and len(paths) >= _LISTED_MIN else None
             for path in paths:
                 name = path[len(head) + 1 :] if head else path
                 if kinds is not None:
                     there[path] = kinds.get(name, 0)
                 else:
-                    found = self._child(parent, name) if parent is not None else None
+                    found = self._directories.child(parent, name) if parent is not None else None
                     there[path] = stat.S_IFMT(found[1].mode) if found is not None else 0
         return there
 
@@ -300,7 +301,7 @@ class Applying:
     def _refuse_kept(self, directory: Node, path: bytes, leaving: set[bytes]) -> None:
         for entry in self._tree.entries(directory):
             below = path + b"/" + entry.name
-            found = self._child(directory, entry.name)
+            found = self._directories.child(directory, entry.name)
             if found is not None and stat.S_ISDIR(found[1].mode):
                 self._refuse_kept(found[0], below, leaving)
             elif below not in leaving:
@@ -310,11 +311,12 @@ class Applying:
         """Do it: one span, which begins with `check` unless this is resumed. What was done before a crash is found
         done."""
         affected = self.affected
-        self._directories.clear()
+        self._directories.forget()
         if self._begun_ns is None:
             self._tree.rename(self._tree.root, self.staging, self._tree.root, self._begun, 0)
             affected += [Affected(self._tree.root, self.staging), Affected(self._tree.root, self._begun)]
         FAULTS.hit("apply.begun")
+        self._directories.open(self._changed_in())
         for step in sorted(self._steps, key=lambda each: each.path, reverse=True):
             affected += self._clear(step)
         FAULTS.hit("apply.cleared")
@@ -329,19 +331,19 @@ class Applying:
 
     def _clear(self, step: Step) -> list[Affected]:
         """Remove what cannot stay at the path of *step*."""
-        there = self._there.get(step.path)
+        there = self._there.get(step.path) if step.path else stat.S_IFDIR
         if there is not None and (not there or (step.mode and stat.S_ISDIR(step.mode) == stat.S_ISDIR(there))):
             return []  # nothing, or a rename takes its place
         head, _, name = step.path.rpartition(b"/")
-        parent = self._directory(head)
-        found = self._child(parent, name) if parent is not None else None
+        parent = self._directories.at(head)
+        found = self._directories.child(parent, name) if parent is not None else None
         if parent is None or found is None:
             return []
         node, attr = found
         is_directory = stat.S_ISDIR(attr.mode)
         if step.mode and stat.S_ISDIR(step.mode) == is_directory:
             return []
-        if not is_directory and self._is_of_others(attr):
+        if not is_directory and self._is_of_others(step, attr):
             return []
         if not is_directory:
             self._tree.unlink(parent, name)
@@ -352,7 +354,7 @@ class Applying:
             if error.errno != errno.ENOTEMPTY or step.mode:
                 raise
             return []
-        self._directories.pop(step.path, None)
+        self._directories.gone(step.path)
         return [Affected(parent, name, node)]
 
     def _put(self, step: Step) -> list[Affected]:
@@ -363,8 +365,8 @@ class Applying:
             self._make_directories(step.path, affected)
             return affected
         if self._begun_ns is not None:
-            found = self._child(parent, name)
-            if self._is_done(step) or (found is not None and self._is_of_others(found[1])):
+            found = self._directories.child(parent, name)
+            if self._is_done(step) or (found is not None and self._is_of_others(step, found[1])):
                 return affected
             taken = found is not None
         else:
@@ -379,7 +381,7 @@ class Applying:
         """Whether the new file had left the staging directory before the crash."""
         if step.inode and self._host is not None:
             return self._host.inode(step.staged) != step.inode
-        return self._child(self._staging(), step.staged) is None
+        return self._directories.child(self._staging(), step.staged) is None
 
     def _replace(self, step: Step, parent: Node, name: bytes, *, taken: bool) -> None:
         """Let *name* lead to the new file. *taken*: it leads to an old one."""
@@ -395,75 +397,32 @@ class Applying:
                 self._exchanges = False
         self._tree.rename(self._staging(), step.staged, parent, name, 0)
 
-    def _is_of_others(self, attr: Attr) -> bool:
+    def _is_of_others(self, step: Step, attr: Attr) -> bool:
         """Whether somebody has changed a file after the crash that we finish the work of."""
-        return self._begun_ns is not None and max(attr.mtime_ns, attr.ctime_ns) > self._begun_ns
+        if self._begun_ns is None:
+            return False
+        return (attr.mtime_ns if step.had_links else max(attr.mtime_ns, attr.ctime_ns)) > self._begun_ns
 
     def _make_directories(self, path: bytes, affected: list[Affected]) -> Node:
-        node = self._directory(path)
+        node = self._directories.at(path)
         if node is not None:
             return node
         head, _, name = path.rpartition(b"/")
         parent = self._make_directories(head, affected)
         made, _ = self._tree.mkdir(parent, name, 0o755, self._owner)
-        self._hold(made)
-        self._directories[path] = made
+        self._directories.add(path, made)
         affected.append(Affected(parent, name))
         return made
 
     def _dress(self, step: Step) -> None:
-        node = self._directory(step.path)
+        node = self._directories.at(step.path)
         if node is None:
             return
-        if step.xattrs is not None:
-            self._set_xattrs(node, dict(step.xattrs))
-        attr = self._tree.getattr(node)
-        if stat.S_IMODE(attr.mode) != stat.S_IMODE(step.mode):
-            self._tree.setattr(node, SetAttr(mode=stat.S_IMODE(step.mode)), None)
-        if step.mtime_ns is not None:
-            self._tree.setattr(node, SetAttr(mtime_ns=step.mtime_ns), None)
-
-    def _set_xattrs(self, node: Node, wanted: dict[bytes, bytes]) -> None:
-        """Let *node* have these user attributes and no others."""
-        names = [name for name in self._tree.listxattr(node) if name.startswith(b"user.")]
-        there = {name: self._tree.getxattr(node, name) for name in names}
-        if there == wanted:
-            return
-        mode = stat.S_IMODE(self._tree.getattr(node).mode)
-        if not mode & 0o200:  # only who may write sets attributes; the permissions come afterwards
-            self._tree.setattr(node, SetAttr(mode=mode | 0o200), None)
-        for name in there.keys() - wanted.keys():
-            self._tree.removexattr(node, name)
-        for name, value in wanted.items():
-            if there.get(name) != value:
-                self._tree.setxattr(node, name, value)
-
-    def _directory(self, path: bytes) -> Node | None:
-        """The directory at *path*; None where there is none."""
-        known = self._directories.get(path)
-        if known is not None:
-            return known
-        if not path:
-            return self._tree.root
-        head, _, name = path.rpartition(b"/")
-        parent = self._directory(head)
-        found = self._child(parent, name) if parent is not None else None
-        if found is None or not stat.S_ISDIR(found[1].mode):
-            return None
-        self._hold(found[0])
-        self._directories[path] = found[0]
-        return found[0]
-
-    def _child(self, parent: Node, name: bytes) -> tuple[Node, Attr] | None:
-        try:
-            node, attr = self._tree.lookup(parent, name)
-        except FileNotFoundError:
-            return None
-        return node, attr
-
-    def _hold(self, node: Node) -> None:
-        node.opens += 1
-        self._held.append(node)
+        owned, ours = dress(self._tree, node, step)
+        if not owned:
+            self.not_owned.add(step.path)
+        if not ours:
+            self.not_ours.add(step.path)
 
     # The end
 
@@ -477,7 +436,7 @@ class Applying:
         if self._host is None or self._stage is None:
             return False
         for name in list(self._stage.children or ())[:_REMOVED_MAX]:
-            if self._child(self._stage, name) is not None:
+            if self._directories.child(self._stage, name) is not None:
                 self._tree.unlink(self._stage, name)
         return bool(self._stage.children)
 
@@ -497,7 +456,7 @@ class Applying:
         if not self._taken:
             self.rescue()
         for name in (self.staging, self._begun):
-            found = self._child(self._tree.root, name)
+            found = self._directories.child(self._tree.root, name)
             if found is None:
                 affected.append(Affected(self._tree.root, name))  # it was taken as a whole, if it was there
                 continue
@@ -509,11 +468,7 @@ class Applying:
         if self._host is not None:
             self._host.close()
             self._host = None
-        held, self._held = self._held, []
-        self._directories.clear()
-        for node in held:
-            node.opens -= 1
-            self._table.release(node)
+        self._directories.release()
         self._stage = None
         return affected
 
@@ -526,10 +481,10 @@ class Applying:
         applying = cls(tree, table, owner, staging=steps.staging)
         applying._steps = list(steps.steps)
         for name in (applying.staging, applying._begun):
-            found = applying._child(tree.root, name)
+            found = applying._directories.child(tree.root, name)
             if found is not None:
                 applying._stage = found[0]
-                applying._hold(found[0])
+                applying._directories.hold(found[0])
                 applying._open_host()
                 if name == applying._begun:
                     applying._begun_ns = found[1].ctime_ns

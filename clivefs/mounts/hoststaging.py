@@ -10,15 +10,25 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Container, Sequence
+from typing import NamedTuple
 
+from clivefs.mounts.attributes import change_owner, shown_mode
 from clivefs.mounts.host.calls import IS_ROOT, proc_path
 from clivefs.mounts.tree import Owner
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_KEEP = -1
 _CHILD_FILES_MIN = 64
 _CHILD_FILES_MAX = 4096
 """Names for one command line."""
+
+
+class Made(NamedTuple):
+    """A new file."""
+
+    st: os.stat_result
+    """But for times and permissions that were asked for."""
+    owned: bool
+    """It has the owner that was asked for."""
 
 
 class HostStaging:
@@ -35,37 +45,39 @@ class HostStaging:
         mode: int,
         write: Callable[[int], None],
         *,
-        owner: tuple[int | None, int | None] = (None, None),
+        owner: tuple[int, int] | None = None,
         xattrs: tuple[tuple[bytes, bytes], ...] = (),
         mtime_ns: int | None = None,
-    ) -> os.stat_result:
-        """Make a regular file, which *write* fills by its descriptor; its stat, but for times and permissions that were
-        asked for. *mode*: permission bits. *owner*: user and group, where they are to be others. OSError."""
+    ) -> Made:
+        """Make a regular file, which *write* fills by its descriptor. *mode*: permission bits. *owner*: user and group,
+        where they are to be others. OSError."""
         fd = os.open(name, _FLAGS, mode & 0o777 | 0o200, dir_fd=self._fd)  # attributes are set by who may write
         try:
             write(fd)
             st = os.fstat(fd)
-            uid, gid = self._ids(st, *owner)
-            if (uid, gid) != (_KEEP, _KEEP):
-                os.chown(fd, uid, gid)
+            now = (st.st_uid, st.st_gid)
+            owned = change_owner(lambda uid, gid: os.chown(fd, uid, gid), now, owner or self._usual(st))
+            mode = shown_mode(mode, owned=owned)
             for attribute, value in xattrs:
                 os.setxattr(fd, attribute, value)
             if stat.S_IMODE(st.st_mode) != mode or mode & 0o6000:  # an ACL, or what chown(2) takes away
                 os.chmod(fd, mode)
             if mtime_ns is not None:
                 os.utime(fd, ns=(st.st_atime_ns, mtime_ns))
-            return st
+            return Made(st, owned)
         finally:
             os.close(fd)
 
-    def _ids(self, st: os.stat_result, uid: int | None, gid: int | None) -> tuple[int, int]:
-        """What is to be handed to chown(2)."""
+    def link(self, name: bytes, new: bytes) -> int:
+        """Make *new* another name of the file *name*; its inode number. OSError."""
+        os.link(name, new, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+        return self.inode(new)
+
+    def _usual(self, st: os.stat_result) -> tuple[int, int]:
+        """User and group of a file of which nothing else is said."""
         if not IS_ROOT:
-            return _KEEP, _KEEP
-        uid = self._owner.uid if uid is None else uid
-        if gid is None:
-            gid = st.st_gid if self._hands_on_group else self._owner.gid
-        return uid if uid != st.st_uid else _KEEP, gid if gid != st.st_gid else _KEEP
+            return st.st_uid, st.st_gid
+        return self._owner.uid, st.st_gid if self._hands_on_group else self._owner.gid
 
     def inode(self, name: bytes) -> int:
         """The inode number behind *name*; 0 where there is none."""

@@ -17,7 +17,12 @@ N = TypeVar("N", bound=Node)
 class SyntheticDirectory(Node):
     """A directory whose names are set by the view alone (in `Node.mounts`)."""
 
-    __slots__ = ()
+    __slots__ = ("unlisted",)
+
+    def __init__(self, tree: Tree, parent: Node | None, name: bytes) -> None:
+        super().__init__(tree, parent, name)
+        self.unlisted: dict[bytes, Node] = {}
+        """Files that answer lookups, by name."""
 
 
 class Bridge(SyntheticDirectory):
@@ -80,6 +85,11 @@ class SyntheticTree(Tree):
     def file(self, parent: Node, name: bytes, render: Callable[[], bytes]) -> SyntheticFile:
         return self._place(SyntheticFile(self, parent, name, render), False)
 
+    def unlisted_file(self, parent: SyntheticDirectory, name: bytes, render: Callable[[], bytes]) -> SyntheticFile:
+        """A file that answers lookups and is not listed; it lives until `remove`."""
+        file = parent.unlisted[name] = self._place(SyntheticFile(self, parent, name, render), True)
+        return file
+
     def _place(self, node: N, hidden: bool) -> N:
         parent = node.parent
         if parent is not None and not hidden:
@@ -95,11 +105,16 @@ class SyntheticTree(Tree):
         parent = node.parent
         if parent is not None and parent.mounts is not None and parent.mounts.get(node.name) is node:
             del parent.mounts[node.name]
+        if isinstance(parent, SyntheticDirectory):
+            parent.unlisted.pop(node.name, None)
         node.removed = True
         self._table.unpin(node)
 
     def lookup(self, directory: Node, name: bytes) -> tuple[Node, Attr]:
-        raise refuse(errno.ENOENT, name)  # the view answers what is in `mounts`
+        found = directory.unlisted.get(name) if isinstance(directory, SyntheticDirectory) else None
+        if found is None:
+            raise refuse(errno.ENOENT, name)  # what is in `mounts` the view answers
+        return found, self.getattr(found)
 
     def entries(self, directory: Node) -> list[DirEntry]:
         return []  # the view lists what is in `mounts`

@@ -246,9 +246,7 @@ class View:
             return control, self.getattr(control)
         if len(name) > 255:
             raise refuse(errno.ENAMETOOLONG, name)
-        real = self._real(directory)
-        if real is None:
-            raise refuse(errno.ENOENT, name)
+        real = self._real(directory) or directory
         return real.tree.lookup(real, name)
 
     def listed(self, directory: Node, name: bytes) -> tuple[Node, Attr]:

@@ -17,8 +17,8 @@ from hashlib import sha256
 
 from clivefs.base.ports import FAULTS
 from clivefs.base.syscalls import RENAME_NOREPLACE, rename_at
-from clivefs.mounts.applying import STAGING
 from clivefs.mounts.host.calls import proc_path
+from clivefs.mounts.steps import STAGING
 
 _ENDING = b".new"
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
@@ -171,8 +171,9 @@ class ObjectStore(ABC):
         """Prepare an object for `apply`: compressed, or already in a file of its own. *deflated*: see `values.pack`."""
 
     @abstractmethod
-    def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
-        """(object name, what `apply` wants) of a blob over 1 MiB, streamed from *fd* from its start."""
+    def stage_file(self, fd: int, size: int, seen: Callable[[int], None] = lambda count: None) -> tuple[bytes, bytes]:
+        """(object name, what `apply` wants) of a blob over 1 MiB, streamed from *fd* from its start. *seen* is told now
+        and then how much of it has been read."""
 
     @abstractmethod
     def apply(self, changes: Changes) -> Future[None]:
@@ -257,19 +258,21 @@ class Batch:
         if oid not in self._changes.objects and not self._store.has(oid):
             self._add(oid, staged)
 
-    def blob_file(self, source: int | str | bytes | os.PathLike[str]) -> bytes:
+    def blob_file(
+        self, source: int | str | bytes | os.PathLike[str], seen: Callable[[int], None] = lambda count: None
+    ) -> bytes:
         """Put the whole content of a regular file (a path, or a descriptor whose offset stays), streaming;
-        its name. ContentChanged when it is written to meanwhile."""
+        its name. ContentChanged when it is written to meanwhile. *seen*: see `ObjectStore.stage_file`."""
         if not isinstance(source, int):
             fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                return self.blob_file(fd)
+                return self.blob_file(fd, seen)
             finally:
                 os.close(fd)
         size = file_size(source)
         if size <= LARGE_BYTES:
             return self.blob(read_exactly(source, size))
-        oid, staged = self._store.stage_file(source, size)
+        oid, staged = self._store.stage_file(source, size, seen)
         if not self._store.has(oid):
             self._add(oid, staged)
         return oid

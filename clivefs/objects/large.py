@@ -104,20 +104,21 @@ class LargeFiles:
         FAULTS.hit("objects.large.after-rename")
         return oid
 
-    def put_file(self, fd: int, size: int) -> bytes:
+    def put_file(self, fd: int, size: int, seen: Callable[[int], None] = lambda count: None) -> bytes:
         """Store the *size* bytes of the file *fd*; the object's name, durable. ContentChanged, soon, when the file is
-        written to or removed meanwhile."""
+        written to or removed meanwhile. *seen* is told now and then how many bytes of it have been read."""
         before = os.fstat(fd)
         offset = 0
 
         def read(count: int) -> bytes:
             nonlocal offset
             piece = os.pread(fd, count, offset)
-            if not offset % _LOOK_BYTES:
+            if not offset % _LOOK_BYTES or offset == size:  # before it is flushed, which may take long
                 now = os.fstat(fd)
                 same = now.st_size == before.st_size and now.st_mtime_ns == before.st_mtime_ns
                 if not same or now.st_nlink < min(before.st_nlink, 1):
                     raise ContentChanged("the file changed while it was stored")
+                seen(offset)
             offset += len(piece)
             return piece
 

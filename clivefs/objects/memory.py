@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -103,7 +103,7 @@ class MemoryStore(ObjectStore):
     def stage(self, oid: bytes, kind: str, payload: bytes, deflated: bytes | None = None) -> bytes:
         return kind.encode() + b" " + payload
 
-    def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
+    def stage_file(self, fd: int, size: int, seen: Callable[[int], None] = lambda count: None) -> tuple[bytes, bytes]:
         payload = read_exactly(fd, size)
         return hash_object("blob", payload), b"blob " + payload
 

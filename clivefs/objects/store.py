@@ -27,7 +27,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
@@ -212,8 +212,8 @@ class Store(ObjectStore):
             return values.pack_large(len(payload))
         return values.pack(kind, payload, deflated)
 
-    def stage_file(self, fd: int, size: int) -> tuple[bytes, bytes]:
-        return self._large.put_file(fd, size), values.pack_large(size)
+    def stage_file(self, fd: int, size: int, seen: Callable[[int], None] = lambda count: None) -> tuple[bytes, bytes]:
+        return self._large.put_file(fd, size, seen), values.pack_large(size)
 
     def apply(self, changes: Changes) -> Future[None]:
         def job(transaction: WriteTransaction) -> None:

@@ -42,8 +42,12 @@ def test_what_is_left_alone_is_a_line_for_each_name() -> None:
     err = io.StringIO()
     call = Call(argparse.Namespace(), Surroundings({}, "/", "/", 0), Output(io.StringIO(), err, as_json=False))
     refused = [{"path": "a\nb", "why": "read-only"}, {"path": "c", "why": "read-only"}]
-    assert told(call, {"point": {"name": "P"}, "changes": [], "refused": refused, "dry_run": False}, "undo") == 1
-    assert err.getvalue() == "left alone: a\\x0ab: read-only\nleft alone: c: read-only\n"
+    result = {"point": {"name": "P"}, "changes": [], "refused": refused, "not_owned": ["d\ne"], "dry_run": False}
+    assert told(call, result, "undo") == 1
+    assert err.getvalue() == (
+        "left alone: a\\x0ab: read-only\nleft alone: c: read-only\n"
+        "not with the owner of then, which only root can give: d\\x0ae\n"
+    )
 
 
 def test_with_json_there_are_no_lines_for_people() -> None:

@@ -16,6 +16,8 @@ _VARIES = [
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\.\d{3}(Z|\b)"), "TIME"),
     (re.compile(r"\b[0-9a-f]{7,40}\b"), "HASH"),
     (re.compile(r"process \d+, (native|pyfuse3)"), "process N, TRANSPORT"),
+    # Said where it takes long, as on a slow machine.
+    (re.compile(r"^the last changes are being recorded; .*\n", re.MULTILINE), ""),
 ]
 
 

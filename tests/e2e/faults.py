@@ -1,6 +1,7 @@
 """Ends a test's daemon at a named fault point, as `kill -9` does, or sends it another signal there.
 
-`kill_at` gives the environment that asks for it; a `Killer` is told the point while the daemon runs.
+`kill_at` gives the environment that asks for it; a `Killer` is told the point while the daemon runs. `planted` has it
+run whatever code a test needs.
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ class Killer:
 
 def _planted(directory: Path) -> str:
     """The PYTHONPATH with the module that sees to it, in *directory*."""
+    return _path_with(directory, _PLANT)
+
+
+def planted(directory: Path, code: str) -> dict[str, str]:
+    """The environment of a daemon that runs *code* before it begins; *directory* gets the module that does it."""
+    only_there = "".join(f"    {line}\n" for line in code.splitlines())
+    return {"PYTHONPATH": _path_with(directory, f"import sys\nif 'clivefs.daemon' in sys.orig_argv:\n{only_there}")}
+
+
+def _path_with(directory: Path, module: str) -> str:
     directory.mkdir(exist_ok=True)
-    (directory / "sitecustomize.py").write_text(_PLANT)
+    (directory / "sitecustomize.py").write_text(module)
     return os.pathsep.join(each for each in (str(directory), os.environ.get("PYTHONPATH", "")) if each)

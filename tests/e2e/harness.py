@@ -17,7 +17,8 @@ from typing import Any
 
 from clivefs.cli import main as cli_main
 
-WAIT_S = 20.0
+WAIT_S = 60.0
+"""For what comes in a moment: so long that no machine is too slow for it."""
 
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
@@ -128,6 +129,12 @@ class Bench:
     def is_mounted(self) -> bool:
         wanted = f" {self.mountpoint} "
         return any(wanted in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+    def put(self, name: str, text: str) -> None:
+        """Have a file in the workspace's own directory that comes whole, in one change. One that is made and then
+        written may be recorded empty first."""
+        (self.base / "put").write_text(text)
+        (self.base / "put").rename(self.root / name)
 
     def repository(self, name: str, files: dict[str, str | bytes], *, message: str = "first") -> Path:
         """A git repository beside the workspace with one commit of *files*."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Bench, until
+from harness import WAIT_S, Bench, until
 
 pytestmark = pytest.mark.mount
 
@@ -98,7 +99,7 @@ def test_a_clive_toml_that_is_not_a_file(bench: Bench) -> None:
     refused(bench.mount(check=False), "Clive.toml")
     toml.rmdir()
     os.mkfifo(toml)
-    refused(bench.mount(check=False, timeout=20), "not a regular file")
+    refused(bench.mount(check=False, timeout=WAIT_S), "not a regular file")
     toml.unlink()
     toml.write_bytes(b'[workspace]\nname = "\xff"\n')
     refused(bench.mount(check=False), "UTF-8")
@@ -238,7 +239,9 @@ def test_a_foreground_daemon_for_a_mountpoint_that_has_one(bench: Bench) -> None
     bench.write_toml(PLAIN)
     bench.mount()
     refused(
-        bench.mount("--foreground", check=False, timeout=20), "serves this mountpoint already", str(bench.daemon_pid())
+        bench.mount("--foreground", check=False, timeout=WAIT_S),
+        "serves this mountpoint already",
+        str(bench.daemon_pid()),
     )
 
 
@@ -289,11 +292,12 @@ def test_sources_in_a_mount_are_refused(bench: Bench) -> None:
     )
     second = bench.base / "m2"
     try:
-        done = bench.cli("mount", other, "--at", second, "--allow", check=False, timeout=30)
+        done = bench.cli("mount", other, "--at", second, "--allow", check=False, timeout=WAIT_S)
         said = refused(done, "direct", "linked")
         assert said.count("clivefs mount") == 4
         for name in ("direct", "linked", "itself", "repository"):
-            assert bench.run(["ls", "-R", second / "other" / name], cwd=bench.base, timeout=20).stdout.count("\n") <= 2
+            listed = bench.run(["ls", "-R", second / "other" / name], cwd=bench.base, timeout=WAIT_S)
+            assert listed.stdout.count("\n") <= 2
     finally:
         bench.cli("unmount", second, check=False)
 
@@ -322,10 +326,10 @@ def test_a_mountpoint_in_a_workspace_is_an_empty_directory(bench: Bench, write: 
     data.mkdir()
     (data / "into").symlink_to(bench.mountpoint / "shop")
     bench.write_toml(PLAIN + f'write = "{write}"\n' + entry("over", local="../data", write="overlay"))
-    bench.mount(timeout=30)
+    bench.mount(timeout=WAIT_S)
     assert os.listdir(bench.live / "deep" / "mnt") == []
     assert sorted(os.listdir(bench.live / "deep")) == ["file", "mnt"]
-    bench.run(["ls", "-lR", bench.live], timeout=30)
+    bench.run(["ls", "-lR", bench.live], timeout=WAIT_S)
     # -L follows the links into the mount: find(1) tells of the loops itself.
     bench.run(["find", "-L", bench.live, "-maxdepth", "12"], check=False, timeout=60)
     assert (bench.live / "into" / "deep" / "file").read_text() == "file\n"
@@ -440,23 +444,17 @@ def test_a_socket_that_says_nonsense(bench: Bench) -> None:
             [sys.executable, "-m", "clivefs.cli", "status", "--at", str(bench.mountpoint)],
             env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        listener.settimeout(20)
         try:
             while asked.poll() is None:
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
-                    break
+                if not select.select([listener], [], [], 0.01)[0]:
+                    continue
+                connection, _ = listener.accept()
                 with connection:
-                    connection.settimeout(1)
-                    try:
-                        if connection.recv(100):
-                            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    except TimeoutError:
-                        pass
-                listener.settimeout(1)
+                    connection.settimeout(WAIT_S)
+                    if connection.recv(100):
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         finally:
-            _out, said = asked.communicate(timeout=20)
+            _out, said = asked.communicate(timeout=WAIT_S)
     assert asked.returncode == 1
     assert "Traceback" not in said
     assert str(bench.mountpoint) in said
@@ -474,7 +472,7 @@ def test_requests_that_are_nonsense_do_not_harm_the_daemon(bench: Bench) -> None
         b"[" * 100_000 + b"\n",
     ):  # fmt: skip
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(WAIT_S)
             client.connect(f"/proc/self/fd/{os.open(path.parent, os.O_PATH)}/{path.name}")
             client.sendall(request)
             answer = json.loads(client.makefile("rb").readline())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import SAMPLE_TOML, Bench, until, write_files
+from harness import SAMPLE_TOML, WAIT_S, Bench, until, write_files
 
 pytestmark = pytest.mark.mount
 
@@ -227,7 +227,7 @@ def test_a_source_that_is_missing_and_comes(shop: Bench) -> None:
     assert shop.entry("late")["state"] == "error"
     assert os.listdir(shop.live / "late") == []
     write_files(shop.base / "late", {"f": "here now\n"})
-    until(lambda: (shop.live / "late/f").exists(), "the source that came", 30)
+    until(lambda: (shop.live / "late/f").exists(), "the source that came")
 
 
 def test_toml_changed_by_git_needs_permission(shop: Bench) -> None:
@@ -304,7 +304,7 @@ def test_the_table_changes_under_load(shop: Bench) -> None:
             shop.cli("detach", "p/q/e", cwd=shop.live)
     finally:
         (shop.root / "stop").touch()
-        codes = [writer.wait(30) for writer in writers]
+        codes = [writer.wait(WAIT_S) for writer in writers]
     assert codes == [0] * 3
     assert (shop.live / "lib/thing/src/deep/b.c").read_text() == "int b;\n"
     shop.run("find . > /dev/null; git -C lib/thing status > /dev/null")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from faults import signal_at
-from harness import Bench, until, write_files
+from harness import WAIT_S, Bench, fill_sample, until, write_files
 
 pytestmark = pytest.mark.mount
 
@@ -118,7 +118,7 @@ def test_concurrent_mounts_start_one_daemon(bench: Bench) -> None:
         subprocess.Popen(command, env=bench.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    said = [each.communicate(timeout=60) for each in several]
+    said = [each.communicate(timeout=WAIT_S) for each in several]
     assert any(each.returncode == 0 for each in several), said
     assert all(each.returncode in (0, 1) for each in several)
     assert not any("Traceback" in err or "internal" in err for _, err in said), said
@@ -131,14 +131,20 @@ def test_concurrent_mounts_start_one_daemon(bench: Bench) -> None:
     assert not bench.is_mounted()
 
 
-def test_unmount_names_who_is_still_there(shop: Bench) -> None:
-    sleeper = subprocess.Popen(["sleep", "60"], cwd=shop.live / "over")
+@pytest.mark.parametrize("transport", ["native", "pyfuse3"])
+def test_unmount_names_who_is_still_there(bench: Bench, transport: str) -> None:
+    """And does not wait for him; nothing is left to complain of."""
+    bench.environment["CLIVEFS_TRANSPORT"] = transport
+    fill_sample(bench)
+    bench.mount()
+    sleeper = subprocess.Popen(["sleep", "600"], cwd=bench.live / "over")
     try:
-        pid = shop.daemon_pid()
-        done = shop.cli("unmount", shop.mountpoint)
+        pid = bench.daemon_pid()
+        done = bench.cli("unmount", bench.mountpoint)
         assert f"sleep ({sleeper.pid})" in done.stderr
         gone(pid)
-        assert not shop.is_mounted()
+        assert not bench.is_mounted()
+        bench.check_sound()
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -175,7 +181,7 @@ def test_a_signal_ends_it_with_all_that_it_acknowledged(shop: Bench, number: int
     until(lambda: len(acknowledged) == 3 and min(acknowledged.values()) > 20, "some writes")
     os.kill(pid, number)
     for thread in threads:
-        thread.join(30)
+        thread.join(WAIT_S)
         assert not thread.is_alive()
     gone(pid)
     assert not shop.is_mounted()
@@ -200,7 +206,7 @@ def test_sighup_does_not_end_a_daemon_in_the_background(shop: Bench) -> None:
 def notify(bench: Bench) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(bench.base / "notify"))
-        listener.settimeout(30)
+        listener.settimeout(WAIT_S)
         yield listener
 
 
@@ -220,7 +226,7 @@ def test_foreground_for_systemd(bench: Bench, notify: socket.socket) -> None:
         assert bench.daemon_pid() == process.pid
         assert not list(bench.store.glob("run/*.log"))
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0
         assert str(bench.mountpoint) in out
         assert "serving" in err
@@ -310,7 +316,7 @@ def test_coming_and_going_leaks_nothing(shop: Bench) -> None:
 
     def ask(command: str, **args: object) -> None:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(30)
+            client.settimeout(WAIT_S)
             client.connect(f"/proc/self/fd/{run_fd}/{path.name}")
             client.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
             answers = client.makefile("rb")
@@ -343,11 +349,11 @@ def test_coming_and_going_leaks_nothing(shop: Bench) -> None:
         for _ in range(40):
             come_and_go()
 
-        def back() -> bool:  # the kernel gives inodes back in its own time
-            return facts()[0] <= fds + 8
+        def back() -> bool:  # the kernel gives inodes back in its own time, and idle threads end in theirs
+            now = facts()
+            return now[0] <= fds + 8 and now[1] <= threads + 4
 
-        until(back, f"at most {fds + 8} descriptors")
-        assert facts()[1] <= threads + 4
+        until(back, f"at most {fds + 8} descriptors and {threads + 4} threads")
         assert facts()[2] - resident < 20_000  # KiB
     finally:
         os.close(run_fd)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import signal_at
+from faults import planted, signal_at
 from harness import Bench, until
 
 from clivefs.objects.gcgate import Gate
@@ -55,4 +55,35 @@ def test_no_collection_while_forks_are_told_of(bench: Bench, tmp_path: Path, wor
         assert told.returncode == 0
         assert "try" in out or "+two" in out
     until(lambda: _may_collect(bench.store), "the end of the reading")
+    bench.check_sound()
+
+
+LATE = """
+import trio
+from clivefs.daemon.forks.listing import Listing
+facts = Listing._facts
+async def late(self, live, shown, *rest):
+    open({begun!r}, "w").close()
+    while shown in self._shown.of(live):
+        await trio.sleep(0.01)
+    return await facts(self, live, shown, *rest)
+Listing._facts = late
+"""
+"""Lets nobody tell of a fork before it is dropped."""
+
+
+@pytest.mark.parametrize("words, told", [(["--list"], ""), (["show", "try"], "try: it was dropped meanwhile")])
+def test_a_fork_that_is_dropped_while_it_is_told_of(bench: Bench, tmp_path: Path, words: list[str], told: str) -> None:
+    begun = tmp_path / "begun"
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    bench.mount(env=planted(tmp_path / "planted", LATE.format(begun=str(begun))))
+    bench.cli("fork", "try")
+    (bench.live / ".clive/forks/try/a").write_text("two\n")
+    command = [sys.executable, "-m", "clivefs.cli", "fork", *words]
+    with subprocess.Popen(command, cwd=bench.root, env=bench.environment, stderr=subprocess.PIPE, text=True) as telling:
+        until(begun.exists, "somebody to look at the fork")
+        bench.cli("fork", "--drop", "try")
+        _, err = telling.communicate(timeout=60)
+        assert told in err
+        assert telling.returncode == bool(told)
     bench.check_sound()

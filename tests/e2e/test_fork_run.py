@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from forkbench import FILES, HAS_BWRAP, listed, mount_checkout
-from harness import Bench, until
+from harness import WAIT_S, Bench, until
 
 pytestmark = pytest.mark.mount
+
+SANDBOX = pytest.mark.skipif(not HAS_BWRAP, reason="bubblewrap is not installed")
 
 
 @pytest.fixture
@@ -37,14 +39,35 @@ def test_a_command_commits_all_or_nothing(work: Bench) -> None:
     dry = run_fork(work, "--dry-run", "--", "sh", "-c", "echo b > b")
     assert "+b" in dry.stdout
     assert not (work.live / "b").exists()
-    assert run_fork(work, "--", "no-such-command", check=False).returncode == 125
     assert run_fork(work, "--", "sh", "-c", "kill -9 $$", check=False).returncode == 137
-    assert work.cli("run", "--", "sh", "-c", "echo live > by-live; exit 4", cwd=work.live, check=False).returncode == 4
+    assert work.cli("run", "--", "sh", "-c", "mkdir by-live; exit 4", cwd=work.live, check=False).returncode == 4
     assert (work.live / "by-live").exists()
     assert listed(work) == {}
     assert "run: sh -c" in work.cli("log", cwd=work.live).stdout
     work.cli("undo", "2", cwd=work.live)
     assert (work.live / "src/other").exists()
+    work.check_sound()
+
+
+@pytest.mark.parametrize("sandboxed", [False, pytest.param(True, marks=SANDBOX)])
+def test_what_cannot_be_run_is_told_as_env_does(work: Bench, sandboxed: bool) -> None:
+    (work.live / "plain").write_text("exit 3\n")
+    (work.live / "script").write_text("echo made > made\nexit 4\n")
+    (work.live / "script").chmod(0o755)
+    given = ["--sandbox"] if sandboxed else []
+    for words, status in {
+        ("no-such-command",): 127,
+        ("./none",): 127,
+        ("./plain",): 126,
+        ("./plain/none",): 126,
+        ("./src",): 126,
+        ("./script",): 4,
+    }.items():
+        done = run_fork(work, *given, "--", *words, check=False)
+        assert done.returncode == status, (words, done.stderr)
+        assert f"the command failed ({status})" in done.stderr
+    assert work.cli("run", "--", "./none", cwd=work.live, check=False).returncode == 127
+    assert listed(work) == {}
     work.check_sound()
 
 
@@ -123,8 +146,16 @@ def test_a_runner_that_is_killed_leaves_its_fork(work: Bench) -> None:
         stderr=subprocess.DEVNULL,
     )
     children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
-    until(lambda: children.read_text().split(), "the command to run")
-    child = int(children.read_text().split()[0])
+
+    def commands() -> list[int]:
+        found = []
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"):
+                    found.append(int(pid))
+        return found
+
+    (child,) = until(commands, "the command to run")
     runner.kill()
     runner.wait()
     with contextlib.suppress(ProcessLookupError):
@@ -141,9 +172,9 @@ def test_a_terminated_runner_ends_its_command_and_drops(work: Bench) -> None:
         env=work.environment,
         stderr=subprocess.DEVNULL,
     )
-    until(lambda: list((work.live / ".clive/forks").glob("*/x")), "the command to write", 20)
+    until(lambda: list((work.live / ".clive/forks").glob("*/x")), "the command to write")
     runner.terminate()
-    assert runner.wait(30) == 128 + signal.SIGTERM
+    assert runner.wait(WAIT_S) == 128 + signal.SIGTERM
     assert listed(work) == {}
     assert not (work.live / "x").exists()
     work.check_sound()
@@ -156,7 +187,7 @@ def test_a_sandbox_without_bubblewrap_says_how_to_get_it(work: Bench) -> None:
     assert listed(work) == {}
 
 
-@pytest.mark.skipif(not HAS_BWRAP, reason="bubblewrap is not installed")
+@SANDBOX
 def test_a_sandboxed_command_writes_nowhere_else(work: Bench) -> None:
     outside = work.home / "escaped"
     script = (

@@ -72,6 +72,26 @@ def test_others_come_and_go_and_its_fork_stays_mounted(work: Bench) -> None:
     work.check_sound()
 
 
+def test_daemons_of_other_stores_are_out_of_its_reach(work: Bench) -> None:
+    other = work.base / "store" / "other"  # in what it may read
+    (work.base / "second").mkdir()
+    (work.base / "second/Clive.toml").write_text('[workspace]\nname = "second"\n')
+    at = ["--store", other, "--at", work.base / "mnt2"]
+    work.cli("mount", work.base / "second", "--allow", *at)
+    try:
+        assert work.run(f"ls {other}/run").stdout.count(".sock") == 1
+        done = boxed(work, f"ls {other} > listed; ls {other}/run")
+        assert "run\n" in (work.live / "listed").read_text()
+        assert (done.returncode, done.stdout) == (0, "")
+        if str(work.base).startswith("/tmp/"):  # what it would not see anyway is not made for it to see
+            given = ["run", "--fork", "--sandbox", "--store", other, "--at", work.base / "mnt2", "-w", "second", "--"]
+            done = work.cli(*given, "ls", "-A", work.store, cwd=work.base / "mnt2/second")
+            assert done.stdout == "other\n"
+    finally:
+        work.cli("unmount", work.base / "mnt2", "--store", other)
+    work.check_sound()
+
+
 def test_its_standard_input_is_only_read(work: Bench) -> None:
     done = boxed(work, "cat > copy; (echo pwned > /proc/self/fd/0) 2> /dev/null; true", stdin="given\n" * 100_000)
     assert done.returncode == 0, done.stderr

@@ -102,11 +102,58 @@ def test_nothing_is_known_of_a_fork(checkout: Bench) -> None:
     assert checkout.cli("fsmonitor", "2", token, cwd=Path(made)).stdout.split("\0")[1:] == ["/", ""]
 
 
+def test_what_was_changed_back_is_looked_at_again(checkout: Bench) -> None:
+    """Git has seen the change in between: two points, and two states, that are the same say nothing."""
+    file, live = checkout.root / "d0" / "f0", checkout.live
+    then = file.read_text()
+    assert status(checkout, live) == []
+    for turn in range(3):
+        file.write_text(f"turn {turn}\n")
+        checkout.cli("snapshot")
+        assert status(checkout, live) == [" M d0/f0"]
+        checkout.git("checkout", "-q", "d0/f0", cwd=live)
+        assert status(checkout, live) == []
+        checkout.cli("undo")
+        assert file.read_text() == f"turn {turn}\n"
+        assert status(checkout, live) == [" M d0/f0"]
+        file.write_text(then)
+        assert status(checkout, live) == []
+    for _ in range(3):  # within one point
+        (live / "new").write_text("new\n")
+        (live / "d0/f1").write_text("edit\n")
+        assert status(checkout, live) == [" M d0/f1", "?? new"]
+        checkout.git("checkout", "-q", "d0/f1", cwd=live)
+        (live / "new").unlink()
+        assert status(checkout, live) == []
+
+
+def test_untracked_files_that_undo_takes_away_are_gone(checkout: Bench) -> None:
+    for turn in range(4):
+        (checkout.live / f"new{turn}").write_text("new\n")
+        assert status(checkout, checkout.live) == [f"?? new{turn}"]
+        checkout.cli("undo")
+        assert status(checkout, checkout.live) == []
+        assert status(checkout, checkout.root) == []
+
+
+def test_a_new_mount_knows_nothing_of_before(checkout: Bench) -> None:
+    token = hook(checkout, hook(checkout, "none")[0].decode())[0].decode()
+    checkout.unmount()
+    checkout.mount()
+    checkout.cli("snapshot")  # until then it does not know itself
+    new, *paths = hook(checkout, token)
+    assert paths == [b"/"]
+    assert new != token.encode()
+    assert hook(checkout, new.decode()) == [new]
+
+
 def test_without_the_mount_git_looks_for_itself(checkout: Bench) -> None:
     assert status(checkout, checkout.root) == []
+    checkout.cli("doctor", "--fix", "fsmonitor", cwd=checkout.live)  # as good as from outside
     checkout.unmount()
     (checkout.root / "d0" / "f1").write_text("changed\n")
-    assert status(checkout, checkout.root) == [" M d0/f1"]
+    done = checkout.run(["git", "status", "--porcelain"], cwd=checkout.root)
+    assert (done.stdout, done.stderr) == (" M d0/f1\n", "")
     assert checkout.cli("fsmonitor", "2", "x").stdout == "x\0/\0"
     checkout.mount()
     (checkout.root / "d0" / "f2").write_text("changed\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from faults import kill_at, signal_at
-from harness import Bench, until
+from harness import WAIT_S, Bench, until
 
 from clivefs.objects.store import Store
 
@@ -88,7 +89,7 @@ def test_a_point_that_somebody_is_in_stays(shop: Bench) -> None:
     kept = {each["name"] for each in points(shop)}
     assert old in kept
     assert other not in kept
-    assert reader.communicate("", timeout=30)[0] == "old\n\n"
+    assert reader.communicate("", timeout=WAIT_S)[0] == "old\n\n"
     shop.check_sound()
 
 
@@ -124,7 +125,7 @@ def test_nothing_is_removed_beside_who_goes_back_or_forks(
         assert not _can_collect(shop)
     finally:
         os.kill(pid, signal.SIGCONT)
-        code = child.wait(20)
+        code = child.wait(WAIT_S)
     assert code == 0
     until(lambda: _can_collect(shop), "the gate to open")
     shop.check_sound()
@@ -200,7 +201,7 @@ def test_a_collection_that_is_ended_says_so(shop: Bench, number: signal.Signals)
         )
         until(lambda: is_collecting(shop), "it has begun")
         child.send_signal(number)
-        said = child.communicate(timeout=30)[1]
+        said = child.communicate(timeout=WAIT_S)[1]
     assert child.returncode == 128 + number
     assert f"ended by {number.name}" in said
     assert "what was done stays done" in said
@@ -279,17 +280,23 @@ def holds(bench: Bench, text: str) -> list[str]:
 
 
 def leak(bench: Bench) -> str:
-    """Save a secret, and go on; the name of a point that has it."""
+    """Save a secret, and go on; the name of a point that has it. There is one version of each of its files: they come
+    whole."""
     (bench.live / "conf").mkdir()
     (bench.live / "conf/other").write_text("kept\n")
     save(bench, "before\n")
-    (bench.live / "conf/key").write_text(SECRET)
-    (bench.live / "conf/large").write_bytes(SECRET.encode() * 30_000)
+    for path, content in (("conf/key", SECRET), ("conf/large", SECRET * 30_000)):
+        bench.put(path, content)
     name = save(bench, "with it\n")
     (bench.live / "conf/key").unlink()
     (bench.live / "conf/large").unlink()
     save(bench, "after\n")
     return name
+
+
+def having(bench: Bench, path: str) -> int:
+    """How many points have *path*."""
+    return sum((bench.live / ".clive/at" / each["name"] / path).exists() for each in points(bench))
 
 
 def test_what_is_purged_is_nowhere_any_more(shop: Bench) -> None:
@@ -301,14 +308,15 @@ def test_what_is_purged_is_nowhere_any_more(shop: Bench) -> None:
     assert refused.returncode == 1
     assert "unmount" in refused.stderr
     told = json.loads(shop.cli("purge", "conf/key", "--dry-run", "--json").stdout)
-    assert told["points"] >= 1
+    have = {path: having(shop, path) for path in ("conf/key", "conf/large")}
+    assert told["points"] == have["conf/key"] >= 1
     before = points(shop)
     shop.unmount()
     assert holds(shop, SECRET)
     assert shop.cli("purge", "conf/key", check=False).returncode == 2
-    for path in ("conf/key", "conf/large"):
+    for path, count in have.items():
         done = json.loads(shop.cli("purge", path, "--yes", "--json").stdout)
-        assert (done["points"], done["versions"], done["left"]) == (told["points"], 1, [])
+        assert (done["points"], done["versions"], done["left"]) == (count, 1, [])
     assert holds(shop, SECRET) == []
     nothing = shop.cli("purge", "conf/key", "--yes", check=False)
     assert nothing.returncode == 1
@@ -336,11 +344,42 @@ def test_an_empty_directory_can_be_purged_by_its_name(shop: Bench) -> None:
     assert f"d{SECRET.strip()}" in os.listdir(shop.live / ".clive/at" / name)
     (shop.live / f"d{SECRET.strip()}").rmdir()
     save(shop, "without\n")
+    have = having(shop, f"d{SECRET.strip()}")
     shop.unmount()
     assert holds(shop, SECRET.strip())
     done = json.loads(shop.cli("purge", f"d{SECRET.strip()}", "--yes", "--json").stdout)
-    assert done["points"] == 1
+    assert done["points"] == have >= 1
     assert holds(shop, SECRET.strip()) == []
+    shop.check_sound()
+
+
+def test_commands_that_had_the_secret_are_purged_as_well(shop: Bench) -> None:
+    token = "hunter2-correct"
+    script = f"mkdir conf; echo key={token} > conf/key; sleep 0.1"
+    shop.cli("run", "--fork", "--", "sh", "-c", script, cwd=shop.live)
+    shop.cli(
+        "run", "--fork", "--name", "told", "--", "sh", "-c", f"echo {token} > /dev/null; echo 1 > made", cwd=shop.live
+    )
+    (shop.live / "taken").write_text("by the live view\n")
+    sandboxed = ["--sandbox"] if shutil.which("bwrap") else []
+    words = ["--", "sh", "-c", f"cat conf/key > copy; echo {token} | cmp - copy; rm copy"]
+    assert shop.cli("run", "--fork", "--name", "boxed", *sandboxed, *words, cwd=shop.live).returncode == 0
+    (shop.live / "conf/key").unlink()
+    snapshot(shop)
+    shop.unmount()
+    assert holds(shop, token)
+    count = 3 + len(sandboxed)  # two commands, the point that removed it, an audit
+    assert json.loads(shop.cli("purge", "conf/key", "--dry-run", "--json").stdout)["mentions"] == count
+    done = shop.cli("purge", "conf/key", "--yes")
+    assert f"mentioned it: {count}\n" in done.stdout
+    assert holds(shop, token) == []
+    assert shop.cli("purge", "conf/key", "--yes", check=False).returncode == 1
+    shop.mount()
+    if sandboxed:
+        audit = json.loads(shop.cli("fork", "show", "boxed", "--audit", "--json", cwd=shop.live).stdout)
+        assert (audit["command"], audit["removed"]) == ("", ["copy"])
+        assert "conf/key" not in audit["read"]
+    assert (shop.live / "made").read_text() == "1\n"
     shop.check_sound()
 
 

@@ -282,7 +282,7 @@ def test_a_silent_server_is_eio_within_the_bound(bench: Bench, server: GitHttp) 
     server.silent.set()
     begun = time.monotonic()
     refused(tree / "two/b")
-    assert time.monotonic() - begun < 5 * TIMEOUT_S
+    assert time.monotonic() - begun < 25  # where none is configured it would be 30 s
     assert (tree / "one/b").read_text() == "one b\n"
     server.speak()
     until(lambda: _reads(tree / "two/b", "two b\n"), "the content once the server speaks")

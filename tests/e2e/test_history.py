@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from harness import Bench, write_files
+from faults import planted
+from harness import Bench, fill_sample, write_files
 from test_sessions import points, snapshot
 
 
@@ -22,16 +23,20 @@ def listed(bench: Bench, *args: object) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def noted(shop: Bench) -> Bench:
-    """Things that git does not know, each in a point of its own."""
-    snapshot(shop)
-    (shop.live / "kinds/empty").mkdir(parents=True)
-    snapshot(shop)
-    os.mkfifo(shop.live / "kinds/pipe")
-    write_files(shop.live, {"kinds/secret": "secret\n"})
-    snapshot(shop)
-    (shop.live / "kinds/secret").chmod(0o600)
-    return shop
+def noted(bench: Bench) -> Bench:
+    """Things that git does not know, each in a point of its own: what is changed while nothing is mounted is one."""
+    fill_sample(bench)
+    (bench.root / "kinds/empty").mkdir(parents=True)
+    bench.mount()
+    snapshot(bench)
+    bench.unmount()
+    os.mkfifo(bench.root / "kinds/pipe")
+    (bench.root / "kinds/pipe").chmod(0o644)  # whatever the umask is
+    write_files(bench.root, {"kinds/secret": "secret\n"})
+    bench.mount()
+    snapshot(bench)
+    (bench.live / "kinds/secret").chmod(0o600)
+    return bench
 
 
 def test_what_git_does_not_know_has_a_past(noted: Bench) -> None:
@@ -75,6 +80,10 @@ def test_diff_of_a_path_that_is_gone(shop: Bench) -> None:
     for path in ("passing", "passing/note", "./passing/note"):
         assert shop.cli("diff", before, path, "--stat").stdout == "D passing/note\n", path
     assert shop.cli("diff", "./passing/note").stdout == ""
+    refused = shop.cli("diff", "@1", before, "@99", check=False)  # and not a path that nobody has
+    assert (refused.returncode, "moment" in refused.stderr) == (2, True)
+    refused = shop.cli("show", "2001-02-03T04:05:06+02:00", check=False)
+    assert (refused.returncode, "before the first point" in refused.stderr) == (1, True)
     wrong = shop.cli("diff", before, "pasing/note", check=False)
     assert wrong.returncode == 1
     assert "'pasing/note' is neither a time nor a point nor a session" in wrong.stderr
@@ -97,16 +106,21 @@ def test_what_git_tracks_from_now_on_is_in_the_next_point(shop: Bench) -> None:
     shop.check_sound()
 
 
-def test_a_slow_save_is_one_point(shop: Bench) -> None:
-    """In a directory that is written through too, whose own events tell of the file while it is empty."""
-    for name in ("plain.txt", "over/one.txt"):
-        before = snapshot(shop)
-        with open(shop.live / name, "w") as file:
+def test_a_slow_save_is_one_point(bench: Bench) -> None:
+    """Of a new file as well; and in a directory that is written through too, whose own events tell of the file while it
+    is empty."""
+    fill_sample(bench)
+    # No file counts as open for long, however long the machine takes here.
+    patience = "import clivefs.daemon.recording\nclivefs.daemon.recording._OPEN_S = 3600.0"
+    bench.mount(env=planted(bench.base / "planted", patience))
+    for name in ("plain.txt", "over/one.txt", "new", "over/new"):
+        before = snapshot(bench)
+        with open(bench.live / name, "w") as file:
             time.sleep(0.5)
             file.write("half")
             file.flush()
             time.sleep(0.5)
             file.write(" whole\n")
-        told = listed(shop, "--since", before.name, name)
-        assert [(shop.live / ".clive/at" / each["name"] / name).read_text() for each in told] == ["half whole\n"]
-    shop.check_sound()
+        told = listed(bench, "--since", before.name, name)
+        assert [(bench.live / ".clive/at" / each["name"] / name).read_text() for each in told] == ["half whole\n"]
+    bench.check_sound()

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Bench, until
+from harness import WAIT_S, Bench, until
 
 pytestmark = pytest.mark.mount
 
-HEARD_S = 10.0
 BEFORE = {"mod": "one\n", "from": "something to be moved, long enough to be told from others\n", "gone": "bye\n"}
 AFTER = {"mod": "two, longer\n", "to": BEFORE["from"], "new": "hello\n"}
 
@@ -65,7 +64,7 @@ class Watching:
 
     def hears(self, pattern: str) -> None:
         """Fails unless it says (or has said) a line that matches."""
-        until(lambda: re.search(pattern, self.text(), re.MULTILINE), f"{pattern!r} in {self.said}", HEARD_S)
+        until(lambda: re.search(pattern, self.text(), re.MULTILINE), f"{pattern!r} in {self.said}")
 
     def text(self) -> str:
         return self.said.read_text(errors="replace")
@@ -284,7 +283,7 @@ def test_entr_runs_its_command(mounted: Bench, started: Callable[..., Watching])
 
     def saves(save: Callable[[], object], count: int) -> None:
         """Save until it runs: it does not listen while its command runs, and a moment longer."""
-        deadline = time.monotonic() + HEARD_S
+        deadline = time.monotonic() + WAIT_S
         while watching.text().count("ran") < count:
             assert time.monotonic() < deadline, f"run {count} of entr: {watching.text()}"
             save()

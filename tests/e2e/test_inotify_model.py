@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import Bench, sample_workspace, until
+from harness import WAIT_S, Bench, sample_workspace, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ from clivefs.base.syscalls import (
 pytestmark = pytest.mark.mount
 
 MASK = IN_ATTRIB | IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MODIFY | IN_MOVED_FROM | IN_MOVED_TO
-HEARD_S = 10.0
+MARK = "mark"
 DIRECTORIES = ("one", "two")
 NAMES = st.sampled_from(["a", "b", "c"])
 PLACES = st.builds(os.path.join, st.sampled_from(DIRECTORIES), NAMES)
@@ -54,23 +54,30 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 class Watches:
-    """Events of some directories."""
+    """Events of some directories, which are *outside* there where they are changed."""
 
-    def __init__(self, directories: list[Path]) -> None:
+    def __init__(self, directories: list[Path], outside: list[Path]) -> None:
         self.fd = inotify_open()
-        for each in directories:
-            inotify_add(self.fd, os.fsencode(each), MASK)
+        self.outside = outside
+        self.numbers = {inotify_add(self.fd, os.fsencode(each), MASK) for each in directories}
 
     def wait(self, what: str) -> None:
-        deadline = time.monotonic() + HEARD_S
-        while not select.select([self.fd], [], [], 0.05)[0]:
-            assert time.monotonic() < deadline, f"no event for {what}"
+        assert select.select([self.fd], [], [], WAIT_S)[0], f"no event for {what}"
 
-    def quiet(self) -> None:
-        """Take what there is, until nothing comes for a moment."""
-        while select.select([self.fd], [], [], 0.03)[0]:
-            with suppress(BlockingIOError):
-                inotify_parse(os.read(self.fd, 1 << 16))
+    def settle(self, after: str) -> None:
+        """Take all events of what was done so far: what is undone before it was told of is no change.
+
+        What happens to a name in a directory is told of with all that was known of the directory by then, so twice is
+        enough."""
+        for act, mask in ((Path.touch, IN_CREATE | IN_MOVED_TO), (Path.unlink, IN_DELETE | IN_MOVED_FROM)):
+            for each in self.outside:
+                act(each / MARK)
+            waiting = set(self.numbers)
+            while waiting:
+                self.wait(f"a mark after {after}; of {len(waiting)} directories")
+                for number, what, _, name in inotify_parse(os.read(self.fd, 1 << 16)):
+                    if (what & mask and os.fsdecode(name) == MARK) or not name:  # or something in the directory
+                        waiting.discard(number)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -162,17 +169,16 @@ def test_every_change_outside_causes_an_event(
     for each in DIRECTORIES:
         (outside / each).mkdir(parents=True)
     until(lambda: all((inside / each).is_dir() for each in DIRECTORIES), "the directories in the mount")
-    watches = Watches([inside / each for each in DIRECTORIES])
+    watches = Watches([inside / each for each in DIRECTORIES], [outside / each for each in DIRECTORIES])
     try:
         for number, (what, at, to, how) in enumerate(steps):
+            watches.settle(f"{number} of {steps}")
             look(inside / at, how)
-            watches.quiet()
             before = state(outside / at), state(outside / to)
             with suppress(OSError):
                 change(what, outside / at, outside / to, f"text {number}")
             if (state(outside / at), state(outside / to)) != before:
                 watches.wait(f"step {number} of {steps}")
-        watches.quiet()
         until(lambda: shown(inside) == shown(outside), f"what the host has after {steps}")
     finally:
         watches.close()

@@ -1,13 +1,11 @@
-"""Changes made directly in the backing directories show in the mount at once, whatever it had cached."""
+"""Changes made directly in the backing directories show in the mount, whatever it had cached. How soon: `bench/`."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ import pytest
 from harness import Bench, sample_workspace, until, write_files
 
 pytestmark = pytest.mark.mount
-
-LIMIT_S = 2.0
-"""Generous: the promise of 100 ms is measured in `bench/`."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +44,7 @@ def soon(look: Callable[[], Any], expected: Any) -> None:
         except OSError:
             return False
 
-    until(matches, f"{expected!r} (last: {attempt(look)!r})", LIMIT_S)
+    until(matches, f"{expected!r} (last: {attempt(look)!r})")
 
 
 def attempt(look: Callable[[], Any]) -> Any:
@@ -230,7 +225,7 @@ def test_both_sides_write_at_once(mounted: Bench) -> None:
         subprocess.Popen([sys.executable, "-c", script, str(where), str(seed)])
         for seed, where in enumerate([outside, inside, outside, inside])
     ]
-    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert [worker.wait(600) for worker in workers] == [0] * 4
 
     def picture(root: Path) -> list[tuple[object, ...]]:
         found: list[tuple[object, ...]] = []
@@ -286,24 +281,16 @@ def test_git_outside_and_inside_the_same_checkout(mounted: Bench) -> None:
     soon((live / ".git").exists, False)
 
 
-def test_latency_of_outside_edits(mounted: Bench) -> None:
-    """The 95th percentile of 60 edits; the assertion is generous, the number is printed."""
+def test_one_edit_after_the_other_shows(mounted: Bench) -> None:
+    """Each of them, though what it changed had just been looked at."""
     outside, inside = mounted.root / "latency", mounted.live / "latency"
     outside.write_text("start")
     soon(inside.read_text, "start")
-    taken = []
-    for i in range(60):
+    for size in range(1, 61):
         inside.stat()
         inside.read_text()
-        started = time.monotonic()
-        outside.write_text("x" * (i + 1))
-        until(
-            lambda size=i + 1: inside.stat().st_size == size and inside.read_text() == "x" * size, f"edit {i}", LIMIT_S
-        )
-        taken.append(time.monotonic() - started)
-    p95 = statistics.quantiles(taken, n=20)[-1]
-    print(f"outside edits: median {statistics.median(taken) * 1000:.1f} ms, 95th percentile {p95 * 1000:.1f} ms")  # noqa: T201
-    assert p95 < LIMIT_S
+        outside.write_text("x" * size)
+        soon(lambda: (inside.stat().st_size, inside.read_text()), (size, "x" * size))
 
 
 def test_times_of_a_directory_that_nobody_has_looked_into(sides: tuple[Path, Path]) -> None:

@@ -104,7 +104,7 @@ def test_appends_from_several_processes_are_all_there(place: Path) -> None:
         "for i in range(200): os.write(fd, (sys.argv[2] * 31 + '\\n').encode())\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", script, str(path), letter]) for letter in "abcd"]
-    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert [worker.wait(600) for worker in workers] == [0] * 4
     lines = path.read_text().split("\n")[:-1]
     assert len(lines) == 800
     assert all(line == line[0] * 31 for line in lines)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Bench, until
+from harness import WAIT_S, Bench, until
 from modules import archive, index, sdist, wheel
 
 from clivefs.objects.encode import hash_object
@@ -115,7 +115,7 @@ def test_unmounting_ends_a_client_that_does_not_end(bench: Bench) -> None:
         bench.unmount()
         until(lambda: not bench.daemons(), "the end of the daemon")
         until(lambda: not Path(f"/proc/{pid}").exists(), "the end of npm")
-        assert attach.wait(20) == 1
+        assert attach.wait(WAIT_S) == 1
     finally:
         attach.kill()
         attach.communicate()
@@ -142,7 +142,7 @@ def test_a_daemon_that_is_killed_while_it_unpacks(bench: Bench) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
-        mount.wait(60)
+        mount.wait(WAIT_S)
         if bench.is_mounted():
             bench.cli("unmount", bench.mountpoint, check=False)
         until(lambda: not bench.daemons(), "the end of the daemon")

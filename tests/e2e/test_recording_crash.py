@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import Killer
+from faults import Killer, planted
 from harness import Bench, bench_in, fill_sample, until
 from pastview import shown
 from test_sessions import assert_recorded, points, snapshot
@@ -92,18 +92,8 @@ def test_a_clock_that_jumps_back(shop: Bench) -> None:
     """The next session begins with a clock that is an hour behind: points stay in their order."""
     snapshot(shop)
     shop.unmount()
-    plant = shop.base / "clock"
-    plant.mkdir()
-    (plant / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "if 'clivefs.daemon' in sys.orig_argv:\n"
-        "    real = time.time_ns\n"
-        "    time.time_ns = lambda: real() - 3600 * 10**9\n"
-    )
-    kept = dict(shop.environment)
-    shop.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(plant), os.environ.get("PYTHONPATH", ""))))
-    shop.mount()
-    shop.environment = kept
+    behind = "import time\nreal = time.time_ns\ntime.time_ns = lambda: real() - 3600 * 10**9"
+    shop.mount(env=planted(shop.base / "clock", behind))
     for text in ("one", "two"):
         (shop.live / "plain.txt").write_text(text)
         snapshot(shop)

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import kill_at
+from faults import kill_at, planted, signal_at
 from harness import Bench, fill_sample, until, write_files
 from pastview import shown
 from test_sessions import points, snapshot
@@ -79,6 +80,7 @@ def test_restore_of_everything_is_one_step_back(edited: Bench) -> None:
 
 def test_a_dry_run_changes_nothing(edited: Bench) -> None:
     spoil(edited)
+    snapshot(edited)
     now = shown(edited.live)
     count = len(points(edited))
     told = edited.cli("restore", ".", "--at", "before/start", "--dry-run").stdout
@@ -225,7 +227,7 @@ def test_a_name_that_there_never_was_is_told_beside_others(edited: Bench) -> Non
 def test_a_file_that_is_ignored_now_but_the_same_is_in_nobodys_way(shop: Bench) -> None:
     (shop.live / "a.log").write_text("recorded\n")
     snapshot(shop)
-    (shop.live / ".gitignore").write_text("*.log\n")
+    shop.put(".gitignore", "*.log\n")
     snapshot(shop)
     shop.cli("undo")
     assert not (shop.live / ".gitignore").exists()
@@ -386,30 +388,85 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_who_stops_waiting_is_told_that_it_goes_on(shop: Bench) -> None:
-    write_files(shop.live, {f"many/{number}": f"{number}\n" for number in range(2000)})
-    shop.cli("session", "new", "before")
-    shutil.rmtree(shop.live / "many")
-    snapshot(shop)
-    pid = shop.daemon_pid()
+_UNTIL_LEFT = """
+import os, select, stat
+from pathlib import Path
+from clivefs.base.ports import FAULTS
+
+def wait():
+    watched = select.poll()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                watched.register(int(name), select.POLLRDHUP)
+        except OSError:
+            continue
+    Path({reached!r}).touch()
+    watched.poll(60_000)
+
+FAULTS.plant({point!r}, wait)
+"""
+"""Has the daemon wait at a point until one who has asked it for something asks no more."""
+
+
+def _interrupted(bench: Bench, environment: dict[str, str], is_there: Callable[[], bool]) -> tuple[int, str, str]:
+    """The exit code and the output of a restore that gets Ctrl-C when its daemon *is_there*."""
+    bench.write_toml('[workspace]\nname = "shop"\n')
+    write_files(bench.root, {f"many/{number}": f"{number}\n" for number in range(300)})
+    bench.mount(env=environment)
+    bench.cli("session", "new", "before")
+    shutil.rmtree(bench.live / "many")
+    snapshot(bench)
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "clivefs.cli", "restore", ".", "--at", "before/start"],
-        cwd=shop.root,
-        env=shop.environment,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", "clivefs.cli", "restore", ".", "--at", "before/start"],
+        cwd=bench.root,
+        env=bench.environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: any(name.startswith(".clive-new-") for name in os.listdir(shop.root)), "the first new file")
-    os.kill(pid, signal.SIGSTOP)
+    until(is_there, "the daemon to be there")
+    waiting.send_signal(signal.SIGINT)
+    told, noted = waiting.communicate(timeout=60)
+    return waiting.returncode, told, noted
+
+
+def _interrupted_at(bench: Bench, point: str) -> tuple[int, str, str]:
+    """The same of a daemon that waits at *point* until the command has told it that nobody wants this any more."""
+    reached = bench.base / "reached"
+    code = _UNTIL_LEFT.format(reached=str(reached), point=point)
+    return _interrupted(bench, planted(bench.base / "faults", code), reached.exists)
+
+
+def test_who_leaves_before_anything_is_shown_has_changed_nothing(bench: Bench) -> None:
+    code, told, noted = _interrupted_at(bench, "apply.staged")
+    assert (code, told, noted) == (130, "", "stopped; nothing was changed\n\n")
+    assert sorted(os.listdir(bench.live)) == ["Clive.toml"]
+    until(lambda: os.listdir(bench.root) == ["Clive.toml"], "the end of the staging directory")
+    assert points(bench)[0]["origin"] != "command:restore"
+    bench.check_sound()
+
+
+def test_who_leaves_too_late_is_told_what_was_done(bench: Bench) -> None:
+    code, told, noted = _interrupted_at(bench, "apply.published")
+    assert (code, noted) == (130, "\n")
+    assert told.endswith("301 paths; `clivefs undo` takes it back\n")
+    assert len(os.listdir(bench.live / "many")) == 300
+    bench.check_sound()
+
+
+def test_who_leaves_a_daemon_that_does_not_answer(bench: Bench) -> None:
+    def is_stopped() -> bool:
+        pids = bench.daemons()
+        return bool(pids) and Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    environment = signal_at(bench.base / "faults", "apply.published", signal.SIGSTOP)
     try:
-        waiting.send_signal(signal.SIGINT)
-        _, told = waiting.communicate(timeout=30)
+        code, told, noted = _interrupted(bench, environment, is_stopped)
     finally:
-        os.kill(pid, signal.SIGCONT)
-    assert waiting.returncode == 130
-    assert told == "the daemon goes on with it; `clivefs undo` takes it back\n\n"
-    until(lambda: (shop.live / "many").is_dir() and len(os.listdir(shop.live / "many")) == 2000, "the restore")
-    shop.cli("undo")
-    assert not (shop.live / "many").exists()
-    shop.check_sound()
+        for pid in bench.daemons():
+            os.kill(pid, signal.SIGCONT)
+    assert (code, told) == (130, "")
+    assert noted == "the daemon has not said whether it has stopped; if not, `clivefs undo` takes it back\n\n"
+    until(lambda: (bench.live / "many").is_dir() and len(os.listdir(bench.live / "many")) == 300, "the restore")
+    bench.check_sound()

@@ -16,6 +16,7 @@ import pytest
 from harness import Bench, until, write_files
 from pastview import shown
 
+from clivefs.daemon.noticing import QUIET_S
 from clivefs.mounts.recording.recorder import DEFER_BYTES
 
 
@@ -70,10 +71,12 @@ def test_a_log_since_before_the_first_point_is_all_of_it(recorded: Bench) -> Non
     assert recorded.cli("show", "-5w", check=False).returncode == 1
 
 
-def test_two_saves_300_ms_apart_are_two_points(recorded: Bench) -> None:
+def test_two_saves_are_two_points_once_the_first_is_recorded(recorded: Bench) -> None:
+    """Which takes a moment; how long is measured in `bench/`."""
+    session = recorded.live / ".clive/sessions" / recorded.status()["workspaces"][0]["session"]
     file = recorded.live / "plain.txt"
     file.write_text("one\n")
-    time.sleep(0.3)
+    until(lambda: text_of(session / "latest/plain.txt") == "one\n", "the first point")
     file.write_text("two\n")
     past = snapshot(recorded)
     newest, before, *_ = points(recorded, "plain.txt")
@@ -114,10 +117,12 @@ def test_a_large_file_that_is_read_aside_came_through_the_mount(recorded: Bench)
 
 
 def test_a_burst_becomes_few_points(recorded: Bench) -> None:
+    """Before each there is a moment without a change, so their number is bounded by how long the burst took."""
+    began = time.monotonic()
     recorded.run("for i in $(seq 400); do echo $i > over/f$i; done")
     assert_recorded(recorded)
-    made = points(recorded)
-    assert len(made) < 30
+    took_s = time.monotonic() - began
+    assert len(points(recorded)) < 5 + took_s / QUIET_S
     recorded.check_sound()
 
 
@@ -290,7 +295,7 @@ def test_a_file_that_grows_all_the_time_is_never_torn(recorded: Bench) -> None:
         ["sh", "-c", "for i in $(seq 3000); do echo line-$i-end; done > growing; echo done > finished"],
         cwd=recorded.live / "over",
     )
-    until(lambda: (recorded.live / "over/finished").exists(), "the writer", 60)
+    until(lambda: (recorded.live / "over/finished").exists(), "the writer")
     assert writer.wait() == 0
     assert_recorded(recorded)
     for point in points(recorded, "over/growing"):
@@ -446,7 +451,7 @@ def test_a_command_that_changes_the_mount_table_is_one_point_of_its_own(bench: B
         )
         assert {path.partition("/")[0] for path in newest["paths"]} == {"Clive.toml", "lib"}, newest
         assert newest["message"].startswith(f"{command[0]} lib")
-        assert [each["origin"] for each in points(bench) if seq < each["seq"] < newest["seq"]] == ["mount"]
+        assert {each["origin"] for each in points(bench) if seq < each["seq"] < newest["seq"]} == {"mount"}
         past = bench.live / ".clive" / "at" / newest["name"]
         assert ("lib" in (past / "Clive.toml").read_text()) == (shown_after is not None)
         assert (past / "lib").exists() == (shown_after is not None)

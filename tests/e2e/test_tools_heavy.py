@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterator
 
 import pytest
-from harness import Bench, bench_in
+from harness import WAIT_S, Bench, bench_in
 
 pytestmark = pytest.mark.mount
 
@@ -167,6 +167,6 @@ def test_a_working_directory_deep_in_a_ref_that_is_reset(library: Bench) -> None
     ):
         library.cli("overlay", "reset", "ref", cwd=library.live, check=False)
         assert held.read() == "mine\n"
-        out, _ = shell.communicate("ls decoder.py; ls extra; head -c3 decoder.py\n", timeout=20)
+        out, _ = shell.communicate("ls decoder.py; ls extra; head -c3 decoder.py\n", timeout=WAIT_S)
         assert out == 'decoder.py\n"""'
     assert library.git("status", "--porcelain", cwd=cwd) == ""

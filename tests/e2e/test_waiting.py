@@ -163,7 +163,7 @@ def test_unmounting_does_not_wait_for_a_remote_that_does_not_answer(bench: Bench
         connection, _ = silent.accept()
         began = time.monotonic()
         bench.unmount()
-        assert time.monotonic() - began < 15  # the network's own limit is 30 s
+        assert time.monotonic() - began < 25  # the network's own limit is 30 s
         connection.close()
         attaching.join()
     bench.check_sound(allowed="git")

@@ -68,7 +68,7 @@ class Mounted:
         """
         place = os.fspath(self.mountpoint / "w" / "d")
         command = [sys.executable, "-c", f"import os\nos.chdir({place!r})\n" + code]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, check=True)
         return done.stdout.strip()
 
     def listing(self) -> str:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clivefs.mounts.applying import STAGING, Applying, Steps, Wanted
+from clivefs.mounts.applying import Applying
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.memorylower import MemoryLower
 from clivefs.mounts.nodetable import NodeTable
 from clivefs.mounts.overlay.tree import OverlayTree
+from clivefs.mounts.steps import STAGING, Steps, Wanted
 from clivefs.mounts.tree import Node, Owner, Tree
 
 OWNER = Owner(os.geteuid(), os.getegid())
@@ -403,3 +404,37 @@ def test_any_tree_becomes_any_other(
     assert shown == {path: mode if stat.S_ISDIR(mode) else (mode, data) for path, (mode, data) in after.items()}
     assert not any(name.startswith(STAGING) for name in shown)
     tree.close()
+
+
+@pytest.mark.parametrize("crash_after", ["", "stage", "publish"])
+def test_names_that_are_to_be_one_file(tree: Tree, crash_after: str) -> None:
+    """Also where their old files were one: that the first name left it says nothing of what others do."""
+    table: NodeTable = tree.table  # type: ignore[attr-defined]
+    apply(tree, {b"a": (FILE, b"old"), b"other": (FILE, b"old"), b"d": (DIRECTORY, None)})
+    node = tree.lookup(tree.root, b"a")[0]
+    tree.link(node, tree.lookup(tree.root, b"d")[0], b"b")
+    applying = Applying(tree, table, OWNER)
+    first = Wanted(b"a", FILE, link=1, had_links=True)
+    if applying.takes_files_of_threads():
+        applying.make(first, bytes(20), writer(b"new"))
+    else:
+        applying.stage(first, b"new")
+    assert applying.link(Wanted(b"d/b", FILE, link=1, had_links=True), b"a")
+    assert applying.link(Wanted(b"c", FILE, link=1), b"a")
+    applying.check()
+    record = msgspec.msgpack.encode(applying.steps)
+    if crash_after != "stage":
+        applying.publish()
+    if crash_after:
+        applying = Applying.resume(tree, table, OWNER, decoded(record))
+        applying.publish()
+    applying.finish()
+    found = [tree.lookup(tree.root, b"a"), tree.lookup(tree.lookup(tree.root, b"d")[0], b"b")]
+    found.append(tree.lookup(tree.root, b"c"))
+    assert {node.nodeid for node, _ in found} == {found[0][0].nodeid}
+    assert {tree.getattr(node).nlink for node, _ in found} == {3}
+    assert content(tree) == {
+        **dict.fromkeys((b"a", b"c", b"d/b"), (FILE, b"new")),
+        b"d": DIRECTORY,
+        b"other": (FILE, b"old"),
+    }

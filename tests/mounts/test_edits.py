@@ -235,7 +235,7 @@ def test_onto_any_release_what_is_planned_is_what_is_shown(data: st.DataObject, 
         if layer.patch is not None:
             assert apply_patch(store, store, put_world(store, new), "p", layer.patch).tree == layer.tree
     for conflict in made.conflicts:
-        assert any(write.path.startswith(conflict.path.partition(b"/")[0]) for write in made.aside)
+        assert conflict.names or any(write.path.startswith(conflict.path.partition(b"/")[0]) for write in made.aside)
 
 
 def test_a_clean_and_a_conflicting_edit(tmp_path: Path) -> None:
@@ -298,6 +298,18 @@ def test_a_patch_of_nothing_but_conflicting_files_is_no_patch_of_the_release(tmp
     made = plan(MemoryStore(), tmp_path, old, {b"f": text(changed((3, "new\n")))}, two, series, two)
     assert [(layer.state, layer.patch) for layer in made.layers] == [("edits", None), ("edits", None)]
     assert [conflict.path for conflict in made.conflicts] == [b"f"]
+
+
+def test_what_a_patch_and_the_release_have_moved_to_two_names_is_told(tmp_path: Path) -> None:
+    old, one = {b"a": text(changed()), b"k": text("k\n")}, {b"b": text(changed()), b"k": text("K\n")}
+    new = {b"c": text(changed()), b"k": text("k\n")}
+    store = MemoryStore()
+    made = plan(store, tmp_path, old, new, one, [("one", diff(old, one, tmp_path))], one)
+    assert [(conflict.path, conflict.names) for conflict in made.conflicts] == [(b"a", (b"b", b"c"))]
+    assert get_world(store, made.shown) == {b"b": text(changed()), b"c": text(changed()), b"k": text("K\n")}
+    assert [layer.state for layer in made.layers] == ["split"]
+    assert get_world(store, made.lower) == {b"c": text(changed()), b"k": text("K\n")}
+    assert not made.aside
 
 
 # Rebases, carried out

@@ -185,6 +185,54 @@ def test_another_target_follows_a_symlink_that_the_other_side_moved(tmp_path: Pa
     assert only(merge).kind == ConflictKind.TYPE
 
 
+def test_two_new_names_of_one_file_are_both_kept_and_told(tmp_path: Path) -> None:
+    base = {b"d/a": text(BASE), b"gone": text("")}
+    world, merge, _ = merged(base, {b"d/c": text(changed(3, "o\n"))}, {b"b": text(BASE), b"e": text("")}, tmp_path)
+    assert world == {b"d/c": text(changed(3, "o\n")), b"b": text(BASE), b"e": text("")}
+    assert (only(merge).path, only(merge).names) == (b"d/a", (b"d/c", b"b"))
+    assert only(merge).why == "renamed by both, to d/c and to b"
+
+
+def test_what_both_moved_to_one_name_is_merged_there(tmp_path: Path) -> None:
+    ours, theirs = {b"b": text(changed(1, "o\n"))}, {b"b": text(changed(18, "t\n"))}
+    world, merge, _ = merged({b"a": text(BASE)}, ours, theirs, tmp_path)
+    assert not merge.conflicts
+    assert world == {b"b": text(changed(1, "o\n").replace("line 19\n", "t\n"))}
+
+
+def test_edits_follow_a_directory_of_many_files_that_was_moved(tmp_path: Path) -> None:
+    base = {b"old/%d/f" % number: text(f"{number // 2}\n" + BASE) for number in range(300)}
+    moved = {path.replace(b"old", b"new"): file for path, file in base.items()}
+    edit = {path: text(file[1].decode() + "edited\n") for path, file in base.items()}
+    world, merge, _ = merged(base, moved, edit, tmp_path)
+    assert not merge.conflicts
+    assert world == {path.replace(b"old", b"new"): file for path, file in edit.items()}
+
+
+def test_of_files_with_one_content_that_of_the_same_name_is_the_moved_one(tmp_path: Path) -> None:
+    base = {b"p/a": text(BASE), b"p/b": text(BASE)}
+    moved = {b"q/c": text(BASE), b"z/b": text(BASE)}
+    world, merge, _ = merged(base, moved, base | {b"p/b": text("b\n" + BASE)}, tmp_path)
+    assert not merge.conflicts
+    assert world == {b"q/c": text(BASE), b"z/b": text("b\n" + BASE)}
+
+
+def test_what_only_one_side_has_moved_is_not_taken_for_what_both_have(tmp_path: Path) -> None:
+    base = {b"b": text(BASE), b"c": text(BASE)}
+    world, merge, _ = merged(
+        base, {b"bb": text(BASE), b"c1": text(BASE)}, {b"b": text(BASE), b"c2": text(BASE)}, tmp_path
+    )
+    assert (only(merge).path, only(merge).names) == (b"c", (b"c1", b"c2"))
+    assert world == {b"bb": text(BASE), b"c1": text(BASE), b"c2": text(BASE)}
+
+
+def test_what_both_have_moved_alike_is_no_conflict(tmp_path: Path) -> None:
+    moved = {b"b": text(BASE)}
+    world, merge, _ = merged({b"a": text(BASE)}, moved | {b"o": text(BASE)}, moved | {b"t": text("t")}, tmp_path)
+    assert not merge.conflicts
+    assert world == moved | {b"o": text(BASE), b"t": text("t")}
+
+
 def test_carriage_returns_and_missing_last_newlines(tmp_path: Path) -> None:
     base = "a\r\nb\r\nc\r\nd\r\ne"
     ours, theirs = base.replace("a\r", "A\r"), base.replace("e", "E")

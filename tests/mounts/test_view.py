@@ -59,10 +59,14 @@ class World:
             file.close()
 
 
+@pytest.fixture(autouse=True)
+def umask_zero() -> None:
+    os.umask(0)
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     (tmp_path / "plain").write_bytes(b"plain")
-    os.umask(0)
     return World(tmp_path)
 
 
@@ -228,7 +232,6 @@ def test_a_file_of_the_layer_below_gives_way_to_the_way_to_an_entry(world: World
 
 
 def test_a_directory_made_on_the_way_to_an_entry_keeps_its_number_in_the_next_mount(tmp_path: Path) -> None:
-    os.umask(0)
     root, store = tmp_path / "root", tmp_path / "store"
     root.mkdir()
     store.mkdir()

@@ -122,6 +122,24 @@ def test_a_file_that_nobody_looked_at_is_reported_by_its_name(world: World) -> N
     assert world.events() == {("name", b"", b"b"), ROOT_CHANGED}
 
 
+def test_what_a_look_was_quicker_to_notice_is_reported_with_the_file_that_it_was(world: World) -> None:
+    """Whoever watches the old file is told by its node."""
+    world.old("a", "one")
+    world.old("b", "one")
+    world.settle(b"a", b"b")
+    old = {name: world.driver.node(name) for name in (b"a", b"b")}
+    (world.root / "new").write_text("another")
+    (world.root / "new").rename(world.root / "a")
+    (world.root / "b").unlink()
+    world.driver.node(b"a")
+    with pytest.raises(FileNotFoundError):
+        world.tree.lookup(world.tree.root, b"b")
+    named = [each for each in world.watcher.read_events() if each.kind == "name"]
+    for name, node in old.items():
+        assert next(each for each in named if each.name == name).node is node
+    assert world.events() == set()
+
+
 def test_what_we_removed_ourselves_is_not_reported(world: World) -> None:
     world.old("a", "one")
     world.old("b", "one")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 
-from clivefs.base.errors import ClivefsError
+from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
 from clivefs.cli import moments, past
 from clivefs.cli.call import Call
 from clivefs.mounts.edits.diff import patch_of
+from clivefs.mounts.points.compare import State
+from clivefs.mounts.points.expressions import Unknown
 from clivefs.mounts.points.facts import point_facts
-from clivefs.mounts.points.history import PathFinder, differences_at, with_content
+from clivefs.mounts.points.history import PathFinder, beside_patch, differences_at, with_content
 from clivefs.mounts.points.point import Point
 
 DESCRIPTION = """\
 Print what changed as a git patch: from A to B, from A to now, or, without either, from the start of the session
-to now. A and B are moments, points or sessions (see `clivefs show --help`); what follows them are paths. A path that
-could be taken for a moment is written with `./` before it."""
+to now; and, a line each, what no patch can say: other owners, permissions, attributes and links. A and B are moments,
+points or sessions (see `clivefs show --help`); what follows them are paths. A path that could be taken for a moment is
+written with `./` before it."""
 
 EXAMPLES = """\
 clivefs diff                         since the session began
@@ -45,13 +49,20 @@ def run(call: Call) -> int:
         found = sorted(
             {each for path in paths for each in differences_at(opened.reader, before.tree, after.tree, path)}
         )
-        listed = [{"path": os.fsdecode(each.path), "status": each.status} for each in found]
+        between = State(before.tree, before.meta), State(after.tree, after.meta)
+        beside = {each.path: each.status for path in paths for each in beside_patch(opened.reader, *between, path)}
+        listed = _listed({each.path: each.status for each in found} | beside)
         if args.stat:
             call.out.lines(f"{each['status']} {each['path']}" for each in listed)
         elif not call.out.as_json:
             call.out.raw(patch_of(with_content(opened.reader, iter(found)), opened.scratch))
+            call.out.lines(f"{each['status']} {each['path']}" for each in _listed(beside))
         call.out.json({"from": point_facts(before), "to": point_facts(after), "files": listed})
-    return 1 if found and args.exit_code else 0
+    return 1 if listed and args.exit_code else 0
+
+
+def _listed(statuses: Mapping[bytes, str]) -> list[dict[str, str]]:
+    return [{"path": os.fsdecode(path), "status": statuses[path]} for path in sorted(statuses)]
 
 
 def _moments(opened: past.Past, words: list[str]) -> tuple[list[Point], list[str]]:
@@ -66,7 +77,21 @@ def _moments(opened: past.Past, words: list[str]) -> tuple[list[Point], list[str
                 raise
             break
         words = words[1:]
+    for word in words:
+        if not _is_path(opened, word, found) and _is_moment(opened, word):
+            raise UsageError("this is a moment after a path, or a third one", place=word, remedy="clivefs diff --help")
     return found, words
+
+
+def _is_moment(opened: past.Past, word: str) -> bool:
+    """Whether *word* is written as a moment, though there may have been none such."""
+    try:
+        opened.find(word)
+    except Unknown:
+        return False
+    except ClivefsError:
+        return True
+    return True
 
 
 def _is_path(opened: past.Past, word: str, moments: list[Point]) -> bool:

@@ -19,8 +19,10 @@ from clivefs.objects.repository import Repository
 DESCRIPTION = """\
 Remove a file or a directory from every recorded point of this workspace, as if it had never been there: a password that
 was saved by mistake. The points keep their times and numbers and get other ids. What nothing else has is then removed
-from the store's files. It cannot be undone. Nothing may be mounted from the store meanwhile. Exits with 1 where no
-point has it. Repositories that `export` or `clivefs git` users cloned before still have it."""
+from the store's files. Messages of points and commands of `run --fork` that mention the path, or have a line of what
+it contained, are emptied, and audits forget it. It cannot be undone. Nothing may be mounted from the store meanwhile.
+Exits with 1 where nothing that was recorded has it. Repositories that `export` or `clivefs git` users cloned before
+still have it."""
 
 EXAMPLES = """\
 clivefs purge .env --dry-run
@@ -72,10 +74,11 @@ def run(call: Call) -> int:
             "points": done.points,
             "rewritten": done.rewritten,
             "versions": done.versions,
+            "mentions": done.mentions,
             "left": [*done.left, *still_there],
         }
     )
-    return 0 if done.points or done.finished else 1
+    return 0 if done.points or done.finished or done.mentions else 1
 
 
 def _confirm(call: Call, path: str) -> None:
@@ -114,10 +117,15 @@ def _tell(call: Call, done: Purged, path: str, still_there: list[str]) -> None:
     more = "points have" if call.args.dry_run else "points had"
     contents = "content" if done.versions == 1 else "contents"
     had = f"{done.points} {one if done.points == 1 else more} {path}, {done.versions} different {contents}"
-    if done.points or not done.finished:
-        call.out.line(had if done.points else f"no recorded point has {path}: nothing was changed")
-    else:
+    if done.points:
+        call.out.line(had)
+    elif done.finished:
         call.out.line(f"no recorded point has {path} any more; the rest of the purge that was ended is done")
+    else:
+        call.out.line(f"no recorded point has {path}{'' if done.mentions else ': nothing was changed'}")
+    if done.mentions:
+        mention = "mention" if call.args.dry_run else "mentioned"
+        call.out.line(f"messages, commands and audits that {mention} it: {done.mentions}")
     if done.rewritten:
         call.out.line(f"{done.rewritten} points were written anew")
     for left in (*done.left, *still_there):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from clivefs.base.errors import ClivefsError, UsageError
 from clivefs.cli import call as calls
-from clivefs.cli import locate, sandbox
+from clivefs.cli import daemons, locate, sandbox
 from clivefs.cli.call import Call
 from clivefs.cli.daemons import Daemon
 from clivefs.cli.forks import commit_lines, first_of, refuse_in_a_fork
@@ -28,7 +29,8 @@ present one: when it exits with 0, what it wrote comes into the live view all at
 others have changed one of the same files meanwhile, nothing is committed and the fork stays. Ignored files that it
 wrote are not brought back. With --sandbox it can write nowhere but in its fork.
 
-The exit code is the command's, or 125 when clivefs itself failed."""
+The exit code is the command's, 127 where there is no such command, 126 where it cannot be executed, or 125 when
+clivefs itself failed."""
 
 EXAMPLES = """\
 clivefs run --fork -- make format
@@ -38,6 +40,8 @@ clivefs fork show n1 --audit                     what it read and wrote
 clivefs run -- make                              in the live view, between two recorded points"""
 
 OWN_FAILURE = 125
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127
+"""As env(1), which starts it in a sandbox."""
 _STDIN = 0
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -83,11 +87,11 @@ def run(call: Call) -> int:
 
 def _run_live(call: Call, place: Workspace, daemon: Daemon, words: list[str]) -> int:
     """Run it between two points."""
-    before = daemon.ask("snapshot", workspace=place.name)
+    before = daemon.ask("snapshot", call.out.progress, workspace=place.name)
     assert place.shown_at is not None
     directory = os.path.join(place.shown_at, place.directory).rstrip("/")
     status = _execute(call, words, directory, dict(call.around.environ))
-    after = daemon.ask("snapshot", workspace=place.name)
+    after = daemon.ask("snapshot", call.out.progress, workspace=place.name)
     call.out.json({"status": status, "before": before, "after": after})
     return status
 
@@ -128,7 +132,7 @@ def _sandbox(call: Call, place: Workspace, fork: dict[str, Any], daemon: Daemon,
         directory,
         writable=[fork["path"], *fork["git"]],
         readable=[place.root, daemon.mountpoint, call.store],  # git borrows objects from the checkout
-        hidden=[daemon.run],
+        hidden=sorted({daemon.run, *daemons.live_run_directories()}),
         path=call.around.environ.get("PATH"),
     )
 
@@ -181,7 +185,7 @@ def _execute(
     before |= {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         if box is None:
-            children.append(subprocess.Popen(words, cwd=directory, env=environ))
+            children.append(_started(words, directory, environ))
         else:
             stdin = subprocess.PIPE if _can_be_reopened(_STDIN) else None
             command = [*box.words, *words]
@@ -189,16 +193,28 @@ def _execute(
             if children[0].stdin is not None:
                 threading.Thread(target=_feed, args=(children[0].stdin,), daemon=True).start()
         code = children[0].wait()
-    except FileNotFoundError as error:
-        if error.filename == directory:
+    except OSError as error:
+        if not os.path.isdir(directory):
             raise ClivefsError("there is no such directory in the fork", place=directory) from None
-        raise ClivefsError(f"there is no command {words[0]!r}") from None
-    except PermissionError:
-        raise ClivefsError("the command may not be executed", place=words[0]) from None
+        if box is not None:
+            raise
+        call.out.error(ClivefsError(f"it cannot be run: {error.strerror}", place=words[0]))
+        return _NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _started(words: list[str], directory: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    """The command, as execvp(3) starts it: what is executable and nothing else is a shell script."""
+    try:
+        return subprocess.Popen(words, cwd=directory, env=environ)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+    file = words[0] if "/" in words[0] else shutil.which(words[0], path=environ.get("PATH")) or words[0]
+    return subprocess.Popen(["/bin/sh", file, *words[1:]], cwd=directory, env=environ)
 
 
 def _can_be_reopened(fd: int) -> bool:

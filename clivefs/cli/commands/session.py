@@ -44,7 +44,7 @@ def run(call: Call) -> int:
     with past.opened(call) as opened:
         daemon = opened.place.served("a session goes on only while it is")
         name = call.args.name if call.args.action == "new" else None
-        result = daemon.ask("session_new", workspace=opened.place.name, name=name)
+        result = daemon.ask("session_new", call.out.progress, workspace=opened.place.name, name=name)
     call.out.line(f"session {result['session']} begins; {result['ended']} ended")
     call.out.json(result)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 
 from clivefs.base.errors import ClivefsError
@@ -29,6 +30,10 @@ clivefs show                         what the newest point changed
 clivefs show -10m:src/main.py        the file as it was ten minutes ago
 clivefs show @17
 clivefs show yesterday:. """
+
+
+_WITH_ZONE = re.compile(r":[0-9]{2}(\.[0-9]+)?[+-][0-9]{2}:[0-9]{2}$")
+"""How a time ends that has a zone."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +73,8 @@ def _split(opened: past.Past, text: str) -> tuple[Point, str | None]:
         return opened.find(text), None
     except ClivefsError as error:
         wrong = error
+    if _WITH_ZONE.search(text) and not isinstance(wrong, Unknown):
+        raise wrong
     meant: ClivefsError | None = None  # what looks like a moment most likely was to be one
     at = text.rfind(":")
     if text[at + 1 :].isdigit() and not isinstance(wrong, Unknown):

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import trio
@@ -35,6 +36,9 @@ from clivefs.objects.errors import MetaConflict
 from clivefs.objects.store import Store
 
 log = logging.getLogger(__name__)
+
+STOPPABLE_FORKING = ("fork", "run_begin")
+"""Commands that can be cancelled until a fork is made."""
 
 
 class Forking:
@@ -72,34 +76,38 @@ class Forking:
     async def make(self, args: dict[str, Any], progress: Progress) -> Any:
         """Make the fork `name` on the point `point` (an id), or on what there is now."""
         live = self._workspaces.get(args["workspace"])
-        shown = await self._make(live, args["name"], args.get("point"), command="")
+        shown = await self._make(live, args["name"], args.get("point"), progress, command="")
         return self._told(live, shown)
 
-    async def _make(self, live: LiveWorkspace, name: str, point_id: str | None, *, command: str) -> ShownFork:
+    async def _make(
+        self, live: LiveWorkspace, name: str, point_id: str | None, progress: Progress, *, command: str
+    ) -> ShownFork:
         check_fork_name(name)
         if self._shown.forks(live).find(name) is not None:
             raise _taken(name)
-        async with self._recording.reading():  # until the fork's record keeps what it stands on
-            if point_id is None:
-                start = await self._recording.snapshot(live)
-            else:
-                start = await self._recording.chosen(live, point_id)
-            record = ForkRecord(
-                name=name,
-                upper=f"{UPPER_PREFIX}{name}-{os.urandom(4).hex()}",
-                made_ms=time.time_ns() // 1_000_000,
-                start=start.oid.hex(),
-                base=start.oid.hex(),
-                entries=tuple(live.entries),
-                command=command,
-            )
-            try:
-                await trio.to_thread.run_sync(self._shown.make, live, record)
-            except MetaConflict:
-                raise _taken(name) from None
-        shown = await waiting(lambda: self._shown.show(live, record))
-        await self._workspaces.caches.settled()
-        self._keep_sources(live, record)
+        with trio.CancelScope() as scope:
+            async with self._recording.reading():  # until the fork's record keeps what it stands on
+                if point_id is None:
+                    start = await self._recording.snapshot(live, tell=progress)
+                else:
+                    start = await self._recording.chosen(live, point_id)
+                scope.shield = True
+                record = ForkRecord(
+                    name=name,
+                    upper=f"{UPPER_PREFIX}{name}-{os.urandom(4).hex()}",
+                    made_ms=time.time_ns() // 1_000_000,
+                    start=start.oid.hex(),
+                    base=start.oid.hex(),
+                    entries=tuple(live.entries),
+                    command=command,
+                )
+                try:
+                    await trio.to_thread.run_sync(self._shown.make, live, record)
+                except MetaConflict:
+                    raise _taken(name) from None
+            shown = await waiting(lambda: self._shown.show(live, record))
+            await self._workspaces.caches.settled()
+            self._keep_sources(live, record)
         return shown
 
     def _keep_sources(self, live: LiveWorkspace, record: ForkRecord) -> None:
@@ -173,7 +181,9 @@ class Forking:
                 raise
             log.info("%s: what was committed in the fork %s is not kept: %s", live.name, record.name, error.message)
         # What a thread deletes must not be shown: hide it first. A crash in between shows it again, whole.
-        self._shown.hide(live, record.name)
+        readers = (each.recording for each in self._shown.of(live) if each.record.name == record.name)
+        async with next(readers, nullcontext()):
+            self._shown.hide(live, record.name)
         await self._workspaces.caches.settled()
         await trio.to_thread.run_sync(self._shown.drop, live, record)
         return commits
@@ -185,7 +195,7 @@ class Forking:
         live = self._workspaces.get(args["workspace"])
         shown = self._shown.get(live, args["name"])
         async with live.going_back, self._recording.reading():
-            return await self._merging.merge(live, shown, dry=bool(args.get("dry_run")))
+            return await self._merging.merge(live, shown, progress, dry=bool(args.get("dry_run")))
 
     # Transactions
 
@@ -193,7 +203,7 @@ class Forking:
         """Make a fork for one command."""
         live = self._workspaces.get(args["workspace"])
         name = args.get("name") or self._free_name(live)
-        shown = await self._make(live, name, None, command=args["text"])
+        shown = await self._make(live, name, None, progress, command=args["text"])
         if args.get("audit"):
             shown.tree.audit = Audit()
         git = await trio.to_thread.run_sync(gitdirs.directories, self._shown.directory(live, shown.record))
@@ -213,7 +223,7 @@ class Forking:
             shown.tree.audit = None  # what others do in a fork that is kept is no concern of it
         async with live.going_back, self._recording.reading():
             if args["commit"]:
-                refusal = await self._commit(live, shown, result)
+                refusal = await self._commit(live, shown, result, progress)
                 if refusal is not None:
                     await self._keep(shown, refusal)
                     result["refused"] = refusal
@@ -232,7 +242,9 @@ class Forking:
                 result["kept"] = True
         return result
 
-    async def _commit(self, live: LiveWorkspace, shown: ShownFork, result: dict[str, Any]) -> str | None:
+    async def _commit(
+        self, live: LiveWorkspace, shown: ShownFork, result: dict[str, Any], progress: Progress
+    ) -> str | None:
         """Commit what a transaction wrote, all at once; the reason where it is refused."""
         try:
             theirs, reader = await self._merging.whole_state(shown)
@@ -241,7 +253,7 @@ class Forking:
         base = state_at(shown.start)
         result["ignored"] = [os.fsdecode(path) for path in theirs.ignored]
         for _ in range(ATTEMPTS_MAX):
-            before = await self._recording.snapshot(live)
+            before = await self._recording.snapshot(live, tell=progress)
             both = await trio.to_thread.run_sync(_both_wrote, reader, base, state_at(before), theirs.state)
             if both:
                 result["conflicts"] = [os.fsdecode(path) for path in both]
@@ -258,7 +270,6 @@ class Forking:
                 result["committed"] = True
                 return None
             try:
-                await self._merging.refuse_in_the_way(live, plan)
                 told = f"run: {shown.record.command}"
                 await self._merging.apply(live, plan, reader, before, "command:run", told)
             except ChangedMeanwhile:

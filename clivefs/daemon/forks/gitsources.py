@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
 from clivefs.base.errors import ClivefsError
+from clivefs.daemon.applying import entry_of
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.forks import gitdirs
-from clivefs.mounts.forks.gitdirs import Kept
+from clivefs.mounts.forks.gitdirs import Kept, Source
+from clivefs.mounts.git.checkedout import submodules
 from clivefs.mounts.git.command import GitCommand
 from clivefs.mounts.git.fetch import repository_path
-from clivefs.mounts.git.index import stat_from
 from clivefs.mounts.git.kept import KeptObjects
 from clivefs.mounts.git.lower import GitLower
 from clivefs.objects.errors import RepositoryError, UnknownRef
@@ -26,19 +26,20 @@ from clivefs.objects.store import Store
 log = logging.getLogger(__name__)
 
 
-def sources(live: LiveWorkspace) -> dict[str, tuple[str, Sequence[str]]]:
-    """The gitdirs of a live view by mount entry (the workspace's own directory is the empty path), with further objects
-    directories. For threads."""
-    found: dict[str, tuple[str, Sequence[str]]] = {}
+def sources(live: LiveWorkspace) -> dict[str, Source]:
+    """The git working trees of a live view by mount entry (the workspace's own directory is the empty path). For
+    threads."""
+    found: dict[str, Source] = {}
     own = root_gitdir(live)
     if own is not None:
-        found[""] = own, ()
+        shown = {
+            path: gitdir for path, gitdir in submodules(live.root).items() if not entry_of(live, os.fsencode(path))
+        }
+        found.update({path: Source(gitdir) for path, gitdir in {"": own, **shown}.items()})
     for path, mounted in list(live.entries.items()):
-        if mounted.git_dir is None:
-            continue
-        if isinstance(mounted.lower, GitLower):
-            mounted.git_dir.build_index(stat_from(mounted.lower))  # as its first user would have
-        found[path] = mounted.git_dir.path, ()
+        if mounted.git_dir is not None:
+            unbuilt = isinstance(mounted.lower, GitLower) and not mounted.git_dir.has_index()
+            found[path] = Source(mounted.git_dir.path, unbuilt=unbuilt)
     return found
 
 
@@ -56,29 +57,24 @@ def root_gitdir(live: LiveWorkspace) -> str | None:
         return None
 
 
-def is_shown(store: Store, live: LiveWorkspace) -> bool:
-    """Whether the live view may have a `.git` at its top. In a fork with none of its own git would take that for the
-    fork's: `git reset --hard` there would undo what was done here."""
-    tops = (live.root, os.path.join(store.path, "uppers", live.id, "root", "tree"))
-    return any(os.path.lexists(os.path.join(top, ".git")) for top in tops)
-
-
 def keep_sources(store: Store, live: LiveWorkspace, upper: str) -> None:
-    """See that what a fork borrows of the workspace's own repository outlives a `git gc` there. For threads; may take
-    long the first time where links cannot be made."""
-    gitdir, own = root_gitdir(live), gitdirs.places(upper).get(b"")
-    if gitdir is None or own is None:
-        return
-    repository = Repository(gitdir)
-    try:
-        head = repository.resolve("HEAD")
-    except UnknownRef:
-        return  # there is no commit yet
-    kept = KeptObjects(_kept_path(store, repository), repository, git=GitCommand())
-    kept.create()
-    kept.keep([head])
-    with suppress(FileNotFoundError):  # dropped meanwhile
-        gitdirs.borrow(own, [kept.objects_dir])
+    """See that what a fork borrows of repositories that are not the store's outlives a `git gc` there. For threads; may
+    take long the first time where links cannot be made."""
+    borrowers = gitdirs.places(upper)
+    for path, source in sources(live).items():
+        own = borrowers.get(os.fsencode(path))
+        if own is None or path in live.entries:
+            continue
+        repository = Repository(source.gitdir)
+        try:
+            head = repository.resolve("HEAD")
+        except UnknownRef:
+            continue  # there is no commit yet
+        kept = KeptObjects(_kept_path(store, repository), repository, git=GitCommand())
+        kept.create()
+        kept.keep([head])
+        with suppress(FileNotFoundError):  # dropped meanwhile
+            gitdirs.borrow(own, [kept.objects_dir])
 
 
 def _kept_path(store: Store, repository: Repository) -> str:

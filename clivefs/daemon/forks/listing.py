@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import trio
 
 from clivefs.base.ports import FAULTS
 from clivefs.daemon.forks.merging import merge_base, state_at
-from clivefs.daemon.forks.shown import ShownFork, ShownForks
+from clivefs.daemon.forks.shown import ForkDropped, ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.daemon.recording import Recording
 from clivefs.mounts.edits.diff import scratch_directory
@@ -51,11 +51,11 @@ class Listing:
         forks = self._shown.of(live)
         facts: dict[str, dict[str, Any]] = {}
         if forks:
-            head = await self._recording.snapshot(live)
+            head = await self._recording.snapshot(live, needed=())
             wrote = await self._wrote(live, forks, head)
             for each in forks:
                 if each.record.name in wrote:
-                    with self._unless_dropped(live, each):
+                    with suppress(ForkDropped):
                         facts[each.record.name] = await self._facts(live, each, wrote, head)
         for record in self._shown.forks(live).all():
             error = self._shown.error(live, record.name)
@@ -66,10 +66,9 @@ class Listing:
     async def one(self, live: LiveWorkspace, name: str) -> dict[str, Any]:
         """One fork, with the paths that it changed."""
         shown = self._shown.get(live, name)
-        head = await self._recording.snapshot(live)
+        head = await self._recording.snapshot(live, needed=())
         wrote = await self._wrote(live, self._shown.of(live), head)
-        if name not in wrote:  # dropped meanwhile
-            self._shown.get(live, name)
+        shown.check()
         facts = await self._facts(live, shown, wrote, head)
         mine = wrote[name].changes
         facts["changes"] = [{"path": os.fsdecode(path), "status": status_of(mine[path])} for path in sorted(mine)]
@@ -79,18 +78,9 @@ class Listing:
         """By name what they changed, of those that are not dropped meanwhile."""
         wrote: dict[str, _Wrote] = {}
         for each in forks:
-            with self._unless_dropped(live, each):
+            with suppress(ForkDropped):
                 wrote[each.record.name] = await self._changes(live, each, head)
         return wrote
-
-    @contextmanager
-    def _unless_dropped(self, live: LiveWorkspace, shown: ShownFork) -> Iterator[None]:
-        """What fails in here as the fork's files are closed is passed over: it was dropped."""
-        try:
-            yield
-        except OSError:
-            if shown in self._shown.of(live):
-                raise
 
     async def _changes(self, live: LiveWorkspace, shown: ShownFork, head: Point) -> _Wrote:
         """What merging a fork would bring, before the live view's part in it."""

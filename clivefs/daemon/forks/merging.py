@@ -17,8 +17,9 @@ import trio
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
-from clivefs.daemon.applying import ChangedMeanwhile, Target, entry_of
+from clivefs.daemon.applying import Applied, ChangedMeanwhile, Target, entry_of
 from clivefs.daemon.changing import Changing
+from clivefs.daemon.control import Progress
 from clivefs.daemon.forks import gitsources
 from clivefs.daemon.forks.shown import ShownFork, ShownForks
 from clivefs.daemon.live import LiveWorkspace
@@ -66,11 +67,13 @@ class Merging:
     # What a fork is now
 
     async def state_of(self, shown: ShownFork) -> tuple[ForkState, JoinedObjects]:
-        """What a fork shows, recorded, and where its objects are. ClivefsError for what cannot be recorded."""
+        """What a fork shows, recorded, and where its objects are. ForkDropped; ClivefsError for what cannot be
+        recorded."""
         reader = await trio.to_thread.run_sync(past_objects, self._store)
         start = shown.start
         async with shown.recording:
             for _ in range(_UNSETTLED_ROUNDS):
+                shown.check()
                 part = fork_part(
                     shown.tree, reader, State(start.tree, start.meta), start.ms * 1_000_000, self._workspaces.owner
                 )
@@ -98,28 +101,28 @@ class Merging:
 
     # Merging
 
-    async def merge(self, live: LiveWorkspace, shown: ShownFork, *, dry: bool) -> dict[str, Any]:
+    async def merge(self, live: LiveWorkspace, shown: ShownFork, progress: Progress, *, dry: bool) -> dict[str, Any]:
         record = shown.record
         points = self._recording.of(live).points
         theirs, reader = await self.whole_state(shown)
         for _ in range(ATTEMPTS_MAX):
-            before = await self._recording.snapshot(live)
+            before = await self._recording.snapshot(live, tell=progress)
             base = await trio.to_thread.run_sync(merge_base, points, reader, record, before)
             plan = await trio.to_thread.run_sync(
                 self.plan, live, reader, record.name, state_at(base), state_at(before), theirs.state
             )
             result = _merged(record, plan, dry=dry)
             refused = self.read_only(live, plan)
-            result["refused"] = [{"path": os.fsdecode(path), "why": why} for path, why in refused]
+            result["refused"] = _left_alone(refused)
             if dry:
                 return result
-            if plan.puts:
-                await self.refuse_in_the_way(live, plan)
             try:
-                await self.apply(live, plan, reader, before, "command:merge", f"merge of the fork {record.name}")
+                told = f"merge of the fork {record.name}"
+                applied = await self.apply(live, plan, reader, before, "command:merge", told)
             except ChangedMeanwhile:
                 continue
             FAULTS.hit("merge.applied")
+            result["refused"] = _left_alone(applied.refused)
             after = before
             if plan.puts:
                 after = await self._recording.snapshot(live)
@@ -154,12 +157,13 @@ class Merging:
 
     async def apply(
         self, live: LiveWorkspace, plan: MergePlan, reader: JoinedObjects, before: Point, origin: str, message: str
-    ) -> None:
+    ) -> Applied:
         """What it changes is recorded as the doing of *origin*, in a point called *message*."""
-        if plan.puts:
-            await trio.to_thread.run_sync(reader.want, [put.oid for put in plan.puts if put.oid is not None])
-            targets = [Target(put.wanted, put.oid) for put in plan.puts]
-            await self._changing.change(live, targets, reader, before=before.oid, origin=origin, message=message)
+        if not plan.puts:
+            return Applied((), ())
+        await trio.to_thread.run_sync(reader.want, [put.oid for put in plan.puts if put.oid is not None])
+        targets = [Target(put.wanted, put.oid) for put in plan.puts]
+        return await self._changing.change(live, targets, reader, before=before.oid, origin=origin, message=message)
 
     async def _remember(self, shown: ShownFork, base: Point, theirs: State, before: Point, after: Point) -> None:
         """The next merge is to bring only what the fork changes from now on."""
@@ -197,19 +201,6 @@ class Merging:
                 where = f"the mount entry {entry}" if entry else "the workspace's directory"
                 found.append((put.wanted.path, f"{where} is not written to"))
         return found
-
-    @staticmethod
-    async def refuse_in_the_way(live: LiveWorkspace, plan: MergePlan) -> None:
-        """ClivefsError where a new file would take the place of one that is not recorded."""
-        for path in plan.new:
-            if await waiting(lambda: _exists(live, path)):  # noqa: B023
-                found = {put.wanted.path: put for put in plan.puts}[path]
-                if not found.wanted.mode & 0o040000:
-                    raise ClivefsError(
-                        "an ignored file of the live view is in the way",
-                        place=os.fsdecode(path),
-                        remedy="Move it elsewhere; it is not recorded, so nothing would bring it back.",
-                    )
 
     async def keep_commits(self, live: LiveWorkspace, record: ForkRecord) -> list[dict[str, Any]]:
         """See that what was committed in a fork outlives it; ClivefsError where that cannot be."""
@@ -274,6 +265,10 @@ def listed(changes: Sequence[tuple[bytes, str]]) -> list[dict[str, str]]:
     return [{"path": os.fsdecode(path), "status": how} for path, how in changes]
 
 
+def _left_alone(refused: Sequence[tuple[bytes, str]]) -> list[dict[str, str]]:
+    return [{"path": os.fsdecode(path), "why": why} for path, why in refused]
+
+
 def _merged(record: ForkRecord, plan: MergePlan, *, dry: bool) -> dict[str, Any]:
     return {
         "name": record.name,
@@ -281,7 +276,7 @@ def _merged(record: ForkRecord, plan: MergePlan, *, dry: bool) -> dict[str, Any]
         "conflicts": [
             {
                 "path": os.fsdecode(conflict.path),
-                "kind": str(conflict.kind),
+                "kind": conflict.why,
                 "aside": [os.fsdecode(name) for name in beside],
             }
             for conflict, beside in plan.conflicts

@@ -25,14 +25,16 @@ from clivefs.daemon.forks import gitsources
 from clivefs.daemon.kernelcaches import KernelCaches
 from clivefs.daemon.live import LiveWorkspace
 from clivefs.mounts.detached import DetachedTree
+from clivefs.mounts.edits.diff import scratch_directory
 from clivefs.mounts.forks import gitdirs
 from clivefs.mounts.forks.inherited import Inherited, RulesOfThen
 from clivefs.mounts.forks.keeping import Keeper
-from clivefs.mounts.forks.lower import ForkLower
+from clivefs.mounts.forks.lower import DOT_GIT, ForkLower
 from clivefs.mounts.forks.recorded import ForkRecorder
 from clivefs.mounts.forks.records import UPPER_PREFIX, ForkRecord, Forks
 from clivefs.mounts.forks.tree import ForkTree
 from clivefs.mounts.git.fetch import write_whole
+from clivefs.mounts.git.index import stat_from
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.promised import PromisedObjects
 from clivefs.mounts.host.lower import LocalLower
@@ -43,7 +45,7 @@ from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.points.compare import State
 from clivefs.mounts.points.index import Points
-from clivefs.mounts.points.lower import lower_of_point
+from clivefs.mounts.points.lower import PointLower, lower_of_point
 from clivefs.mounts.points.names import is_session_name
 from clivefs.mounts.points.point import Point
 from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, after
@@ -62,6 +64,10 @@ _JOBS_MAX = 16
 _RUBBISH = b"dropped-"
 
 
+class ForkDropped(ClivefsError):
+    """A fork was dropped while it was looked at."""
+
+
 class ShownFork:
     """One fork that is shown."""
 
@@ -72,11 +78,19 @@ class ShownFork:
         self.tree = tree
         self.recorder = recorder
         self.recording = trio.Lock()
-        """Held while `recorder` is at work."""
+        """Held while `recorder` is at work, and while it is dropped."""
+        self.is_shown = True
+        """Its tree is open."""
+
+    def check(self) -> None:
+        """`ForkDropped` where it is shown no more."""
+        if not self.is_shown:
+            raise ForkDropped("it was dropped meanwhile", place=self.record.name)
 
     def directories(self) -> list[int]:
         """Descriptors of where its files are: those that were written in it, and those that were kept for it. The
-        caller closes them."""
+        caller closes them. ForkDropped."""
+        self.check()
         assert self.tree.upper is not None
         return [os.dup(self.tree.upper.tree_fd), _lower(self).inherited.tree_fd()]
 
@@ -102,6 +116,7 @@ class ShownForks:
         self._promised = promised
         self._unpacked = unpacked
         self._tops: dict[str, SyntheticDirectory] = {}
+        self._guards: dict[str, Node] = {}
         self._shown: dict[str, dict[str, ShownFork]] = {}
         self._live: dict[str, tuple[LiveWorkspace, dict[str, ShownFork]]] = {}
         self._errors: dict[str, dict[str, str]] = {}
@@ -120,7 +135,9 @@ class ShownForks:
         self.keep(live)
         if live.control is None or live.id in self._tops:
             return
-        self._tops[live.id] = self._view.synthetic.directory(live.control, NAME)
+        top = self._tops[live.id] = self._view.synthetic.directory(live.control, NAME)
+        # In a fork without a repository git would find the live view's, now or once there is one.
+        self._guards[live.id] = self._view.synthetic.unlisted_file(top, DOT_GIT, lambda: gitdirs.NO_REPOSITORY)
         self._shown[live.id] = {}
         self._live[live.id] = live, self._shown[live.id]
         self._errors[live.id] = {}
@@ -146,6 +163,7 @@ class ShownForks:
             return
         for name in list(self._shown[live.id]):
             self.hide(live, name)
+        self._view.synthetic.remove(self._guards.pop(live.id))
         del self._shown[live.id], self._errors[live.id], self._live[live.id]
 
     def close(self) -> None:
@@ -194,9 +212,10 @@ class ShownForks:
         if shown is not None:
             return shown
         self.forks(live).get(name)
-        raise ClivefsError(
-            f"the fork cannot be shown: {self.error(live, name)}", place=name, remedy=f"`clivefs fork --drop {name}`"
-        )
+        error = self.error(live, name)
+        if error is None:
+            raise ClivefsError("the fork is being made or dropped at this moment", place=name, remedy="try again")
+        raise ClivefsError(f"the fork cannot be shown: {error}", place=name, remedy=f"`clivefs fork --drop {name}`")
 
     def of(self, live: LiveWorkspace) -> list[ShownFork]:
         """The forks that are shown, by name."""
@@ -227,8 +246,6 @@ class ShownForks:
         try:
             git = gitdirs.places(directory)
             dot_git = {path: gitdirs.dot_git_content(gitdir) for path, gitdir in git.items()}
-            if gitsources.is_shown(self._store, live):
-                dot_git.setdefault(b"", gitdirs.NO_REPOSITORY)
             lower = ForkLower(
                 point,
                 reader,
@@ -239,7 +256,9 @@ class ShownForks:
                 git=dot_git,
                 made_ns=record.made_ms * 1_000_000,
                 unfinished={
-                    path: partial(gitdirs.finish, each) for path, each in git.items() if not gitdirs.is_finished(each)
+                    path: partial(self._finish_gitdir, each, point, path)
+                    for path, each in git.items()
+                    if not gitdirs.is_finished(each)
                 },
             )
             try:
@@ -267,12 +286,16 @@ class ShownForks:
         self._caches.forget_way(parent, name)
         return shown
 
+    def _finish_gitdir(self, gitdir: str, point: PointLower, path: bytes) -> None:
+        gitdirs.finish(gitdir, stat_from(point, path), scratch_directory(self._store.path))
+
     def hide(self, live: LiveWorkspace, name: str) -> None:
         """Show a fork no more. Who has a file of it open keeps that."""
         self._errors[live.id].pop(name, None)
         shown = self._shown[live.id].pop(name, None)
         if shown is None:
             return
+        shown.is_shown = False
         self.keep(live)
         parent, entry = self._view.remove_entry(self._tops[live.id], name.encode())
         self._caches.forget_way(parent, entry)

@@ -380,7 +380,7 @@ def _unsolved(plan: RebasePlan) -> tuple[Unsolved, ...]:
     return tuple(
         Unsolved(
             os.fsdecode(conflict.path),
-            str(conflict.kind),
+            conflict.why,
             tuple(os.fsdecode(name) for name in plan.beside.get(conflict.path, ())),
         )
         for conflict in plan.conflicts

@@ -189,7 +189,8 @@ class _Layers:
         elif merge.conflicts or self.dropped:
             before = TreeEditor(reader, self.old)
             for conflict in conflicts:
-                self.dropped[conflict.path] = before.get(conflict.path)
+                for path in (conflict.path, *conflict.names[1:]):  # and what the patch has moved it to
+                    self.dropped[path] = before.get(path)
             now = TreeEditor(reader, self.new)
             tree = _with(reader, store, tree, {path: now.get(path) for path in self.dropped})
         if tree == as_it_is:

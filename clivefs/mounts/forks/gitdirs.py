@@ -8,6 +8,7 @@
                                  file: a hard link to the live view's, which git never writes to but replaces. So
                                  making a fork takes no longer where the index is large, and most forks of `run` never
                                  need one. What the fork gets is a copy, as whatever runs in it may write there.
+    UPPER/git/NUMBER.unbuilt     instead, where the live view's has no index yet: it is made when it is asked for
 
 A sandboxed command can write to UPPER/git/NUMBER and nowhere else here, and git runs what it finds in a configuration:
 so we only read its refs and objects, through a repository of our own (`_shown`).
@@ -28,10 +29,11 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clivefs.base.syscalls import RENAME_NOREPLACE, make_directories, rename_at
 from clivefs.mounts.git.command import GitCommand, GitFailed, alternates_text, config_text
+from clivefs.mounts.git.index import StatOf, build_index
 from clivefs.mounts.host.calls import DIRECTORY_FLAGS
 from clivefs.objects.errors import RepositoryError
 from clivefs.objects.repository import Repository
@@ -41,6 +43,7 @@ _PLACES = "places"
 _START = ".start"
 _BORROWED = ".borrowed"
 _HELD = ".held-"
+_UNBUILT = ".unbuilt"
 _NEW = ".new-"
 _COPIED = (("info", "exclude"), ("info", "attributes"), ("info", "sparse-checkout"))
 _COPIED_BYTES_MAX = 64 << 20
@@ -53,6 +56,16 @@ _HEAD_BYTES_MAX = 4096
 _NAMES_MAX = 1000
 
 
+class Source(NamedTuple):
+    """The git working tree of a live view that a fork gets one like."""
+
+    gitdir: str
+    also: Sequence[str] = ()
+    """Further objects directories."""
+    unbuilt: bool = False
+    """It has no index yet: that would be made of its HEAD when somebody reads its `.git`."""
+
+
 class Kept(NamedTuple):
     """A commit that was made in a fork, and where it is now."""
 
@@ -63,19 +76,21 @@ class Kept(NamedTuple):
     repository: str
 
 
-def make(upper: str, sources: Mapping[str, tuple[str, Sequence[str]]]) -> None:
-    """Make the gitdirs of a new fork. *sources*: by path in the workspace the gitdir that the live view has there, and
-    further objects directories. A repository that cannot be read is left out. For threads."""
+def make(upper: str, sources: Mapping[str, Source]) -> None:
+    """Make the gitdirs of a new fork. *sources*: by path in the workspace what the live view has there. A repository
+    that cannot be read is left out. For threads."""
     directory = os.path.join(upper, NAME)
     os.mkdir(directory, 0o700)
     places: dict[str, int] = {}
-    for number, (path, (gitdir, also)) in enumerate(sorted(sources.items())):
+    for number, (path, source) in enumerate(sorted(sources.items())):
         target = os.path.join(directory, str(number))
         try:
-            _populate(target, Repository(gitdir), also)
+            _populate(target, Repository(source.gitdir), source.also)
         except (RepositoryError, OSError, GitFailed):
             shutil.rmtree(target, ignore_errors=True)
             continue
+        if source.unbuilt and not _held(target):
+            _write(directory, f"{number}{_UNBUILT}", b"")
         places[os.fsencode(path).decode("latin-1")] = number
     with open(os.path.join(directory, _PLACES), "x", encoding="utf-8") as file:
         json.dump(places, file)
@@ -98,7 +113,7 @@ def directories(upper: str) -> list[str]:
 
 
 NO_REPOSITORY = b"gitdir: /nonexistent/this fork has no repository of its own\n"
-"""The content of a `.git` file that leads nowhere: git says that much, and looks no further up."""
+"""The content of a `.git` file above all forks, which leads nowhere: git says that much, and looks no further up."""
 
 
 def dot_git_content(gitdir: str) -> bytes:
@@ -159,11 +174,13 @@ def _hold(directory: str, name: str, path: str) -> None:
 
 def is_finished(gitdir: str) -> bool:
     """Whether the fork's *gitdir* has all that it is to have."""
-    return not _held(gitdir)
+    return not _held(gitdir) and not os.path.lexists(gitdir + _UNBUILT)
 
 
-def finish(gitdir: str) -> None:
-    """Give the fork's *gitdir* the index that is held for it. For threads, also several at once. OSError."""
+def finish(gitdir: str, stat_of: StatOf, scratch: str) -> None:
+    """Give the fork's *gitdir* the index that is held for it, or that is to be made for it, of what *stat_of* tells of
+    the files as they were when the fork was made. *scratch*: a directory for temporary files. For threads, also several
+    at once. OSError, RepositoryError; ClivefsError where there are too many files."""
     directory, number = os.path.split(gitdir)
     fd = os.open(directory, DIRECTORY_FLAGS)
     try:
@@ -171,10 +188,22 @@ def finish(gitdir: str) -> None:
         try:
             for held in _held(gitdir):
                 _put_held(fd, held, number, target)
+            if os.path.lexists(gitdir + _UNBUILT):
+                _put_first(fd, number, target, _first_index(gitdir, stat_of, scratch))
         finally:
             os.close(target)
     finally:
         os.close(fd)
+
+
+def _first_index(gitdir: str, stat_of: StatOf, scratch: str) -> bytes:
+    """The index of what HEAD was when the fork was made."""
+    start = _started(gitdir)
+    head = start["head"].strip()
+    oid = start["refs"].get(head.removeprefix("ref: ")) if head.startswith("ref: ") else head
+    with _shown(gitdir, scratch) as shown:
+        repository = Repository(shown)
+        return build_index(repository, repository.read_commit(bytes.fromhex(oid)).tree, stat_of).content
 
 
 def _held(gitdir: str) -> list[str]:
@@ -185,18 +214,37 @@ def _held(gitdir: str) -> list[str]:
 
 
 def _put_held(dir_fd: int, held: str, number: str, target_fd: int) -> None:
-    name = held.removeprefix(number + _HELD)
-    # Made where no sandboxed command can write, and put in its place by a rename that follows nothing.
-    new = f"{number}{_NEW}{os.urandom(6).hex()}"
-    try:
+    with _new(dir_fd, number) as new:
         _copy(held, new, dir_fd)
-        with suppress(FileExistsError):  # another was quicker, or the fork has made its own
-            rename_at(dir_fd, os.fsencode(new), target_fd, os.fsencode(name), RENAME_NOREPLACE)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(new, dir_fd=dir_fd)
+        _put(dir_fd, new, target_fd, held.removeprefix(number + _HELD))
     with suppress(FileNotFoundError):
         os.unlink(held, dir_fd=dir_fd)
+
+
+def _put_first(dir_fd: int, number: str, target_fd: int, content: bytes) -> None:
+    with _new(dir_fd, number) as new:
+        with open(os.open(new, _NEW_FLAGS, 0o666, dir_fd=dir_fd), "wb") as file:
+            file.write(content)
+        _put(dir_fd, new, target_fd, "index")
+    with suppress(FileNotFoundError):
+        os.unlink(number + _UNBUILT, dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def _new(dir_fd: int, number: str) -> Iterator[str]:
+    """The name of a new file, where no sandboxed command can write; removed unless `_put` has put it in its place."""
+    name = f"{number}{_NEW}{os.urandom(6).hex()}"
+    try:
+        yield name
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=dir_fd)
+
+
+def _put(dir_fd: int, new: str, target_fd: int, name: str) -> None:
+    """Put a new file into a gitdir, by a rename that follows nothing."""
+    with suppress(FileExistsError, FileNotFoundError):  # another was quicker, or the fork has made its own
+        rename_at(dir_fd, os.fsencode(new), target_fd, os.fsencode(name), RENAME_NOREPLACE)
 
 
 def _config(source: Repository) -> bytes:
@@ -224,6 +272,13 @@ def _remember(path: str, refs: Mapping[str, bytes], head: str) -> None:
     branches = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in refs.items()}
     with open(path + _START, "w", encoding="utf-8") as file:
         json.dump({"refs": branches, "head": head}, file)
+
+
+def _started(gitdir: str) -> dict[str, Any]:
+    """What `_remember` has noted."""
+    with open(gitdir + _START, "rb") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
 
 
 def _write(path: str, name: str, content: bytes) -> None:
@@ -258,8 +313,7 @@ def keep(name: str, entry: str, gitdir: str, target: Callable[[], str], git: Git
 def _commits(gitdir: str, shown: Repository) -> dict[str, bytes]:
     """The branches (by their short names; a detached HEAD is `HEAD`) that are not what they were when the fork was
     made."""
-    with open(gitdir + _START, "rb") as file:
-        start = json.load(file)
+    start = _started(gitdir)
     refs = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in shown.refs().items()}
     found = {
         os.fsdecode(name.removeprefix("refs/heads/").encode("latin-1")): bytes.fromhex(oid)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 
 from clivefs.base.syscalls import RENAME_EXCHANGE
 from clivefs.mounts.forks.inherited import Copying
-from clivefs.mounts.forks.lower import ForkLower, ForkRef, Look
+from clivefs.mounts.forks.lower import ForkLower, Look
+from clivefs.mounts.forks.ref import ForkRef
 from clivefs.mounts.host.tree import HostTree
 from clivefs.mounts.overlay.copyup import INLINE_BYTES_MAX
 from clivefs.mounts.recording.parts import join

@@ -18,18 +18,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from clivefs.mounts.forks.ignored import Ignored
 from clivefs.mounts.forks.inherited import Inherited
 from clivefs.mounts.forks.livefiles import GONE, LiveFiles, Trees, host_xattrs, tree_xattrs
+from clivefs.mounts.forks.ref import ForkRef
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.host.calls import HostFile
 from clivefs.mounts.lower import Lower, LowerRef
 from clivefs.mounts.nodetable import NodeTable
-from clivefs.mounts.points.lower import PointLower, PointRef
-from clivefs.mounts.recording.ignore import FILE_BYTES_MAX, Exclude, Rules
-from clivefs.mounts.recording.layers import GITIGNORE, is_never
+from clivefs.mounts.points.lower import PointLower
 from clivefs.mounts.recording.parts import join
 from clivefs.mounts.tree import Attr, Blocked, DirEntry, Node, OpenFile, Tree, refuse
-from clivefs.objects.errors import CorruptObject, ObjectMissing, ObjectTooLarge
 
 DOT_GIT = b".git"
 _CONTEXTS_MAX = 4096
@@ -38,35 +37,6 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 Look = Callable[[], tuple[Tree, Node, Attr] | None]
 """What finds a file of the live view."""
-
-
-class ForkRef(LowerRef):
-    """One file of a fork's lower layer."""
-
-    __slots__ = ("at", "ignored", "name", "parent", "point", "rules")
-
-    def __init__(
-        self, kind: int, parent: ForkRef | None, name: bytes, at: bytes, point: PointRef | None, *, ignored: bool
-    ) -> None:
-        self.kind = kind
-        self.parent = parent
-        self.name = name
-        self.at = at
-        """The path."""
-        self.point = point
-        """The file in the point; None: it is inherited."""
-        self.ignored = ignored
-        """Of a directory: nothing in it is recorded but what the point has."""
-        self.rules: Rules | None = None
-        """Of a directory: its ignore rules, once they are known."""
-
-    def __hash__(self) -> int:
-        return hash(self.at)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ForkRef) and self.at == other.at and self.kind == other.kind and self.point == other.point
-        )
 
 
 class ForkLower(Lower):
@@ -91,15 +61,12 @@ class ForkLower(Lower):
         the `.git` file in each git working tree; *made_ns*: their time; *unfinished*: what is to be done before
         somebody reads it, in a thread."""
         self._point = point
-        self._reader = reader
         self.inherited = inherited
         self._live = LiveFiles(table, live)
-        self._anew = frozenset(entries)
-        rules = inherited.rules
+        self._ignored = Ignored(inherited.rules, point, reader, entries)
         self._git = {path: _GitFile(content) for path, content in (git or {}).items()}
         self._unfinished = dict(unfinished or {})
         self._made_ns = made_ns
-        self._exclude = Exclude("\n".join(rules.exclude).encode("utf-8", "surrogateescape"))
         self._contexts: OrderedDict[bytes, ForkRef | None] = OrderedDict()
         self._open: dict[bytes, list[InheritedFile]] = {}
         self._root: ForkRef | None = None
@@ -112,38 +79,9 @@ class ForkLower(Lower):
 
     # Rules
 
-    def _rules(self, directory: ForkRef) -> Rules:
-        if directory.rules is not None:
-            return directory.rules
-        gitignore = self._gitignore(directory)
-        if directory.parent is None or directory.at in self._anew:
-            way = directory.at + b"/" if directory.at else b""
-            rules = self.inherited.rules
-            info_exclude = rules.info_exclude.get(os.fsdecode(directory.at), "") if rules.obey else ""
-            found = Rules.at_root(self._exclude, way, info_exclude.encode("latin-1") or None, gitignore)
-        elif directory.ignored:
-            found = Rules()
-        else:
-            found = self._rules(directory.parent).enter(directory.name, gitignore)
-        directory.rules = found
-        return found
-
-    def _gitignore(self, directory: ForkRef) -> bytes | None:
-        if directory.point is None or not self.inherited.rules.obey:
-            return None
-        found = self._point.child(directory.point, GITIGNORE)
-        if found is None or found.kind != stat.S_IFREG or found.git is None:
-            return None
-        try:
-            return self._reader.read(found.git.entry.oid)[1][:FILE_BYTES_MAX]
-        except (ObjectMissing, CorruptObject, ObjectTooLarge):
-            return None
-
     def ignores(self, directory: ForkRef, name: bytes, kind: int) -> bool:
         """Whether nothing is recorded at *name*."""
-        if is_never(name) or join(directory.at, name) in self._anew:
-            return False
-        return directory.ignored or self._rules(directory).ignores(name, kind == stat.S_IFDIR)
+        return self._ignored.ignores(directory, name, kind)
 
     def ignores_at(self, names: list[bytes]) -> bool:
         """Whether no directory at the path *names* is recorded, going by the rules of the point."""
@@ -155,10 +93,6 @@ class ForkLower(Lower):
                 return True
             at = self.child(at, name)
         return False
-
-    def _may_inherit(self, directory: ForkRef, name: bytes) -> bool:
-        """Whether *name* could be inherited, whatever it is."""
-        return self.ignores(directory, name, stat.S_IFDIR) or self.ignores(directory, name, stat.S_IFREG)
 
     # Names
 
@@ -173,7 +107,7 @@ class ForkLower(Lower):
         if found is not None:
             ignored = found.kind == stat.S_IFDIR and self.ignores(own, name, stat.S_IFDIR)
             return ForkRef(found.kind, own, name, at, found, ignored=ignored)
-        if not self._may_inherit(own, name):
+        if not self._ignored.may_be(own, name):
             return None
         attr = self._kept(at) or self._shown_by_live(at)
         if attr is None or not self.ignores(own, name, stat.S_IFMT(attr.mode)):
@@ -187,7 +121,7 @@ class ForkLower(Lower):
         found = self._point.entries(own.point) if own.point is not None else []
         if own.at in self._git:
             found = sorted([*found, DirEntry(DOT_GIT, stat.S_IFREG)])
-        if not own.ignored and not self._rules(own):
+        if not self._ignored.has_any(own):
             return found
         added = dict(self._live_entries(own))
         added.update(self.inherited.names(own.at))
@@ -391,7 +325,7 @@ class ForkLower(Lower):
             return None
         head, _, name = at.rpartition(b"/")
         directory = self._context(head)
-        if directory is None or not self._may_inherit(directory, name):
+        if directory is None or not self._ignored.may_be(directory, name):
             return None
         return directory, name
 

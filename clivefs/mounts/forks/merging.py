@@ -1,25 +1,27 @@
 """What a fork brings back into the live view, as a plan. Pure: states and objects in, a list of files out.
 
 Files are merged as `overlay rebase` merges them (`git.treemerge`). What a git tree does not hold (permission bits,
-empty directories, pipes, extended attributes) goes over where the live view has it as it was.
+owners, extended attributes, empty directories, pipes) goes over where the live view has it as it was, each by itself.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
-from clivefs.mounts.applying import Wanted
 from clivefs.mounts.edits.plan import aside_names
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
 from clivefs.mounts.git.treeeditor import TreeEditor, Version, differences
-from clivefs.mounts.git.treemerge import Conflict, Labels, is_binary, merge_text, merge_trees
+from clivefs.mounts.git.treemerge import Conflict, Labels, Touched, is_binary, merge_text, merge_trees
 from clivefs.mounts.git.trees import ST_MODES
-from clivefs.mounts.points.compare import Differs, File, State, compare, file_at
+from clivefs.mounts.points.compare import Differs, File, Links, State, compare
+from clivefs.mounts.steps import Wanted
 from clivefs.objects.encode import MODE_GITLINK
 from clivefs.objects.interface import ObjectStore
 from clivefs.objects.memory import MemoryStore
+
+T = TypeVar("T")
 
 _MERGED_BYTES_MAX = 4 << 20
 """Larger files that both have changed are called a conflict without a try."""
@@ -32,6 +34,10 @@ class Put(NamedTuple):
     oid: bytes | None = None
     """The blob of a file or a symlink."""
 
+    def as_new(self) -> Put:
+        """The same where nothing may be."""
+        return self._replace(wanted=self.wanted._replace(is_new=True))
+
 
 class MergePlan(NamedTuple):
     """What a merge does. Nothing of it has been done; the objects that it names are in the store."""
@@ -41,8 +47,6 @@ class MergePlan(NamedTuple):
     """Each path of `puts` that is no directory with A, M or D: what happens to it in the live view."""
     conflicts: tuple[tuple[Conflict, tuple[bytes, ...]], ...]
     """Each with the names that its versions are put under, beside it."""
-    new: tuple[bytes, ...]
-    """Paths of files where nothing is recorded, or a pipe of the live view's own: nothing may be there."""
 
 
 Changes = Mapping[bytes, Differs]
@@ -86,9 +90,8 @@ def foretold(
 ) -> list[bytes]:
     """As `conflicting`, of two that stand on the same *base*, which *changed* is against. A file that is gone on one
     side may have been moved: then all is merged as it will be, to nowhere, as only that follows moved files."""
-    paths = conflicting(reader, *changed, scratch)
-    if not any(each.after is None for mine in changed for path in paths if (each := mine.get(path)) is not None):
-        return paths
+    if not any(each.after is None for path in both_wrote(*changed) for mine in changed if (each := mine.get(path))):
+        return conflicting(reader, *changed, scratch)
     merge = merge_trees(reader, MemoryStore(), base.tree, one.tree, two.tree, scratch=scratch)
     return [conflict.path for conflict in merge.conflicts]
 
@@ -157,32 +160,42 @@ def plan_merge(
     """
     changed, changed_live = changes(reader, base, theirs), changes(reader, base, ours)
     reader.want(_read_by_merge(changed, changed_live))
-    merge = merge_trees(reader, store, base.tree, ours.tree, theirs.tree, scratch=scratch, labels=labels)
-    live = _Live(reader, ours, changed_live)
+    merge = merge_trees(
+        reader,
+        store,
+        base.tree,
+        ours.tree,
+        theirs.tree,
+        scratch=scratch,
+        labels=labels,
+        touched=_touched(changed_live, changed),
+    )
+    sides = _Sides(changed_live, changed, merge.renames)
     puts: dict[bytes, Put] = {}
     told: list[tuple[bytes, str]] = []
-    new: list[bytes] = []
     for path, before, after in differences(reader, ours.tree, merge.tree):
         if after is None:
-            puts[path] = Put(Wanted(path, 0))
+            puts[path] = Put(Wanted(path, 0, had_links=sides.had_links(path)))
         elif after.mode != MODE_GITLINK:
-            puts[path] = _file(path, after, changed.get(path), live)
+            puts[path] = _file(path, after, sides)
         else:
             continue
-        now = live.file(path)
-        if before is None and (now is None or not (stat.S_ISDIR(now.mode) or live.is_as_before(path))):
-            new.append(path)
+        now = sides.live(path)
+        if before is None and (now is None or not (stat.S_ISDIR(now.mode) or sides.is_as_before(path))):
+            puts[path] = puts[path].as_new()  # nothing is recorded there, or a pipe of the live view's own
         told.append((path, "A" if now is None else "D" if after is None else "M"))
+    conflicting_paths = {each.path for each in merge.conflicts}
     for path, differs in changed.items():
-        if path in puts or any(path == each.path for each in merge.conflicts):
+        if path in puts or path in conflicting_paths:
             continue
-        put = _beside_git(differs, live)
-        if put is not None:
-            puts[path] = put
-            now = live.file(path)
-            if now is None:
-                new.append(path)
+        put = _beside_git(differs, sides)
+        if put is not None and put.wanted.path not in puts:
+            path = put.wanted.path
+            now = sides.live(path)
+            puts[path] = put if now is not None else put.as_new()
             told.append((path, "A" if now is None else "D" if not put.wanted.mode else "M"))
+    for put in _other_names(reader, base, theirs, puts, changed, changed_live):
+        puts[put.wanted.path] = put
     conflicts = []
     editor = TreeEditor(reader, merge.tree)
     for conflict in merge.conflicts:
@@ -193,39 +206,105 @@ def plan_merge(
         tuple(puts[path] for path in sorted(puts)),
         tuple(sorted(told)),
         tuple(conflicts),
-        tuple(new),
     )
 
 
-class _Live:
-    """What the live view has."""
+def _other_names(
+    reader: JoinedObjects, base: State, theirs: State, puts: Mapping[bytes, Put], changed: Changes, live: Changes
+) -> Iterator[Put]:
+    """The files that neither has changed, but which are one file with something of *puts* in the fork."""
+    numbers = {put.wanted.link for put in puts.values()} - {0}
+    if not numbers:
+        return
+    links = Links(reader, base, theirs)
+    for path in sorted(path for number in numbers for path in links.after[number]):
+        _, before, file = links.files[path]
+        if file is not None and path not in puts and path not in changed and path not in live:
+            wanted = _dressed(path, file.mode, before, file, file)
+            had_links = before is not None and before.link != 0
+            yield Put(wanted._replace(link=file.link, had_links=had_links), file.oid)
 
-    def __init__(self, reader: JoinedObjects, state: State, changed: Changes) -> None:
-        self._reader = reader
-        self._state = state
-        self._changed = changed
 
-    def file(self, path: bytes) -> File | None:
-        return file_at(self._reader, self._state, path)
+def _touched(one: Changes, two: Changes) -> Touched:
+    """The files of git's that each side changed and has still, be it in what git does not hold."""
+    mine, others = (
+        {path for path, each in side.items() if each.before is not None and each.after is not None}
+        for side in (one, two)
+    )
+    return Touched(mine, others)
+
+
+class _Sides:
+    """What base, live view and fork have at a path; of a file that one of them has moved, under either name."""
+
+    def __init__(self, live: Changes, fork: Changes, renames: Iterable[tuple[bytes, bytes]]) -> None:
+        """The changes of both, against the base."""
+        self._live = live
+        self._fork = fork
+        self._old = {new: old for old, new in renames}
+        self._new = dict(renames)
 
     def is_as_before(self, path: bytes) -> bool:
-        """Whether it has at *path* what the base has."""
-        return path not in self._changed
+        """Whether the live view has at *path* what the base has."""
+        return path not in self._live
+
+    def base(self, path: bytes) -> File | None:
+        """Of a path that one of them has changed; so of the next two. Submodules are none."""
+        changed = self._fork.get(path) or self._live.get(path)
+        return changed.before if changed is not None else None
+
+    def live(self, path: bytes) -> File | None:
+        return self._live[path].after if path in self._live else self.base(path)
+
+    def fork(self, path: bytes) -> File | None:
+        return self._fork[path].after if path in self._fork else self.base(path)
+
+    def had_links(self, path: bytes) -> bool:
+        """Whether the live view's file at *path* has other names."""
+        now = self.live(path)
+        return now is not None and now.link != 0
+
+    def now_at(self, path: bytes) -> bytes:
+        """Where the live view has what was at *path*, as far as it has it."""
+        return self._new.get(path, path)
+
+    def all(self, path: bytes) -> tuple[File | None, File | None, File | None]:
+        """Base, live view and fork of what is merged at *path*."""
+        old = self._old.get(path)
+        if old is None:
+            return self.base(path), self.live(path), self.fork(path)
+        return self.base(old), self.live(path) or self.live(old), self.fork(path) or self.fork(old)
 
 
-def _file(path: bytes, version: Version, theirs: Differs | None, live: _Live) -> Put:
+def _file(path: bytes, version: Version, sides: _Sides) -> Put:
     """A file that the merged tree has otherwise than the live view."""
-    kind_and_mode = ST_MODES[version.mode]
-    now = live.file(path)
-    file = theirs.after if theirs is not None else None
-    ours_too = theirs is not None and theirs.before is not None and now is not None and now.mode != theirs.before.mode
-    if ours_too or file is None or file.oid is None or not _goes_with(file.mode, kind_and_mode):
-        file = now
-    if file is None or not _goes_with(file.mode, kind_and_mode):
-        return Put(Wanted(path, kind_and_mode), version.oid)
-    facts = file.facts
-    uid, gid, xattrs = (facts.uid, facts.gid, facts.xattrs) if facts is not None else (None, None, ())
-    return Put(Wanted(path, file.mode, None, uid, gid, xattrs), version.oid)
+    base, ours, theirs = sides.all(path)
+    wanted = _dressed(path, ST_MODES[version.mode], base, ours, theirs)
+    link = theirs.link if theirs is not None and theirs.oid == version.oid else 0
+    return Put(wanted._replace(link=link, had_links=sides.had_links(path)), version.oid)
+
+
+def _dressed(path: bytes, git_mode: int, base: File | None, ours: File | None, theirs: File | None) -> Wanted:
+    """A file of that kind, executable or not, with permissions, owner and attributes merged."""
+    files = [each for each in (ours, theirs) if each is not None]
+    if base is not None and ours is not None and ours.mode == base.mode:
+        files.reverse()
+    mode = next((each.mode for each in files if _goes_with(each.mode, git_mode)), git_mode)
+    owner = _merged(*(each.owner if each is not None else None for each in (base, ours, theirs))) or (None, None)
+    known = [each.facts if each is not None else None for each in (base, ours, theirs)]
+    before, mine, others = (dict(facts.xattrs) if facts is not None else {} for facts in known)
+    if ours is None or theirs is None:
+        xattrs = mine or others
+    else:
+        names = sorted({*mine, *others})
+        merged = {name: _merged(before.get(name), mine.get(name), others.get(name)) for name in names}
+        xattrs = {name: value for name, value in merged.items() if value is not None}
+    return Wanted(path, mode, None, owner[0], owner[1], tuple(sorted(xattrs.items())))
+
+
+def _merged(base: T | None, ours: T | None, theirs: T | None) -> T | None:
+    """The three-way merge of values that may be missing; where both changed it, the live view's."""
+    return theirs if ours == base or ours is None else ours
 
 
 def _goes_with(mode: int, git_mode: int) -> bool:
@@ -233,26 +312,40 @@ def _goes_with(mode: int, git_mode: int) -> bool:
     return stat.S_IFMT(mode) == stat.S_IFMT(git_mode) and bool(mode & 0o100) == bool(git_mode & 0o100)
 
 
-def _beside_git(differs: Differs, live: _Live) -> Put | None:
+def _beside_git(differs: Differs, sides: _Sides) -> Put | None:
     """A change that the trees do not show: of a directory, a special file, permissions, attributes."""
     path, before, after = differs
-    now = live.file(path)
+    if after is not None and not _outside_git(after):
+        return _attributes(sides.now_at(path), sides)
+    now = sides.live(path)
     if after is None:
-        if before is None or now is None or not live.is_as_before(path) or not _outside_git(before):
+        if before is None or now is None or not sides.is_as_before(path) or not _outside_git(before):
             return None
         return Put(Wanted(path, 0))
-    if not _outside_git(after) and (before is None or before.oid != after.oid):
-        return None  # the merged tree has said what is there
     if now is None:
-        if before is not None or not _outside_git(after):
+        if before is not None:
             return None  # the live view has removed it
-    elif now.same_as(after) or not (live.is_as_before(path) or _are_directories(now, after)):
+    elif now.same_as(after) or not (sides.is_as_before(path) or _are_directories(now, after)):
         return None
     if stat.S_IFMT(after.mode) in (stat.S_IFCHR, stat.S_IFBLK):
         return None
-    facts = after.facts
-    uid, gid, xattrs = (facts.uid, facts.gid, facts.xattrs) if facts is not None else (None, None, ())
-    return Put(Wanted(path, after.mode, None, uid, gid, xattrs), after.oid)
+    base = before if before is not None and stat.S_IFMT(before.mode) == stat.S_IFMT(after.mode) else None
+    return Put(_dressed(path, after.mode, base, now, after))
+
+
+def _attributes(path: bytes, sides: _Sides) -> Put | None:
+    """The live view's file at *path*, whose content stays, with what the fork changed about it."""
+    base, now, theirs = sides.all(path)
+    if now is None or theirs is None or now.oid is None or stat.S_IFMT(now.mode) != stat.S_IFMT(theirs.mode):
+        return None
+    wanted = _dressed(path, now.mode, base, now, theirs)
+    wanted = wanted._replace(link=theirs.link if theirs.oid == now.oid else 0, had_links=now.link != 0)
+    if wanted.link:
+        return Put(wanted, now.oid)
+    same_owner = None in (wanted.owner, now.owner) or wanted.owner == now.owner
+    if same_owner and wanted.mode == now.mode and wanted.xattrs == (now.facts.xattrs if now.facts is not None else ()):
+        return None
+    return Put(wanted, now.oid)
 
 
 def _are_directories(one: File, other: File) -> bool:
@@ -272,7 +365,7 @@ def _beside(conflict: Conflict, editor: TreeEditor, taken: Callable[[bytes], boo
         names = [b"%b.%d" % (name, number) for name in plain]
     versions = (conflict.base, conflict.ours, conflict.theirs)
     return [
-        Put(Wanted(name, ST_MODES[version.mode]), version.oid)
+        Put(Wanted(name, ST_MODES[version.mode], is_new=True), version.oid)
         for name, version in zip(names, versions, strict=True)
         if version is not None and version.mode != MODE_GITLINK
     ]

@@ -7,7 +7,8 @@ import os
 
 from clivefs.base.syscalls import RENAME_EXCHANGE
 from clivefs.mounts.forks.audit import Audit
-from clivefs.mounts.forks.lower import ForkLower, ForkRef
+from clivefs.mounts.forks.lower import ForkLower
+from clivefs.mounts.forks.ref import ForkRef
 from clivefs.mounts.overlay.node import OverlayNode
 from clivefs.mounts.overlay.tree import OverlayTree
 from clivefs.mounts.tree import Attr, DirEntry, Node, OpenFile, Owner, SetAttr, refuse

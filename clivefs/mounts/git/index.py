@@ -15,10 +15,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from hashlib import sha1
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from clivefs.base.errors import ClivefsError
-from clivefs.mounts.git.lower import GitLower
 from clivefs.mounts.git.space import GitRef, Objects
 from clivefs.mounts.git.trees import visible
 from clivefs.mounts.lower import LowerRef
@@ -135,22 +134,34 @@ def build_index(reader: Objects, root: bytes, stat_of: StatOf, *, entries_max: i
     return BuiltIndex(content + sha1(content, usedforsecurity=False).digest(), count)
 
 
-def stat_from(lower: GitLower) -> StatOf:
-    """What *lower* itself reports of its files. Converts what `.gitattributes` ask for, fetches nothing."""
-    known: tuple[bytes, LowerRef | None] = (b"", lower.root)
+class GitFiles(Protocol):
+    """A layer whose files are git's."""
+
+    def find(self, path: bytes) -> LowerRef | None: ...
+    def child(self, directory: LowerRef, name: bytes) -> LowerRef | None: ...
+    def attr(self, ref: LowerRef, *, fetch: bool) -> Attr: ...
+    def git_file(self, ref: LowerRef) -> GitRef | None:
+        """What it has of a file in git; None for one that git does not have."""
+        ...
+
+
+def stat_from(lower: GitFiles, top: bytes = b"") -> StatOf:
+    """What *lower* itself reports of its files below *top*. Converts what `.gitattributes` ask for, fetches nothing."""
+    known: tuple[bytes, LowerRef | None] = (b"", lower.find(top))
 
     def stat_of(path: bytes, oid: bytes, mode: int) -> IndexStat | None:
         nonlocal known
         parent, _, name = path.rpartition(b"/")
         if parent != known[0]:
-            known = (parent, lower.find(parent))
+            known = (parent, lower.find(top + b"/" + parent if top else parent))
         ref = lower.child(known[1], name) if known[1] is not None else None
-        if ref is None or (isinstance(ref, GitRef) and ref.entry.oid != oid):
-            return None  # a patch has made it another file: git has to see that
+        file = lower.git_file(ref) if ref is not None else None
+        if ref is None or file is None or file.entry.oid != oid:
+            return None  # a patch or an edit has made it another file: git has to see that
         attr: Attr | None = lower.attr(ref, fetch=False)
         if attr is not None and attr.unsized:
             try:
-                ref.space.reader.header(oid)
+                file.space.reader.header(oid)
             except ObjectMissing:
                 return None
             attr = _attr_now(lower, ref)
@@ -159,7 +170,7 @@ def stat_from(lower: GitLower) -> StatOf:
     return stat_of
 
 
-def _attr_now(lower: GitLower, ref: LowerRef) -> Attr | None:
+def _attr_now(lower: GitFiles, ref: LowerRef) -> Attr | None:
     """The attributes, having done what they wait for; None if that does not help."""
     for _ in range(_JOBS_MAX):
         try:

@@ -26,13 +26,15 @@ CONTENT_BYTES_MAX = 256 << 20
 
 
 class JoinedObjects:
-    """The objects of *readers*, asked in this order. *scratch*: a directory where large blobs become plain files.
-    *fetch*: gets what `want` asks for and nobody has."""
+    """The objects of *readers*, asked in this order, but first who had the last one. *scratch*: a directory where large
+    blobs become plain files. *fetch*: gets what `want` asks for and nobody has."""
 
     def __init__(self, readers: Sequence[Reader], scratch: str, fetch: Fetcher | None = None) -> None:
         self._readers = tuple(readers)
         self._scratch = scratch
         self._fetch = fetch
+        self._likely: dict[str, Reader] = {}
+        """Who had what was asked for last, by the question, if that was not the first. Any thread may change it."""
 
     def want(self, oids: Iterable[bytes]) -> None:
         """Get those of these blobs that are not here, in one request, before they are read. Asks the network, so for
@@ -59,19 +61,19 @@ class JoinedObjects:
 
     def read(self, oid: bytes) -> tuple[str, bytes]:
         """(kind, payload). ObjectMissing where none has it; ObjectTooLarge for a blob over 1 MiB."""
-        return self._first(oid, lambda reader: reader.read(oid))
+        return self._first(oid, "read", lambda reader: reader.read(oid))
 
     def header(self, oid: bytes) -> tuple[str, int]:
         """(kind, size in bytes). ObjectMissing."""
-        return self._first(oid, lambda reader: reader.header(oid))
+        return self._first(oid, "header", lambda reader: reader.header(oid))
 
     def read_tree(self, oid: bytes) -> list[TreeEntry]:
         """The entries of a tree, unchecked. ObjectMissing, CorruptObject."""
-        return self._first(oid, lambda reader: reader.read_tree(oid))
+        return self._first(oid, "read_tree", lambda reader: reader.read_tree(oid))
 
     def materialize(self, oid: bytes, directory: str) -> str:
         """The path of a file in *directory*, named by the blob's id, with its content. ObjectMissing."""
-        return self._first(oid, lambda reader: _materialize(reader, oid, directory))
+        return self._first(oid, "materialize", lambda reader: _materialize(reader, oid, directory))
 
     def content(self, oid: bytes) -> bytes:
         """A blob's content, also of one over 1 MiB. ObjectMissing; ObjectTooLarge over 256 MiB."""
@@ -101,13 +103,25 @@ class JoinedObjects:
         ):
             yield file
 
-    def _first(self, oid: bytes, question: Callable[[Reader], T]) -> T:
-        for reader in self._readers[:-1]:
-            with suppress(ObjectMissing):
-                return question(reader)
-        if not self._readers:
-            raise ObjectMissing(oid)
-        return question(self._readers[-1])
+    def _first(self, oid: bytes, what: str, question: Callable[[Reader], T]) -> T:
+        # Files of one directory are mostly in one place, and asking for what is not there costs more than an answer.
+        likely = self._likely.get(what)
+        if likely is not None:
+            with suppress(ObjectMissing, CorruptObject):  # another may have it whole
+                return question(likely)
+        missing = ObjectMissing(oid)
+        for reader in self._readers:
+            try:
+                found = question(reader)
+            except ObjectMissing as error:
+                missing = error
+                continue
+            if reader is not self._readers[0]:
+                self._likely[what] = reader
+            elif likely is not None:
+                self._likely.pop(what, None)
+            return found
+        raise missing
 
 
 def _materialize(reader: Reader, oid: bytes, directory: str) -> str:

@@ -78,6 +78,10 @@ class GitLower(Lower):
         """The modification times that are not the commit's."""
         return self._times
 
+    def git_file(self, ref: LowerRef) -> GitRef:
+        """*ref*, as what it is."""
+        return _git(ref)
+
     # Directories
 
     def child(self, directory: LowerRef, name: bytes) -> GitRef | None:

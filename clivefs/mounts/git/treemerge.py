@@ -2,22 +2,23 @@
 
 Directories that two of the three have alike are not looked into. Text is merged as stock `git merge-file` does it: most
 of it in this process (`objects.textmerge`), the rest by git itself. A file that one side moved (the same or similar
-content under a new name) meets the other side's changes at the new name.
+content under a new name) meets the other side's changes at the new name. What both moved to one name is merged there;
+where they gave it two, both stay, and that is told.
 """
 
 from __future__ import annotations
 
-import difflib
 import enum
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from clivefs.mounts.git.command import GitCommand, GitFailed
 from clivefs.mounts.git.joined import JoinedObjects, blob_content
+from clivefs.mounts.git.renames import renamed
 from clivefs.mounts.git.space import Reader
 from clivefs.mounts.git.treeeditor import Difference, TreeEditor, Version, differences
 from clivefs.mounts.patch.hunks import split_lines
@@ -27,10 +28,9 @@ from clivefs.objects.textmerge import MergedText, merge_in_process
 
 T = TypeVar("T")
 
-SIMILARITY_MIN = 0.5
-_RENAME_CANDIDATES_MAX = 200
 _SIMILARITY_BYTES_MAX = 1 << 20
 _BINARY_LOOK_BYTES = 8000
+_EMPTY = hash_object("blob", b"")
 _CONFLICTS_MAX = 127
 """`git merge-file` exits with the number of conflicts, this at most; more is a failure."""
 
@@ -56,6 +56,8 @@ class ConflictKind(enum.StrEnum):
     MODE = "mode"
     TYPE = "type"
     """Symlink against file, file against directory, or two symlinks or submodules that differ."""
+    RENAMED = "renamed by both"
+    """To two names, which both are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,14 @@ class Conflict:
     theirs: Version | None
     result: Version | None
     """With markers where `kind` is CONTENT or ADDED; else what ours has, or who did not delete it."""
+    names: tuple[bytes, ...] = ()
+    """Where `kind` is RENAMED what ours and theirs call it. The versions are there, and none is given here."""
+
+    @property
+    def why(self) -> str:
+        """The kind, for people."""
+        names = " and ".join(f"to {os.fsdecode(name)}" for name in self.names)
+        return f"{self.kind}, {names}" if names else str(self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,16 @@ class Merge:
     conflicts: tuple[Conflict, ...]
     renames: tuple[tuple[bytes, bytes], ...] = ()
     """(old, new) names that were followed."""
+
+
+class Touched(NamedTuple):
+    """Files that ours and theirs have changed otherwise than in kind, content or git's mode."""
+
+    ours: Set[bytes]
+    theirs: Set[bytes]
+
+
+_UNTOUCHED = Touched(frozenset(), frozenset())
 
 
 class _Sides(NamedTuple):
@@ -97,19 +117,20 @@ def merge_trees(
     scratch: str,
     labels: Labels | None = None,
     renames: bool = True,
+    touched: Touched = _UNTOUCHED,
 ) -> Merge:
     """*ours* with what happened between *base* and *theirs*. New objects go to *store*, durable.
 
     *reader* has the objects of all three and of *store*; *scratch* is a directory for temporary files. Moved files
-    are followed if *renames*. ObjectMissing.
+    are followed if *renames*, also those that the other side *touched* in ways that trees do not hold. ObjectMissing.
     """
-    if base == theirs or ours == theirs:
+    if ours == theirs or (base == theirs and not touched.theirs):
         return Merge(ours, ())
-    if base == ours:
+    if base == ours and not touched.ours:
         return Merge(theirs, ())
     with store.batch() as batch:
         work = _Merging(reader, base, ours, theirs, scratch, labels or Labels())
-        work.run(renames)
+        work.run(touched if renames else None)
         for content in work.blobs:
             batch.blob(content)
         tree = work.editor.write(batch)
@@ -131,10 +152,10 @@ class _Merging:
         self._ours = {each.path: each for each in differences(reader, base, ours)}
         self._theirs = {each.path: each for each in differences(reader, base, theirs)}
 
-    def run(self, renames: bool) -> None:
-        """Merge. Afterwards `editor`, `blobs`, `conflicts` and `renames` have the result."""
-        if renames:
-            self._follow_renames()
+    def run(self, touched: Touched | None) -> None:
+        """Merge. Afterwards `editor`, `blobs`, `conflicts` and `renames` have the result. None: no moved files."""
+        if touched is not None:
+            self._follow_renames(touched)
         removals: list[bytes] = []
         puts: list[tuple[bytes, Version]] = []
         for path, theirs in sorted(self._theirs.items()):
@@ -207,26 +228,51 @@ class _Merging:
 
     # Moved files
 
-    def _follow_renames(self) -> None:
-        """Let a file that one side moved be at its new name on both, where the other side changed it."""
-        for mine, others in ((self._theirs, self._ours), (self._ours, self._theirs)):
-            gone = [
-                path
-                for path, change in mine.items()
-                if change.after is None and path in others and others[path].after is not None
-            ]
-            added = [path for path, change in mine.items() if change.before is None and path not in others]
-            for path in sorted(gone)[:_RENAME_CANDIDATES_MAX]:
-                target = self._renamed(mine[path].before, [(each, mine[each].after) for each in sorted(added)])
-                if target is None:
-                    continue
-                added.remove(target)
-                self.renames.append((path, target))
-                self._move(path, target, mine, others)
+    def _follow_renames(self, touched: Touched) -> None:
+        """Let a file that one side moved, and the other changed, be at its new name on both; and so one that both moved
+        to one name. Note what they moved to two."""
+        ours, theirs = self._ours, self._theirs
+        here = self._moved(ours, theirs, touched.theirs)
+        there = self._moved(theirs, ours, touched.ours)
+        for path in sorted(here.keys() & there.keys()):
+            names = here[path], there[path]
+            before = ours[path].before
+            if before is None or before.oid == _EMPTY:
+                continue  # files of nothing are alike without being moved
+            if names[0] == names[1]:
+                self.renames.append((path, names[0]))
+                for each in (ours, theirs):
+                    each[names[0]] = Difference(names[0], before, each[names[0]].after)
+            elif names[0] not in theirs and names[1] not in ours:
+                self.conflicts.append(Conflict(path, ConflictKind.RENAMED, None, None, None, None, names))
+        for moved, mine, others in ((there, theirs, ours), (here, ours, theirs)):
+            for path, target in sorted(moved.items()):
+                if target not in others and (path not in others or others[path].after is not None):
+                    self.renames.append((path, target))
+                    self._move(path, target, mine, others)
+
+    def _moved(
+        self, mine: dict[bytes, Difference], others: dict[bytes, Difference], touched: Set[bytes]
+    ) -> dict[bytes, bytes]:
+        """What one side moved of the files that the other has changed, *touched* or removed: new names by old."""
+        gone = {path: each.before for path, each in mine.items() if each.after is None and each.before is not None}
+        wanted = {path for path in gone if path in others or path in touched}
+        if not wanted:
+            return {}
+        added = {
+            path: each.after
+            for path, each in mine.items()
+            if each.before is None and each.after is not None
+            if path not in others or others[path].after != each.after  # else both have added it
+        }
+        new = renamed(gone, added, self._lines, wanted=wanted)
+        return {path: new[path] for path in wanted & new.keys()}
 
     def _move(self, path: bytes, target: bytes, mine: dict[bytes, Difference], others: dict[bytes, Difference]) -> None:
         """As if *path* had always been called *target*."""
         before = mine[path].before
+        if path not in others:
+            return  # git's part of it is the same: it goes with the move
         changed = others.pop(path).after
         moved = mine.pop(path)
         mine[target] = Difference(target, before, mine[target].after)
@@ -235,40 +281,11 @@ class _Merging:
         # The editor stands on ours: what it has under the old name goes.
         self.editor.remove(path)
 
-    def _renamed(self, before: Version | None, added: Iterable[tuple[bytes, Version | None]]) -> bytes | None:
-        """Which of *added* is the file *before*: the same content, else the most similar of at least half. A symlink is
-        followed only where its target is the same."""
-        if before is None:
-            return None
-        if not _is_regular(before):
-            return next((path for path, version in added if version == before), None)
-        candidates = [(path, version) for path, version in added if version is not None and _is_regular(version)]
-        for path, version in candidates:
-            if version.oid == before.oid:
-                return path
-        best: bytes | None = None
-        best_ratio = SIMILARITY_MIN
-        content = self._lines(before)
-        for path, version in candidates[:_RENAME_CANDIDATES_MAX]:
-            ratio = _similarity(content, self._lines(version), best_ratio)
-            if ratio >= best_ratio and (best is None or ratio > best_ratio):
-                best, best_ratio = path, ratio
-        return best
-
     def _lines(self, version: Version) -> list[bytes]:
         if self._reader.header(version.oid)[1] > _SIMILARITY_BYTES_MAX:
             return []
         content = blob_content(self._reader, version.oid)
         return [] if is_binary(content) else split_lines(content)
-
-
-def _similarity(one: list[bytes], two: list[bytes], least: float) -> float:
-    if not one or not two:
-        return 0.0
-    matcher = difflib.SequenceMatcher(None, one, two, autojunk=False)
-    if matcher.real_quick_ratio() < least or matcher.quick_ratio() < least:
-        return 0.0
-    return matcher.quick_ratio()
 
 
 def _merged(base: T | None, ours: T, theirs: T) -> T | None:

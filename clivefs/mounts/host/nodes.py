@@ -101,7 +101,7 @@ class HostNodes:
         self._fds: DirFds[HostNode] = DirFds()
         self._holders: set[HostNode] = set()
         self.on_stale: Callable[[HostNode, bytes, HostNode], None] = lambda directory, name, node: None
-        """Told of a place that the kernel may still believe in, though others have moved the node from there."""
+        """Told of a place that the kernel may still believe in, though others have moved or removed the node there."""
         self.root_fd = open_directory(root_fd, b".")
         os.close(root_fd)
         st = os.fstat(self.root_fd)
@@ -129,9 +129,11 @@ class HostNodes:
         identity = identity_of(st)
         kind = stat.S_IFMT(st.st_mode)
         node = self._by_identity.get(identity)
+        occupant = directory.children.get(name) if directory.children else None
+        if isinstance(occupant, HostNode) and occupant is not node:
+            self.on_stale(directory, name, occupant)  # others have put another in its place
         if node is not None:
-            children = directory.children
-            at_home = children is not None and children.get(name) is node
+            at_home = occupant is node
             if node.kind == kind and (at_home or node is self.root or self._is_still(node, st)):
                 if not at_home and node is not self.root:
                     self.moved_to(directory, name, node, links=st.st_nlink)

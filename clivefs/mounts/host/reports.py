@@ -89,7 +89,10 @@ class HostWatch:
         except OSError:
             return []
         directory.lookups += 1  # stays, whatever leaves it
-        found: list[Outside] = []
+        # First what operations came across: by now a name is believed to lead to what came later.
+        found = [each for each in self._stale if each.directory is directory]
+        for each in found:
+            del self._stale[each]
         try:
             gone: list[bytes] = []
             own = {name for name in names if (directory, name) in self._own}

@@ -161,8 +161,9 @@ class HostTree(Tree):
         try:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
-            if directory.children and name in directory.children:
-                self._nodes.lost(directory, name)
+            lost = self._nodes.lost(directory, name)
+            if lost is not None:
+                self._nodes.on_stale(directory, name, lost)
             raise
         node = self._nodes.at(directory, name, st)
         self.saw(node, st)

@@ -266,6 +266,10 @@ class PointLower(Lower):
             mode = ref.kind | (mode & _OWNER_BITS)
         return Attr(mode, size, self._time_ns, uid=self._owner.uid, gid=self._owner.gid, unsized=unsized)
 
+    def git_file(self, ref: LowerRef) -> GitRef | None:
+        """A file as git's tree has it; None for one that only the metadata tells of."""
+        return _own(ref).git
+
     def facts(self, ref: LowerRef) -> Facts | None:
         """What is recorded of a file, as `restore` wants it."""
         return _own(ref).facts

@@ -5,10 +5,11 @@ before; the index, session refs, forks and undo follow, all in one transaction. 
 content, and a collection removes it: from the database, whose file is written anew, from the packs, which are made
 anew, from what was unpacked, and from the view that `clivefs git` keeps. A copy of a repository that has it goes as
 well, if no `Clive.toml` names it and nothing needs it: it is made again where it is wanted. Killed before the
-transaction nothing has changed; killed after it, giving the command again does the rest: until then there is a record
+transaction no point has changed; killed after it, giving the command again does the rest: until then there is a record
 `purging` of the workspace. It does not have the path, whose name can be what nobody is to find any more.
 
-Nothing may be mounted meanwhile. Times and numbers of points stay; their ids change.
+Messages of points and command lines that mention the path or its content are emptied, and audits forget it
+(`mentions`). Nothing may be mounted meanwhile. Times and numbers of points stay; their ids change.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import msgspec
 
 from clivefs.base.errors import ClivefsError
 from clivefs.base.ports import FAULTS
 from clivefs.mounts.forks.records import FORK_REFS
+from clivefs.mounts.git.fetch import write_whole
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.git.users import NAMESPACE, since_key
 from clivefs.mounts.patch.apply import CACHE
 from clivefs.mounts.points.compare import State, file_at
 from clivefs.mounts.points.history import AtPath, PathFinder
 from clivefs.mounts.points.index import Points
+from clivefs.mounts.points.mentions import Mentions
 from clivefs.mounts.points.names import MS_MAX
 from clivefs.mounts.points.point import Point, make_point
 from clivefs.mounts.points.repositories import collect_repositories
@@ -39,15 +43,18 @@ from clivefs.mounts.points.sealing import make_anew
 from clivefs.mounts.recording.recordedtree import RecordedTree
 from clivefs.objects import gc
 from clivefs.objects.encode import MODE_GITLINK
+from clivefs.objects.errors import CorruptObject, ObjectMissing
 from clivefs.objects.interface import ANY, Changes, MetaChange, RefChange
 from clivefs.objects.repository import Repository
 from clivefs.objects.sealing import sweep_unfinished
 from clivefs.objects.store import Store
+from clivefs.objects.values import LARGE_BYTES
 
 _BATCH_POINTS = 200
 _PURGING = "purging"
 _CACHES = ("unpacked", "scratch")
 """Directories of the store with copies of content."""
+_FORK_POINTS = ("start", "base", "base_before", "merged_from", "merged_to")
 _WHY_IT_STAYS = {
     "named": "a mount entry shows it",
     "borrowed": "a fork, or a git working tree of the store, borrows from it",
@@ -73,6 +80,8 @@ class Purged(NamedTuple):
     """Where such content is still, in words."""
     finished: bool = False
     """Whether it did the rest of one that was ended before."""
+    mentions: int = 0
+    """Messages, command lines and audits that mentioned it."""
 
 
 def purge(
@@ -91,16 +100,22 @@ def purge(
     points = Points(store, workspace)
     with gc.one_at_a_time(store):
         blobs: set[bytes] = set()
-        had = _points_with(points, reader, path, blobs, progress)
+        messages: list[str] = []
+        had = _points_with(points, reader, path, blobs, messages, progress)
+        mentions = Mentions(path, _texts(reader, blobs))
+        audits = _audits(store, workspace, mentions)
+        count = len(audits) + sum(map(mentions.in_text, [*messages, *_fork_commands(store, workspace)]))
         if dry_run:
-            return Purged(len(had), 0, len(blobs), ())
+            return Purged(len(had), 0, len(blobs), (), mentions=count)
         unfinished = store.meta_get(_PURGING, workspace.encode()) is not None
-        if not had and not unfinished:
+        if not had and not unfinished and not count:
             return Purged(0, 0, 0, ())
+        for file, audit in audits.items():
+            write_whole(file, json.dumps(audit).encode())
         rewritten = 0
-        if had:
-            ids = _rewrite(store, points, reader, path, had, progress)
-            rewritten = _publish(store, workspace, points, ids)
+        if had or count:
+            ids = _rewrite(store, points, reader, path, had, mentions, progress)
+            rewritten = _publish(store, workspace, points, ids, mentions)
         FAULTS.hit("purge.published")
         _clean(store, workspace, progress)
         left = [*_left(store, blobs), *_drop_copies(store, blobs, repositories, progress)]
@@ -108,16 +123,21 @@ def purge(
             left.append(f"your own repository has it: {own.path}")
         with store.batch() as batch:
             batch.meta_put(_PURGING, workspace.encode(), None)
-        return Purged(len(had), rewritten, len(blobs), tuple(left), unfinished)
+        return Purged(len(had), rewritten, len(blobs), tuple(left), unfinished, count)
 
 
-def _points_with(points: Points, reader: JoinedObjects, path: bytes, blobs: set[bytes], progress: Say) -> set[bytes]:
-    """The points that have *path*; the content that is there is added to *blobs*."""
+def _points_with(
+    points: Points, reader: JoinedObjects, path: bytes, blobs: set[bytes], messages: list[str], progress: Say
+) -> set[bytes]:
+    """The points that have *path*; the content that is there is added to *blobs*, and all points' messages to
+    *messages*."""
     finder = PathFinder(reader)
     seen: set[bytes] = set()
     had: set[bytes] = set()
     for number, each in enumerate(points.between(0, MS_MAX)):
         point = points.load(each.oid)
+        if point.message:
+            messages.append(point.message)
         found = finder.find(point.tree, path)
         if found is not None:
             _contents(reader, found, seen, blobs)
@@ -141,8 +161,41 @@ def _contents(reader: JoinedObjects, found: AtPath, seen: set[bytes], blobs: set
             blobs.add(oid)
 
 
+def _texts(reader: JoinedObjects, blobs: Iterable[bytes]) -> Iterator[bytes]:
+    """Those of the contents that can be had here, and are small."""
+    for blob in blobs:
+        with suppress(ObjectMissing, CorruptObject):
+            if reader.header(blob)[1] <= LARGE_BYTES:
+                yield reader.read(blob)[1]
+
+
+def _audits(store: Store, workspace: str, mentions: Mentions) -> dict[str, dict[str, Any]]:
+    """The audits that mention it, by file, as they are without that."""
+    directory = os.path.join(store.path, "audits", workspace)
+    found = {}
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+        file = os.path.join(directory, name)
+        with open(file, "rb") as opened:
+            audit = json.loads(opened.read())
+        without = mentions.without(audit)
+        if without != audit:
+            found[file] = without
+    return found
+
+
+def _fork_commands(store: Store, workspace: str) -> list[str]:
+    own = workspace.encode()
+    return [msgspec.json.decode(value).get("command", "") for _, value in store.meta_range("forks", own, own + b"\x7f")]
+
+
 def _rewrite(
-    store: Store, points: Points, reader: JoinedObjects, path: bytes, had: set[bytes], progress: Say
+    store: Store,
+    points: Points,
+    reader: JoinedObjects,
+    path: bytes,
+    had: set[bytes],
+    mentions: Mentions,
+    progress: Say,
 ) -> dict[bytes, bytes]:
     """Write the points anew; old id -> new id."""
     ids: dict[bytes, bytes] = {}
@@ -160,7 +213,7 @@ def _rewrite(
                         tree.remove(path)
                         done[state] = tree.write(batch)
                     state = done[state]
-                new = _without(old, path, parent, state)
+                new = _without(old, path, parent, state, mentions)
                 if new.oid != old.oid:
                     ids[oid] = batch.commit(new.commit())
         progress(f"{min(start + _BATCH_POINTS, len(every))} of {len(every)} points written anew")
@@ -168,10 +221,12 @@ def _rewrite(
     return ids
 
 
-def _without(old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, bytes | None]) -> Point:
+def _without(
+    old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, bytes | None], mentions: Mentions
+) -> Point:
     """The point, of that parent and state, that does not name *path*."""
     paths = tuple(each for each in old.paths if each != path and not each.startswith(path + b"/"))
-    names_it = len(paths) != len(old.paths) or os.fsdecode(path) in old.message
+    names_it = len(paths) != len(old.paths) or mentions.in_text(old.message)
     if not names_it and parent == old.parent and state == (old.tree, old.meta):
         return old
     return make_point(
@@ -189,7 +244,7 @@ def _without(old: Point, path: bytes, parent: bytes | None, state: tuple[bytes, 
     )
 
 
-def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, bytes]) -> int:
+def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, bytes], mentions: Mentions) -> int:
     """Let everything name the new points, in one transaction; how many points are others."""
 
     def new(text: str) -> str:
@@ -202,7 +257,9 @@ def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, byte
         own = workspace.encode()
         for key, value in store.meta_range("forks", own, own + b"\x7f"):
             fork = msgspec.json.decode(value)
-            fork.update(start=new(fork["start"]), base=new(fork["base"]))
+            fork.update({name: new(fork[name]) for name in _FORK_POINTS if fork.get(name)})
+            if mentions.in_text(fork.get("command", "")):
+                fork["command"] = ""
             changes.meta.append(MetaChange("forks", key, msgspec.json.encode(fork), value))
         for name, oid in store.refs(f"{FORK_REFS}{workspace}/").items():
             changes.refs.append(RefChange(name, ids.get(oid, oid), oid))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import TypeVar
@@ -27,6 +28,12 @@ from clivefs.objects.values import LARGE_BYTES
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
 _ATTEMPTS_MAX = 3
 _CHUNK_BYTES = 1 << 20
+_COPY_BYTES_MAX = 16 << 20
+"""Up to this size a large file that changes while it is stored is copied to memory."""
+_PAUSE_S = 0.01
+"""Whoever has not written for so long pauses."""
+_NO_PAUSE_S = 0.25
+"""How long a pause is waited for: other files wait meanwhile."""
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENODATA, errno.EBADF)
 
 
@@ -42,13 +49,16 @@ class Deferred(Exception):
     """The file is so large that it should be read aside: see `Recorder.prepare`."""
 
 
+Seen = Callable[[int, int], None]
+"""Told how many bytes of how many of a file have been read."""
 Recorded = tuple[Version | None, Facts, Row | None]
 """git's part (None: git cannot hold it), the facts, and the row for the stat cache (None: not to be trusted)."""
 
 
 class Contents:
     """Reads files into *batch*. *defer_bytes*: what is larger and not known yet is `Deferred`. *give_way* is called
-    before each. *shown*: the row of a file that we have just made ourselves (`StatCache.shown`)."""
+    before each. *shown*: the row of a file that we have just made ourselves (`StatCache.shown`). *seen* is told how far
+    the reading of a large one is."""
 
     def __init__(
         self,
@@ -58,6 +68,7 @@ class Contents:
         defer_bytes: int | None,
         give_way: Callable[[], None] = lambda: None,
         shown: Callable[[os.stat_result], Row | None] = lambda st: None,
+        seen: Seen = lambda count, size: None,
     ) -> None:
         self._store = store
         self._batch = batch
@@ -65,6 +76,7 @@ class Contents:
         self._defer_bytes = defer_bytes
         self._give_way = give_way
         self._shown = shown
+        self._seen = seen
 
     def file(self, dir_fd: int, name: bytes, st: os.stat_result, row: Row | None, group: bytes | None) -> Recorded:
         """What is at *name*, which is no directory; *st* is a fresh stat of it. *group* tells its hard links from those
@@ -106,9 +118,16 @@ class Contents:
         fd = _of_file(lambda: _open(dir_fd, name))
         try:
             if st.st_size > LARGE_BYTES:
-                oid = self._large(fd, st, row, read_at_ns)
+                try:
+                    oid = self._large(fd, st, row, read_at_ns)
+                except Unsettled:
+                    if st.st_size > _COPY_BYTES_MAX:
+                        raise
+                    # Storing takes longer than the pauses of whoever writes to it; a copy in memory may not.
+                    st, data = _of_file(lambda: _read_whole(fd, _at_pause(fd), read_at_ns, _COPY_BYTES_MAX))
+                    oid = self._batch.blob(data)
             else:
-                st, data = _of_file(lambda: _read_whole(fd, before, read_at_ns))
+                st, data = _of_file(lambda: _read_whole(fd, before, read_at_ns, LARGE_BYTES))
                 oid = self._batch.blob(data)
             xattrs = _of_file(lambda: read_xattrs(fd))
         finally:
@@ -123,18 +142,23 @@ class Contents:
         if not _same(st, os.fstat(fd)):
             raise Unsettled
         oid = None
+
+        def seen(count: int) -> None:
+            self._seen(count, st.st_size)
+
+        seen(0)
         if row is not None and row.ino == st.st_ino and row.size == st.st_size:
-            oid = _of_file(lambda: _hash(fd, st.st_size))
+            oid = _of_file(lambda: _hash(fd, st.st_size, seen))
             if not self._store.has(oid):
                 oid = None
         if oid is None:
             try:
-                oid = self._batch.blob_file(fd)
+                oid = self._batch.blob_file(fd, seen)
             except ContentChanged:
                 raise Unsettled from None
         if not _same(st, os.fstat(fd)):
             raise Unsettled
-        if not is_settled(st, read_at_ns) and (_hash(fd, st.st_size) != oid or not _same(st, os.fstat(fd))):
+        if not is_settled(st, read_at_ns) and (_hash(fd, st.st_size, seen) != oid or not _same(st, os.fstat(fd))):
             raise Unsettled
         return oid
 
@@ -163,9 +187,12 @@ def _open(dir_fd: int, name: bytes) -> int:
         raise
 
 
-def _read_whole(fd: int, st: os.stat_result, read_at_ns: int) -> tuple[os.stat_result, bytes]:
-    """The stat and the content of *fd* at one moment; *st* is what was believed of it. Unsettled."""
+def _read_whole(fd: int, st: os.stat_result, read_at_ns: int, bytes_max: int) -> tuple[os.stat_result, bytes]:
+    """The stat and the content of *fd* at one moment; *st* is what was believed of it. Unsettled; also where it is
+    larger than *bytes_max*."""
     for _ in range(_ATTEMPTS_MAX):
+        if not stat.S_ISREG(st.st_mode) or st.st_size > bytes_max:
+            break
         data = _read(fd, st.st_size)
         FAULTS.hit("record.read")
         after = os.fstat(fd)
@@ -178,9 +205,19 @@ def _read_whole(fd: int, st: os.stat_result, read_at_ns: int) -> tuple[os.stat_r
             after = os.fstat(fd)
             if again == data and _same(st, after):
                 return st, data
-        if not stat.S_ISREG(after.st_mode) or after.st_size > LARGE_BYTES:
-            break
         st = after
+    raise Unsettled
+
+
+def _at_pause(fd: int) -> os.stat_result:
+    """A stat of *fd* as soon as whoever writes to it pauses. Unsettled."""
+    latest_s = time.monotonic() + _NO_PAUSE_S
+    st = os.fstat(fd)
+    while time.monotonic() < latest_s:
+        time.sleep(_PAUSE_S)
+        before, st = st, os.fstat(fd)
+        if _same(before, st):
+            return st
     raise Unsettled
 
 
@@ -195,12 +232,13 @@ def _read(fd: int, size: int) -> bytes:
     return data
 
 
-def _hash(fd: int, size: int) -> bytes:
+def _hash(fd: int, size: int, seen: Callable[[int], None]) -> bytes:
     hasher = object_hasher("blob", size)
     at = 0
     while data := os.pread(fd, _CHUNK_BYTES, at):
         hasher.update(data)
         at += len(data)
+        seen(at)
     return hasher.digest()
 
 

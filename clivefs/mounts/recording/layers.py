@@ -17,7 +17,6 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
-from clivefs.mounts.applying import STAGING
 from clivefs.mounts.git.trees import ST_MODES, visible
 from clivefs.mounts.host.calls import stat_at
 from clivefs.mounts.overlay.marks import Mark, MarkKind
@@ -29,6 +28,7 @@ from clivefs.mounts.recording.ignore import Exclude, Rules, after
 from clivefs.mounts.recording.parts import HostLower, Part, TreeLower, join
 from clivefs.mounts.recording.statcache import directory_key
 from clivefs.mounts.recording.tracked import TrackedPaths
+from clivefs.mounts.steps import STAGING
 from clivefs.objects.encode import EMPTY_TREE, MODE_TREE, TreeEntry, check_tree_entry
 from clivefs.objects.errors import ObjectMissing, ObjectTooLarge
 

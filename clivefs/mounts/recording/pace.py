@@ -24,26 +24,32 @@ _LOOK_S = 0.005
 class Pace:
     """The pace of one recorder. `begin` and `give_way` are for the thread that records, `hurried` for any."""
 
-    def __init__(self, asked_s: Callable[[], float], sleep: Callable[[float], None] = time.sleep) -> None:
-        """*asked_s*: when somebody last asked the mount something, by the monotonic clock."""
+    def __init__(
+        self,
+        asked_s: Callable[[], float],
+        sleep: Callable[[float], None] = time.sleep,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*asked_s*: when somebody last asked the mount something, by *clock_s*."""
         self._asked_s = asked_s
         self._sleep = sleep
+        self._clock_s = clock_s
         self._works_until_s = 0.0
         self._hurried = 0
 
     def begin(self) -> None:
         """A recording begins."""
-        self._works_until_s = time.monotonic() + _SOON_S
+        self._works_until_s = self._clock_s() + _SOON_S
 
     def give_way(self) -> None:
         """Rest, if it is time to and requests come. To be called often."""
-        now = time.monotonic()
+        now = self._clock_s()
         if now < self._works_until_s:
             return
         rested_s = now + _REST_S
         while now < rested_s and now - self._asked_s() < _LOOK_S and not self._hurried:
             self._sleep(_LOOK_S)
-            now = time.monotonic()
+            now = self._clock_s()
         self._works_until_s = now + _WORK_S
 
     @property

@@ -31,7 +31,7 @@ from typing import NamedTuple, TypeVar
 
 from clivefs.base.ports import FAULTS, Clock, SystemClock
 from clivefs.mounts.git.space import Objects
-from clivefs.mounts.recording.contents import Contents
+from clivefs.mounts.recording.contents import Contents, Seen
 from clivefs.mounts.recording.gitfiles import open_git_file
 from clivefs.mounts.recording.ignore import Exclude
 from clivefs.mounts.recording.layers import Found, Hidden, Layers, Level
@@ -233,9 +233,9 @@ class Recorder:
                 paths[owner.prefix].setdefault(path[len(owner.prefix) :].lstrip(b"/"), False)
                 path = path.rpartition(b"/")[0]
 
-    def prepare(self, part: Part, path: bytes) -> None:
+    def prepare(self, part: Part, path: bytes, seen: Seen = lambda count, size: None) -> None:
         """Read the large file *path* of *part* into the store, durably, so that a recording finds it known. For threads
-        of their own. What cannot be read is left for the recording to tell."""
+        of their own. What cannot be read is left for the recording to tell. *seen* is told how far it is."""
         layers = Layers(part, self._exclude, TrackedPaths(), self._hidden, obey=False)
         try:
             level = _descend(layers, path)
@@ -244,7 +244,7 @@ class Recorder:
             if level is None or found is None or found.st is None or found.kind != stat.S_IFREG:
                 return
             with self._store.batch() as batch:
-                contents = Contents(self._store, batch, self._clock, None)
+                contents = Contents(self._store, batch, self._clock, None, seen=seen)
                 key, row = _known(layers, self._cache, level, name, found)
                 read = read_file(layers, contents, level, name, found, row, Outcome())
             if read is not None:

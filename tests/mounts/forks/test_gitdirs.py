@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clivefs.mounts.forks import gitdirs
+from clivefs.mounts.git.index import IndexStat, StatOf, parse_index
 
 
 def _git(*args: str, cwd: Path) -> str:
@@ -31,9 +32,13 @@ def source(tmp_path: Path) -> Path:
 def _made(tmp_path: Path, source: Path) -> Path:
     upper = tmp_path / "upper"
     upper.mkdir()
-    gitdirs.make(str(upper), {"": (str(source / ".git"), ())})
+    gitdirs.make(str(upper), {"": gitdirs.Source(str(source / ".git"))})
     (gitdir,) = gitdirs.places(str(upper)).values()
     return Path(gitdir)
+
+
+def finish(gitdir: Path, stat_of: StatOf = lambda path, oid, mode: None) -> None:
+    gitdirs.finish(str(gitdir), stat_of, str(gitdir.parent.parent))
 
 
 def test_making_a_fork_copies_no_index(tmp_path: Path, source: Path) -> None:
@@ -51,7 +56,7 @@ def test_the_index_is_that_of_when_the_fork_was_made(tmp_path: Path, source: Pat
     (source / "b").write_text("two\n")
     _git("add", "b", cwd=source)  # git puts another file in its place
     assert index.read_bytes() != then
-    gitdirs.finish(str(gitdir))
+    finish(gitdir)
     assert gitdirs.is_finished(str(gitdir))
     assert (gitdir / "index").read_bytes() == then
     assert os.stat(gitdir / "index").st_mtime_ns == then_ns
@@ -64,7 +69,7 @@ def test_what_a_fork_writes_to_its_index_stays_there(tmp_path: Path, source: Pat
     then = index.read_bytes()
     gitdir = _made(tmp_path, source)
     assert [name for name in os.listdir(gitdir) if "index" in name] == []  # nothing there that is shared
-    gitdirs.finish(str(gitdir))
+    finish(gitdir)
     with open(gitdir / "index", "r+b") as file:
         file.write(b"damage")
     assert index.read_bytes() == then
@@ -74,7 +79,7 @@ def test_an_index_that_the_fork_has_made_itself_stays(tmp_path: Path, source: Pa
     gitdir = _made(tmp_path, source)
     (tmp_path / "other").write_bytes(b"other")
     (gitdir / "index").symlink_to(tmp_path / "other")
-    gitdirs.finish(str(gitdir))
+    finish(gitdir)
     assert gitdirs.is_finished(str(gitdir))
     assert (gitdir / "index").is_symlink()
     assert (tmp_path / "other").read_bytes() == b"other"
@@ -83,7 +88,7 @@ def test_an_index_that_the_fork_has_made_itself_stays(tmp_path: Path, source: Pa
 def test_a_split_index_comes_with_what_it_needs(tmp_path: Path, source: Path) -> None:
     _git("update-index", "--split-index", cwd=source)
     gitdir = _made(tmp_path, source)
-    gitdirs.finish(str(gitdir))
+    finish(gitdir)
     listed = _git(f"--git-dir={gitdir}", f"--work-tree={source}", "ls-files", "--stage", cwd=source)
     assert listed == _git("ls-files", "--stage", cwd=source) != ""
 
@@ -92,13 +97,13 @@ def test_several_may_finish_one_at_once(tmp_path: Path, source: Path) -> None:
     gitdir = _made(tmp_path, source)
     failed: list[BaseException] = []
 
-    def finish() -> None:
+    def one() -> None:
         try:
-            gitdirs.finish(str(gitdir))
+            finish(gitdir)
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
 
-    threads = [threading.Thread(target=finish) for _ in range(8)]
+    threads = [threading.Thread(target=one) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,6 +123,32 @@ def test_where_links_cannot_be_made_the_index_is_copied_at_once(
     gitdir = _made(tmp_path, source)
     assert gitdirs.is_finished(str(gitdir))
     assert (gitdir / "index").read_bytes() == (source / ".git/index").read_bytes()
+
+
+@pytest.mark.parametrize("checkout", ["main", "--detach"])
+def test_an_index_that_nobody_has_made_yet_is_made_of_what_head_was(
+    tmp_path: Path, source: Path, checkout: str
+) -> None:
+    _git("checkout", "-q", checkout, cwd=source)
+    blob = _git("rev-parse", "HEAD:a", cwd=source).strip()
+    (source / ".git/index").unlink()
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    gitdirs.make(str(upper), {"": gitdirs.Source(str(source / ".git"), unbuilt=True)})
+    (gitdir,) = map(Path, gitdirs.places(str(upper)).values())
+    assert not gitdirs.is_finished(str(gitdir))
+    _git("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-q", "--allow-empty", "-m", "on", cwd=source)
+    st = os.stat(source / "a")
+    finish(gitdir, lambda path, oid, mode: IndexStat(st.st_size, st.st_mtime_ns) if path == b"a" else None)
+    assert gitdirs.is_finished(str(gitdir))
+    assert sorted(os.listdir(gitdir.parent)) == ["0", "0.borrowed", "0.start", "places"]
+    entries = parse_index((gitdir / "index").read_bytes())
+    assert [(each.path, each.oid.hex(), each.size) for each in entries] == [(b"a", blob, 4)]
+    made = (gitdir / "index").read_bytes()
+    finish(gitdir)  # again: nothing is to be done
+    assert (gitdir / "index").read_bytes() == made
+    status = _git(f"--git-dir={gitdir}", f"--work-tree={source}", "status", "--porcelain", cwd=source)
+    assert status == ""
 
 
 @pytest.mark.parametrize("checkout", ["main", "--detach"])

@@ -175,6 +175,70 @@ def test_permissions_that_the_live_view_changed_stay(tmp_path: Path) -> None:
     assert merged.puts() == {}
 
 
+X = ((b"user.x", b"1"),)
+Y = ((b"user.y", b"2"),)
+
+
+def test_permissions_and_attributes_follow_a_file_that_the_other_side_moved(tmp_path: Path) -> None:
+    base = directory({b"f": regular(text()), b"g": regular(b"g")})
+    moved = directory({b"d": directory({b"new": regular(text())}), b"g": regular(b"g")})
+    dressed = directory({b"f": regular(text(), 0o600, xattrs=X), b"g": regular(b"g")})
+    merged = Merged(tmp_path, base, moved, dressed)
+    assert merged.puts() == {b"d/new": (0o100600, text())}
+    assert merged.plan.puts[0].wanted.xattrs == X
+    assert merged.plan.changes == ((b"d/new", "M"),)
+    assert not merged.plan.puts[0].wanted.is_new
+    merged = Merged(tmp_path, base, dressed, moved)
+    assert merged.puts() == {b"d": (0o40755, None), b"d/new": (0o100600, text()), b"f": (0, None)}
+    assert {put.wanted.path: put.wanted.xattrs for put in merged.plan.puts}[b"d/new"] == X
+
+
+def test_attributes_are_merged_one_by_one(tmp_path: Path) -> None:
+    merged = Merged(
+        tmp_path,
+        directory({b"f": regular(text()), b"kept": regular(b"k"), b"d": directory({})}),
+        directory({b"f": regular(text(l2=b"o\n"), xattrs=X), b"kept": regular(b"K"), b"d": directory({}, 0o700)}),
+        directory(
+            {b"f": regular(text(l17=b"t\n"), 0o600), b"kept": regular(b"k", 0o640), b"d": directory({}, xattrs=Y)}
+        ),
+    )
+    assert merged.puts() == {
+        b"f": (0o100600, text(l2=b"o\n", l17=b"t\n")),
+        b"kept": (0o100640, b"K"),
+        b"d": (0o40700, None),
+    }
+    assert {put.wanted.path: put.wanted.xattrs for put in merged.plan.puts} == {b"f": X, b"kept": (), b"d": Y}
+
+
+def test_names_that_are_one_file_in_the_fork_are_to_be_one_file(tmp_path: Path) -> None:
+    base = {b"a": regular(b"a"), b"b": regular(b"b", link=1), b"c": regular(b"b", link=1), b"d": regular(b"d")}
+    theirs = {
+        b"a": regular(b"a", link=7),
+        b"also": regular(b"a", link=7),
+        b"b": regular(b"B"),
+        b"c": regular(b"b"),
+        b"d": regular(b"d"),
+    }
+    merged = Merged(tmp_path, directory(base), directory(base), directory(theirs))
+    wanted = {put.wanted.path: (put.wanted.link, put.wanted.had_links) for put in merged.plan.puts}
+    assert {path: link for path, (link, _) in wanted.items()} == {b"a": 7, b"also": 7, b"b": 0}
+    assert wanted[b"b"] == (0, True)
+    assert merged.plan.changes == ((b"also", "A"), (b"b", "M"))
+    live = directory({**base, b"a": regular(b"of the live view")})
+    merged = Merged(tmp_path, directory(base), live, directory(theirs))
+    assert merged.puts().keys() == {b"also", b"b"}
+
+
+def test_two_new_names_of_one_file_are_told_also_early(tmp_path: Path) -> None:
+    base = directory({b"a": regular(text())})
+    merged = Merged(tmp_path, base, directory({b"c": regular(text())}), directory({b"b": regular(text())}))
+    assert merged.puts() == {b"b": (0o100644, text())}
+    ((conflict, beside),) = merged.plan.conflicts
+    assert (conflict.path, conflict.why, beside) == (b"a", "renamed by both, to c and to b", ())
+    assert merged.both() == [b"a"]
+    merged.conflicting()  # what is told early is the same
+
+
 @pytest.mark.parametrize(
     "ours, theirs, expected",
     [
@@ -208,4 +272,4 @@ def test_the_same_written_by_both_needs_nobody_to_merge_it(tmp_path: Path) -> No
 
 def test_nothing_of_a_fork_that_changed_nothing(tmp_path: Path) -> None:
     base = directory({b"f": regular(b"0\n")})
-    assert Merged(tmp_path, base, directory({b"g": regular(b"g")}), base).plan == MergePlan((), (), (), ())
+    assert Merged(tmp_path, base, directory({b"g": regular(b"g")}), base).plan == MergePlan((), (), ())

@@ -104,7 +104,7 @@ def test_one_that_is_shown_or_that_a_fork_borrows_from_stays(world: World) -> No
     assert (world.gitdir_states, world.states) == (["open"], ["borrowed"])
     upper = world.base / "store/uppers" / world.workspace / "fork-x-1"
     upper.mkdir(parents=True)
-    forkgitdirs.make(str(upper), {"lib": (str(path), ())})
+    forkgitdirs.make(str(upper), {"lib": forkgitdirs.Source(str(path))})
     del shown
     garbage.collect()
     world.collect()

@@ -386,6 +386,29 @@ def test_a_file_that_is_written_to_while_it_is_read(workspace: Workspace) -> Non
     assert files(workspace.store, workspace.base)[b"f"] == path.read_bytes()
 
 
+def test_a_large_file_that_changes_while_it_is_stored_is_recorded_at_the_next_pause(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        workspace = Workspace(tmp_path / "w", store)
+        path = workspace.write("f", b"0" * 3_000_000)
+        stored = 0
+
+        def write_on() -> None:
+            nonlocal stored
+            stored += 1
+            with open(path, "r+b", buffering=0) as file:
+                file.write(b"%07d" % stored)
+
+        FAULTS.plant("objects.large.before-rename", write_on)
+        FAULTS.plant("record.read", FAULTS.clear)
+        try:
+            recorded = workspace.record()
+        finally:
+            FAULTS.clear()
+        assert (stored, recorded.again) == (1, ())
+        assert files(store, workspace.base)[b"f"] == b"0000001" + b"0" * 2_999_993
+        workspace.close()
+
+
 def test_a_large_file_is_put_off_and_found_when_it_was_read_aside(workspace: Workspace) -> None:
     workspace.write("small", "x")
     workspace.write("large", b"0" * 3_000_000)
