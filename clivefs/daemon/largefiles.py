@@ -126,8 +126,9 @@ class LargeFiles:
             with trio.move_on_after(min(rest_s, _TELL_S)):
                 await self._read.wait()
                 continue
-            if tell is not None and rest_s > _TELL_S:
-                await tell(_told(self.described(left)))
+            described = self.described(left)  # the last may have been read in this very moment
+            if tell is not None and rest_s > _TELL_S and described:
+                await tell(_told(described))
         return True
 
 

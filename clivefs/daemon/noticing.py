@@ -130,6 +130,9 @@ class Noticed:
             yield parts, live_parts
         finally:
             self._taken = None
+            if work.dirty:
+                # What is in a new directory is heard of from when it was looked at: who asked meanwhile is told again.
+                self.recent.add(join(each.prefix, each.path) for each in work.dirty)
             for part in live_parts.values():
                 part.release()
 

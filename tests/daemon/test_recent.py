@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from clivefs.daemon.noticing import Noticed
 from clivefs.daemon.recent import Recent
+from clivefs.mounts.recording.parts import Dirty
+from clivefs.mounts.tree import Owner
 
 
 def test_what_had_its_turn_later_is_told() -> None:
@@ -44,3 +47,19 @@ def test_only_so_many_are_kept() -> None:
     recent.add([b"%d" % number for number in range(5)])
     assert recent.since(before) is None
     assert recent.since(recent.turn) == set()
+
+
+def test_who_asks_while_a_directory_is_looked_at_is_told_of_it_again() -> None:
+    """Its inner directories are watched from when they were looked at: a change before that is not heard of."""
+    noticed = Noticed(Owner(0, 0), lambda: None, tuple)
+    try:
+        noticed.take(open_too=True)  # everything, at first
+        noticed.note_path(Dirty(b"", b"moved/in", True), by_mount=False)
+        with noticed.parts_of(noticed.take(open_too=True)):
+            token = noticed.recent.turn
+            assert noticed.unrecorded() == {b"moved/in"}
+        assert noticed.unrecorded() == set()
+        assert noticed.recent.since(token) == {b"moved/in"}
+        assert noticed.recent.since(noticed.recent.turn) == set()
+    finally:
+        noticed.close()

@@ -244,3 +244,18 @@ def test_carriage_returns_and_missing_last_newlines(tmp_path: Path) -> None:
 def test_nothing_is_left_in_the_scratch_directory(tmp_path: Path) -> None:
     merged({b"f": text(BASE)}, {b"f": text(changed(5, "o\n"))}, {b"f": text(changed(5, "t\n"))}, tmp_path)
     assert read_world(tmp_path) == {}
+
+
+@pytest.mark.parametrize("moved_by", ["ours", "theirs"])
+def test_a_move_to_where_the_other_has_a_file_loses_no_edit(tmp_path: Path, moved_by: str) -> None:
+    """One side moves `a` below a directory and edits it; the other edits `a` and has a file for the directory."""
+    base = {b"a": text(BASE), b"d/a": text("other\n")}
+    mover = {b"d/a": text("other\n"), b"d/b": text(changed(2, "moved\n"))}
+    stayer = {b"a": text(changed(15, "stayed\n")), b"d": text("a file\n")}
+    ours, theirs = (mover, stayer) if moved_by == "ours" else (stayer, mover)
+    world, merge, store = merged(base, ours, theirs, tmp_path)
+    versions = [version for each in merge.conflicts for version in (each.ours, each.theirs, each.result)]
+    left = [content for _, content in world.values()] + [store.read(each.oid)[1] for each in versions if each]
+    assert merge.conflicts
+    for line in (b"moved\n", b"stayed\n", b"a file\n"):
+        assert any(line in content for content in left), line

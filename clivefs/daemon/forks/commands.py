@@ -206,7 +206,14 @@ class Forking:
         shown = await self._make(live, name, None, progress, command=args["text"])
         if args.get("audit"):
             shown.tree.audit = Audit()
-        git = await trio.to_thread.run_sync(gitdirs.directories, self._shown.directory(live, shown.record))
+        try:
+            with trio.CancelScope(shield=True):
+                git = await trio.to_thread.run_sync(gitdirs.directories, self._shown.directory(live, shown.record))
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:  # nobody is there to run anything in it
+            with trio.CancelScope(shield=True):
+                await self._drop(live, shown.record)
+            raise
         return {**self._told(live, shown), "git": git}
 
     def _free_name(self, live: LiveWorkspace) -> str:

@@ -196,11 +196,13 @@ def finish(gitdir: str, stat_of: StatOf, scratch: str) -> None:
         os.close(fd)
 
 
-def _first_index(gitdir: str, stat_of: StatOf, scratch: str) -> bytes:
-    """The index of what HEAD was when the fork was made."""
+def _first_index(gitdir: str, stat_of: StatOf, scratch: str) -> bytes | None:
+    """The index of what HEAD was when the fork was made; None where that had no commit."""
     start = _started(gitdir)
     head = start["head"].strip()
-    oid = start["refs"].get(head.removeprefix("ref: ")) if head.startswith("ref: ") else head
+    oid = start["refs"].get(_noted(head.removeprefix("ref: "))) if head.startswith("ref: ") else head
+    if oid is None:
+        return None
     with _shown(gitdir, scratch) as shown:
         repository = Repository(shown)
         return build_index(repository, repository.read_commit(bytes.fromhex(oid)).tree, stat_of).content
@@ -221,11 +223,12 @@ def _put_held(dir_fd: int, held: str, number: str, target_fd: int) -> None:
         os.unlink(held, dir_fd=dir_fd)
 
 
-def _put_first(dir_fd: int, number: str, target_fd: int, content: bytes) -> None:
-    with _new(dir_fd, number) as new:
-        with open(os.open(new, _NEW_FLAGS, 0o666, dir_fd=dir_fd), "wb") as file:
-            file.write(content)
-        _put(dir_fd, new, target_fd, "index")
+def _put_first(dir_fd: int, number: str, target_fd: int, content: bytes | None) -> None:
+    if content is not None:
+        with _new(dir_fd, number) as new:
+            with open(os.open(new, _NEW_FLAGS, 0o666, dir_fd=dir_fd), "wb") as file:
+                file.write(content)
+            _put(dir_fd, new, target_fd, "index")
     with suppress(FileNotFoundError):
         os.unlink(number + _UNBUILT, dir_fd=dir_fd)
 
@@ -269,9 +272,14 @@ def _config(source: Repository) -> bytes:
 
 
 def _remember(path: str, refs: Mapping[str, bytes], head: str) -> None:
-    branches = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in refs.items()}
+    branches = {_noted(name): oid.hex() for name, oid in refs.items()}
     with open(path + _START, "w", encoding="utf-8") as file:
         json.dump({"refs": branches, "head": head}, file)
+
+
+def _noted(ref: str) -> str:
+    """The name of a ref as `_remember` notes it."""
+    return os.fsencode(ref).decode("latin-1")
 
 
 def _started(gitdir: str) -> dict[str, Any]:
@@ -314,7 +322,7 @@ def _commits(gitdir: str, shown: Repository) -> dict[str, bytes]:
     """The branches (by their short names; a detached HEAD is `HEAD`) that are not what they were when the fork was
     made."""
     start = _started(gitdir)
-    refs = {os.fsencode(name).decode("latin-1"): oid.hex() for name, oid in shown.refs().items()}
+    refs = {_noted(name): oid.hex() for name, oid in shown.refs().items()}
     found = {
         os.fsdecode(name.removeprefix("refs/heads/").encode("latin-1")): bytes.fromhex(oid)
         for name, oid in refs.items()

@@ -247,6 +247,8 @@ class _Merging:
                 self.conflicts.append(Conflict(path, ConflictKind.RENAMED, None, None, None, None, names))
         for moved, mine, others in ((there, theirs, ours), (here, ours, theirs)):
             for path, target in sorted(moved.items()):
+                if self.editor.is_directory(target) or self.editor.obstacle(target) is not None:
+                    continue  # the move is a conflict of its own: what ours has stays where it is
                 if target not in others and (path not in others or others[path].after is not None):
                     self.renames.append((path, target))
                     self._move(path, target, mine, others)

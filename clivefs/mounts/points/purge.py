@@ -61,6 +61,7 @@ _WHY_IT_STAYS = {
     "past": "points show what only it has",
     "damaged": "it is damaged",
 }
+_WHY_UNTOLD = "why it was kept named something that was purged"
 _DUE = b"0"
 """A copy has been of no use since 1970."""
 
@@ -104,7 +105,7 @@ def purge(
         had = _points_with(points, reader, path, blobs, messages, progress)
         mentions = Mentions(path, _texts(reader, blobs))
         audits = _audits(store, workspace, mentions)
-        count = len(audits) + sum(map(mentions.in_text, [*messages, *_fork_commands(store, workspace)]))
+        count = len(audits) + sum(map(mentions.in_text, [*messages, *_fork_texts(store, workspace)]))
         if dry_run:
             return Purged(len(had), 0, len(blobs), (), mentions=count)
         unfinished = store.meta_get(_PURGING, workspace.encode()) is not None
@@ -183,9 +184,10 @@ def _audits(store: Store, workspace: str, mentions: Mentions) -> dict[str, dict[
     return found
 
 
-def _fork_commands(store: Store, workspace: str) -> list[str]:
+def _fork_texts(store: Store, workspace: str) -> list[str]:
     own = workspace.encode()
-    return [msgspec.json.decode(value).get("command", "") for _, value in store.meta_range("forks", own, own + b"\x7f")]
+    forks = [msgspec.json.decode(value) for _, value in store.meta_range("forks", own, own + b"\x7f")]
+    return [fork.get(name, "") for fork in forks for name in ("command", "kept")]
 
 
 def _rewrite(
@@ -260,6 +262,8 @@ def _publish(store: Store, workspace: str, points: Points, ids: dict[bytes, byte
             fork.update({name: new(fork[name]) for name in _FORK_POINTS if fork.get(name)})
             if mentions.in_text(fork.get("command", "")):
                 fork["command"] = ""
+            if mentions.in_text(fork.get("kept", "")):
+                fork["kept"] = _WHY_UNTOLD
             changes.meta.append(MetaChange("forks", key, msgspec.json.encode(fork), value))
         for name, oid in store.refs(f"{FORK_REFS}{workspace}/").items():
             changes.refs.append(RefChange(name, ids.get(oid, oid), oid))

@@ -157,3 +157,17 @@ def test_head_is_what_git_says_of_it(tmp_path: Path, source: Path, checkout: str
     gitdir = _made(tmp_path, source)
     for question in (["rev-parse", "HEAD"], ["rev-parse", "--symbolic-full-name", "HEAD"]):
         assert _git(f"--git-dir={gitdir}", *question, cwd=source) == _git(*question, cwd=source)
+
+
+@pytest.mark.parametrize("branch", ["füße", "unborn"])
+def test_an_index_is_made_whatever_the_branch_is_called(tmp_path: Path, source: Path, branch: str) -> None:
+    """And where it has no commit yet there is nothing to be made."""
+    _git("checkout", "-q", *(["--orphan"] if branch == "unborn" else ["-b"]), branch, cwd=source)
+    (source / ".git/index").unlink()
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    gitdirs.make(str(upper), {"": gitdirs.Source(str(source / ".git"), unbuilt=True)})
+    (gitdir,) = map(Path, gitdirs.places(str(upper)).values())
+    finish(gitdir)
+    assert gitdirs.is_finished(str(gitdir))
+    assert (gitdir / "index").exists() == (branch != "unborn")
