@@ -99,10 +99,16 @@ class Daemon(NamedTuple):
             return False
         return True
 
-    def _wait_for_end(self) -> None:
+    def pidfd(self) -> int | None:
+        """A descriptor of its process, the caller's to close; None where it has ended, or cannot be seen from here."""
         try:
-            pidfd = os.pidfd_open(self.pid)
-        except OSError:  # it has ended, or cannot be seen from here
+            return os.pidfd_open(self.pid)
+        except OSError:
+            return None
+
+    def _wait_for_end(self) -> None:
+        pidfd = self.pidfd()
+        if pidfd is None:
             return
         try:
             ended = select.poll()

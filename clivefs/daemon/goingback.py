@@ -27,6 +27,7 @@ from clivefs.mounts.config.config import MountEntry, Workspace
 from clivefs.mounts.git.joined import JoinedObjects
 from clivefs.mounts.points.compare import Differs, Links, State, compare, file_at
 from clivefs.mounts.points.point import Point
+from clivefs.mounts.recording.parts import within
 from clivefs.mounts.steps import Wanted
 
 
@@ -74,7 +75,7 @@ def plan(
     mounts = CONFIG in found and bool(others) and live.root_tree.writable
     made = Plan([], {}, [], mounts, [])
     for path in sorted(found):
-        entry = next((each for each in others if _is_in(path, each)), None)
+        entry = next((each for each in others if within((each,), path)), None)
         if entry is not None and mounts:
             continue  # it goes or comes with its entry, whose files are not ours to remove or to make
         if entry is not None and entry not in then:
@@ -89,8 +90,7 @@ def plan(
 
     def is_free(path: bytes) -> bool:
         """Whether a name that differs in nothing may get another file."""
-        named = any(not each or _is_in(path, each) for each in paths)
-        return named and path not in found and path not in left_out and not any(_is_in(path, each) for each in others)
+        return within(paths, path) and path not in found and path not in left_out and not within(others, path)
 
     groups = _groups(live, reader, states, made.differs, is_free)
     grouped = {each.path for group in groups for each in group}
@@ -107,10 +107,6 @@ def plan(
         there = {path: file_at(reader, states[1], path) for path in above}
         made.targets.extend(_target(Differs(path, file, file), times) for path, file in there.items() if file)
     return made
-
-
-def _is_in(path: bytes, top: bytes) -> bool:
-    return path == top or path.startswith(top + b"/")
 
 
 def _entries_at(live: LiveWorkspace, reader: JoinedObjects, state: State) -> dict[bytes, MountEntry]:

@@ -15,6 +15,7 @@ from clivefs.daemon.recording import Recording
 from clivefs.daemon.workspaces import Workspaces
 from clivefs.mounts.detached import DetachedTree
 from clivefs.mounts.points.changed import ChangedTree
+from clivefs.mounts.recording.parts import within
 from clivefs.mounts.view import CONTROL, View
 
 NAME = b"changed"
@@ -105,7 +106,7 @@ class Watching:
 
 def _answer(token: bytes, paths: Collection[bytes] | None, directory: bytes) -> bytes:
     """*token* and those of *paths* that are below *directory*; None: anything may have changed."""
-    if paths is None or any(not path or directory == path or directory.startswith(path + b"/") for path in paths):
+    if paths is None or within(paths, directory):
         return token + b"\0" + ALL + b"\0"
     below = directory + b"/" if directory else b""
     mine = sorted(path[len(below) :] for path in paths if path.startswith(below) and not _is_gits(path))

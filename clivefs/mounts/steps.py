@@ -29,7 +29,6 @@ class Wanted(NamedTuple):
     """Of a device."""
     link: int = 0
     """Not 0: all names with this number that are to be alike are to be one file."""
-
     had_links: bool = False
     """What is there has other names, of which some may get another file too."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -401,8 +400,3 @@ def check_name(name: bytes) -> None:
         raise refuse(errno.ENAMETOOLONG, name)
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
         raise refuse(errno.EINVAL, name)
-
-
-def kind_of(mode: int) -> int:
-    """The file type bits of a mode."""
-    return stat.S_IFMT(mode)

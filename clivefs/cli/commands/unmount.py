@@ -108,7 +108,7 @@ def _names(daemon: Daemon) -> list[str]:
 
 
 def _end(call: Call, daemon: Daemon) -> int:
-    pidfd = _pidfd(daemon.pid)
+    pidfd = daemon.pidfd()
     try:
         result: dict[str, Any] = daemon.ask("unmount", call.out.progress) or {}
         users = [each for each in result.get("users") or [] if each["pid"] != os.getpid()]
@@ -156,13 +156,6 @@ def _work_done(pid: int) -> tuple[bytes, ...]:
             return tuple(file.read().rpartition(b") ")[2].split()[11:13])
     except OSError:
         return ()
-
-
-def _pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
 
 
 def _clear(call: Call, point: str, name: str | None, daemon: Daemon | None) -> int:
